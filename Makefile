@@ -1,0 +1,38 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+RUN_TESTS := $(BIN)/python -m pytest
+
+.PHONY: demo test test-slow check lint types fmt clean
+
+demo: models/digits/denoiser.safetensors  ## Train on digits, certify held-out digits, write the report
+	$(BIN)/ndc certify demo
+
+test: .venv/installed  ## The tests (minutes)
+	$(RUN_TESTS)
+
+test-slow: .venv/installed  ## Also the long ones: kills at random moments, reproducibility over rows a pass, overhead
+	$(RUN_TESTS) -m slow
+
+check: lint types test  ## Everything a commit must pass; the tests hold the direction of imports
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+fmt: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+models/digits/denoiser.safetensors: | .venv/installed
+	$(BIN)/ndc train --dataset digits --out models/digits
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:  ## Removes what the two commands made, models and runs included
+	rm -rf .venv models runs mlflow.db mlartifacts

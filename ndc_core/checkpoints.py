@@ -1,0 +1,122 @@
+"""Denoisers on disk: a folder with `denoiser.safetensors` (weights) and `denoiser.json` (how to build them)."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import nn
+
+from ndc_core.denoiser import EDMDenoiser
+from ndc_core.networks.small import SmallUNet
+
+FORMAT = "ndc-denoiser/1"
+WEIGHTS_FILE, DESCRIPTION_FILE = "denoiser.safetensors", "denoiser.json"
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"small": SmallUNet}
+
+
+class CheckpointError(ValueError):
+    """A folder that is no checkpoint of ours, or a damaged one."""
+
+
+def save_denoiser(
+    folder: Path, denoiser: EDMDenoiser, *, network: str, arguments: dict[str, Any], notes: dict[str, Any]
+) -> None:
+    """Writes a checkpoint: `arguments` build the network, `notes` (training, source) are kept for readers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / WEIGHTS_FILE
+    partial = weights.with_suffix(".partial")
+    save_file({name: tensor.contiguous() for name, tensor in denoiser.network.state_dict().items()}, partial)
+    description = {
+        "format": FORMAT,
+        "network": network,
+        "arguments": arguments,
+        "image_shape": list(denoiser.image_shape),
+        "num_classes": denoiser.num_classes,
+        "sigma_data": denoiser.sigma_data,
+        "weights_sha256": hashlib.sha256(partial.read_bytes()).hexdigest(),
+        "notes": notes,
+    }
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
+    partial.replace(weights)
+
+
+def describe_denoiser(folder: Path) -> dict[str, Any]:
+    """The description of a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or it is not of our format.
+    """
+    path = Path(folder) / DESCRIPTION_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no checkpoint: {path} is missing (make one with `ndc train`)")
+    try:
+        description = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error}): damaged, or not a checkpoint of ndc") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise CheckpointError(f"{path} does not say format {FORMAT!r}: not a checkpoint of this version of ndc")
+    return description
+
+
+def load_denoiser(folder: str | Path, *, device: str = "cpu") -> EDMDenoiser:
+    """Loads a checkpoint for inference. Nothing in it is executed.
+
+    Raises:
+        CheckpointError: missing, foreign, truncated or altered files, or weights that do not fit the network.
+    """
+    folder = Path(folder)
+    description = describe_denoiser(folder)
+    network = _build(folder, description)
+    network.load_state_dict(_weights(folder, description, network), strict=True)
+    denoiser = EDMDenoiser(
+        network,
+        image_shape=tuple(description["image_shape"]),
+        num_classes=description["num_classes"],
+        sigma_data=description["sigma_data"],
+    )
+    return denoiser.to(device).eval().requires_grad_(False)
+
+
+def _build(folder: Path, description: dict[str, Any]) -> nn.Module:
+    name = description.get("network")
+    if name not in NETWORKS:
+        raise CheckpointError(f"{folder}: unknown network {name!r}; there are: {', '.join(NETWORKS)}")
+    try:
+        return NETWORKS[name](**description["arguments"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / DESCRIPTION_FILE} does not describe a {name} network: {error}") from error
+
+
+def _weights(folder: Path, description: dict[str, Any], network: nn.Module) -> dict[str, torch.Tensor]:
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no checkpoint: {path} is missing")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != description.get("weights_sha256"):
+        raise CheckpointError(
+            f"{path} is not the file that {DESCRIPTION_FILE} was written for (SHA-256 differs): "
+            "truncated or replaced; train or copy the checkpoint again"
+        )
+    try:
+        weights = load(content)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    if found != expected:
+        odd = sorted(set(expected.items()) ^ set(found.items()))
+        raise CheckpointError(f"{path} does not fit the network: {odd[0][0]} is missing, unexpected or misshapen")
+    return weights
+
+
+def denoiser_digest(folder: str | Path) -> str:
+    """SHA-256 over the weights and everything that decides how they are used (not the notes)."""
+    description = describe_denoiser(Path(folder))
+    decisive = {key: value for key, value in description.items() if key != "notes"}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

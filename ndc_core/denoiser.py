@@ -1,0 +1,75 @@
+"""The contract between a diffusion model and everything that classifies with it."""
+
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Denoiser(Protocol):
+    """A posterior mean h(z, sigma, y) ~ E[z_0 | z, y] with values in [-1, 1] (model space).
+
+    The label is a row of class weights: one-hot for a class, all zero for the unconditional
+    denoiser. A value that is not finite must come out as NaN, never as a bound of the range.
+    """
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+    def __call__(
+        self,
+        z: Float[Tensor, "rows c h w"],
+        sigma_model: Float[Tensor, " rows"],
+        label: Float[Tensor, "rows classes"],
+    ) -> Float[Tensor, "rows c h w"]: ...
+
+
+def clip_to_image_range(estimate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Clips to [-1, 1], as the Lipschitz theorem of the paper needs; NaN and infinity become NaN."""
+    # x - x is 0 for a finite x and NaN otherwise: clamp alone would turn an infinity into a valid pixel.
+    return estimate.clamp(-1.0, 1.0) + (estimate - estimate)
+
+
+class EDMDenoiser(nn.Module):
+    """EDM's preconditioning around a network, with the output clipped.
+
+    Source: Karras et al. 2022, Eq. 7 and Table 1. The network is called as F(x, c_noise, label).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        sigma_data: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.image_shape = image_shape
+        self.num_classes = num_classes
+        self.sigma_data = sigma_data
+
+    def unclipped(
+        self,
+        z: Float[Tensor, "rows c h w"],
+        sigma_model: Float[Tensor, " rows"],
+        label: Float[Tensor, "rows classes"],
+    ) -> Float[Tensor, "rows c h w"]:
+        """The preconditioned network before clipping: what training fits."""
+        sigma = sigma_model.view(-1, 1, 1, 1)
+        variance = sigma**2 + self.sigma_data**2
+        c_skip = self.sigma_data**2 / variance
+        c_out = sigma * self.sigma_data / variance.sqrt()
+        c_in = 1 / variance.sqrt()
+        c_noise = sigma_model.log() / 4
+        return c_skip * z + c_out * self.network(c_in * z, c_noise, label)
+
+    def forward(
+        self,
+        z: Float[Tensor, "rows c h w"],
+        sigma_model: Float[Tensor, " rows"],
+        label: Float[Tensor, "rows classes"],
+    ) -> Float[Tensor, "rows c h w"]:
+        """E[z_0 | z, label] in [-1, 1]; NaN where the network was not finite."""
+        return clip_to_image_range(self.unclipped(z, sigma_model, label))

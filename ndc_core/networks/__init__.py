@@ -1,0 +1,1 @@
+"""Networks that a denoiser can be built around."""

@@ -1,0 +1,24 @@
+"""The one place where pixel space ([0, 1], what users see) becomes model space ([-1, 1], EDM's)."""
+
+from typing import TypeVar
+
+import numpy as np
+from torch import Tensor
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+def pixels_to_model(x: Array) -> Array:
+    """z = 2x - 1."""
+    return 2 * x - 1
+
+
+def sigma_to_model(sigma_pixel: float) -> float:
+    """Standard deviations scale as distances do: sigma_model = 2 sigma_pixel."""
+    return 2 * sigma_pixel
+
+
+def bytes_to_pixels(image: np.ndarray) -> np.ndarray:
+    """An 8-bit image as doubles in [0, 1]."""
+    assert image.dtype == np.uint8
+    return image / 255.0

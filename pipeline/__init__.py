@@ -1,0 +1,1 @@
+"""Certification as a resumable batch pipeline over Ray."""

@@ -1,0 +1,160 @@
+"""The command `ndc`. Commands are thin: parse, call, print. Heavy imports wait for the command that needs them."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM: both leave a run that can be resumed."""
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted
+
+
+class Commands(click.Group):
+    """Turns the errors a user can cause into one line and an exit code."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (ValueError, OSError, RuntimeError) as error:
+            if context.params.get("traceback"):
+                raise
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Commands)
+@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+@click.version_option(package_name="ndc")
+def main(traceback: bool) -> None:
+    """By how much may an image change before a diffusion model's class for it can change? Proved, not guessed."""
+
+
+@main.command()
+@click.option("--dataset", required=True, help="A data set by name: digits.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new checkpoint.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of the default.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def train(dataset: str, out: Path, steps: int | None, seed: int) -> None:
+    """Train the small embedded denoiser."""
+    from pipeline.train import train_on
+
+    train_on(dataset, out, steps=steps, seed=seed)
+    click.echo(f"trained {out}")
+
+
+@main.command()
+@click.argument("source", metavar="PRESET_OR_TOML_OR_RUN")
+@click.option("--run", "folder", type=click.Path(path_type=Path), help="Run folder [default: runs/<preset>].")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
+@click.option("--sigma-pixel", type=float, multiple=True, help="Noise level for pixels in [0, 1]; repeatable.")
+@click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Override a key: votes.estimation=99.")
+@click.option("--dry-run", is_flag=True, help="Check everything and print the cost; compute nothing.")
+def certify(
+    source: str,
+    folder: Path | None,
+    limit: int | None,
+    sigma_pixel: tuple[float, ...],
+    assignments: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    """Certify images, going on where a run in the same folder stopped.
+
+    The argument is a preset, a TOML file, or the folder of a run that was started before.
+    """
+    from pipeline.config import load_config
+    from pipeline.run import certify_run, prepare
+
+    if (Path(source) / "run.toml").is_file():
+        source, folder = str(Path(source) / "run.toml"), folder or Path(source)
+    folder = folder or Path("runs") / Path(source).stem
+    overrides = list(assignments)
+    if limit is not None:
+        overrides.append(f"dataset.limit={limit}")
+    if sigma_pixel:
+        overrides.append(f"sigma_pixel={list(sigma_pixel)}")
+    run = prepare(load_config(source, overrides), folder)
+    cost = run.votes * run.most_evaluations_per_vote
+    click.echo(
+        f"{len(run.examples):,} images, {len(run.units):,} units, {run.votes:,} votes, "
+        f"at most {cost:,} evaluations, in {folder}",
+        err=True,
+    )
+    if dry_run:
+        return
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        report, tracker = certify_run(run, say=lambda line: click.echo(line, err=True))
+    except KeyboardInterrupt:
+        click.echo(f"\nstopped; what was published is kept. Run `{run.resume_command}` to go on.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    _print_report(report)
+    click.echo(f"MLflow: {tracker.link}")
+    if tracker.how_to_open:
+        click.echo(f"        (served by `{tracker.how_to_open}`)")
+
+
+@main.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--alpha", type=float, help="Another failure probability than the run's; the votes stay as they are.")
+@click.option("--radii", help="Radii of the table, as 0,0.25,0.5 [default: the run's].")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write [default: RUN, or RUN/alpha-<alpha>].")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def report(folder: Path, alpha: float | None, radii: str | None, out: Path | None, as_json: bool) -> None:
+    """Derive certificates, tables and pictures again from a run's evidence. Needs no model."""
+    from pipeline.config import load_config
+    from pipeline.report import summary_json
+    from pipeline.run import reduce_and_report
+    from pipeline.store import RunStore
+
+    store = RunStore(folder)
+    store.manifest()
+    overrides = [f"certificate.alpha={alpha}"] if alpha is not None else []
+    overrides += [f"certificate.radii=[{radii}]"] if radii else []
+    config = load_config(str(folder / "run.toml"), overrides)
+    out = out or (folder if alpha is None else folder / f"alpha-{alpha:g}")
+    _, written = reduce_and_report(store, alpha=alpha, radii=config.certificate.radii, folder=out)
+    if as_json:
+        click.echo(json.dumps(summary_json(written.summary), indent=2))
+    else:
+        _print_report(written)
+
+
+@main.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def status(folder: Path, as_json: bool) -> None:
+    """Say how far a run is: units, votes, evaluations per second, time left, failed units."""
+    from pipeline.status import status_lines, status_of
+
+    found = status_of(folder)
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=2))
+    else:
+        click.echo("\n".join(status_lines(found)))
+
+
+def _print_report(written: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.report import table_cells
+
+    header, rows = table_cells(written.summary)
+    table = Table(title=f"Certified accuracy (alpha = {written.summary.alpha:g}, L2, pixels in [0, 1])")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    click.echo(f"Report: {written.page}")

@@ -1,0 +1,186 @@
+"""One frozen, validated description of a run, read from TOML."""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from ndc_core.certificates import CERTIFICATES, largest_cohen_radius
+from ndc_core.classifiers import CLASSIFIERS
+from ndc_core.grid import WEIGHTS, GridSpec, build_grid
+from ndc_core.sift import SiftSpec
+from ndc_core.space import sigma_to_model
+from pipeline.datasets import DATASETS
+
+STRICT = ConfigDict(extra="forbid")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run: what, where, remedy."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True, config=STRICT)
+class GridConfig(GridSpec):
+    pass
+
+
+@dataclass(frozen=True, config=STRICT)
+class SiftConfig(SiftSpec):
+    grid: GridConfig
+
+
+class DatasetConfig(Section):
+    name: str
+    split: Literal["train", "test"] = "test"
+    limit: int | None = Field(default=None, ge=1)
+
+
+class ClassifierConfig(Section):
+    name: str
+    weight: str
+    grid: GridConfig
+    sift: SiftConfig | None = None
+
+
+class VotesConfig(Section):
+    selection: int = Field(ge=1)
+    estimation: int = Field(ge=1)
+    per_unit: int = Field(ge=1)
+
+
+class CertificateConfig(Section):
+    method: str
+    alpha: float = Field(gt=0, lt=1)
+    radii: tuple[float, ...] = Field(min_length=1)
+
+
+class ComputeConfig(Section):
+    """`actors` unset means one per CPU (or GPU) of the cluster. It alone may change on resume."""
+
+    rows_per_pass: int = Field(ge=1)
+    threads_per_actor: int = Field(default=1, ge=1)
+    gpus_per_actor: float = Field(default=0, ge=0)
+    actors: int | None = Field(default=None, ge=1)
+
+
+class RunConfig(Section):
+    seed: int = Field(default=0, ge=0)
+    model: str
+    sigma_pixel: tuple[float, ...] = Field(min_length=1)
+    experiment: str = "ndc"
+    dataset: DatasetConfig
+    classifier: ClassifierConfig
+    votes: VotesConfig
+    certificate: CertificateConfig
+    compute: ComputeConfig
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        for value, known, what in (
+            (self.dataset.name, DATASETS, "dataset.name"),
+            (self.classifier.name, CLASSIFIERS, "classifier.name"),
+            (self.classifier.weight, WEIGHTS, "classifier.weight"),
+            (self.certificate.method, CERTIFICATES, "certificate.method"),
+        ):
+            if value not in known:
+                raise ValueError(f"{what} {value!r} is unknown; there are: {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _noise_levels_fit_the_grids(self) -> Self:
+        if len(set(self.sigma_pixel)) != len(self.sigma_pixel):
+            raise ValueError("sigma_pixel names a level twice")
+        grids = [self.classifier.grid] + ([self.classifier.sift.grid] if self.classifier.sift else [])
+        for sigma in self.sigma_pixel:
+            if not 0 < sigma < 100:
+                raise ValueError(f"sigma_pixel {sigma} is out of range: it must lie between 0 and 100")
+            for grid in grids:
+                build_grid(grid, tau_model=0.0 if self.classifier.name == "dc" else sigma_to_model(sigma))
+        return self
+
+    @model_validator(mode="after")
+    def _something_can_be_certified(self) -> Self:
+        alpha, votes = self.certificate.alpha, self.votes.estimation
+        reach = max(largest_cohen_radius(votes, sigma_pixel=sigma, alpha=alpha) for sigma in self.sigma_pixel)
+        for radius in self.certificate.radii:
+            if radius < 0:
+                raise ValueError(f"certificate.radii holds {radius}; radii are not negative")
+            if reach == 0 or radius > reach:
+                raise ValueError(
+                    f"radius {radius:g} can never be certified: if all {votes:,} estimation votes agree at "
+                    f"alpha {alpha:g} and sigma_pixel {max(self.sigma_pixel):g}, the radius is {reach:.3f}; "
+                    "raise votes.estimation, alpha or sigma_pixel, or drop the radius from certificate.radii"
+                )
+        return self
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def preset_names() -> list[str]:
+    folder = resources.files("pipeline") / "presets"
+    return sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def read_source(source: str) -> dict[str, Any]:
+    """The raw TOML of a preset's name or a file's path."""
+    if source in preset_names():
+        text = (resources.files("pipeline") / "presets" / f"{source}.toml").read_text()
+    elif Path(source).is_file():
+        text = Path(source).read_text()
+    else:
+        raise ConfigError(f"{source!r} is neither a preset ({', '.join(preset_names())}) nor the path of a TOML file")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not TOML: {error}") from error
+
+
+def override(raw: dict[str, Any], assignment: str) -> None:
+    """Applies one `section.key=value`; the value is TOML, or else a plain string."""
+    path, separator, text = assignment.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {assignment!r} is not of the form key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, key = path.strip().split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"--set {assignment!r}: {section!r} is a value, not a section")
+    raw[key] = value
+
+
+def load_config(source: str, assignments: list[str] | None = None) -> RunConfig:
+    """The validated configuration of a preset or TOML file, with overrides applied in order.
+
+    Raises:
+        ConfigError: an unknown preset or key, a value out of range, or a setting that can certify nothing.
+    """
+    raw = read_source(source)
+    for assignment in assignments or []:
+        override(raw, assignment)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: " + "; ".join(_sentence(problem) for problem in error.errors())) from error
+
+
+def _sentence(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"unknown key {key}"
+    if problem["type"] == "missing":
+        return f"key {key} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message} (it is {problem['input']!r})" if key and problem["type"] != "value_error" else message

@@ -1,0 +1,73 @@
+"""Progress of a run: a live bar on a terminal, a line every few seconds elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pipeline.votes import Receipt
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+class VoteProgress:
+    """Votes done, evaluations per second and time left; rates count what this process saw happen."""
+
+    def __init__(self, *, votes: int, votes_done_before: int) -> None:
+        self.votes = votes
+        self.votes_done = votes_done_before
+        self.votes_here = 0
+        self.evaluations = 0
+        self.failed = 0
+        self.started = self.last_line = time.monotonic()
+        self.bar: Progress | None = None
+        if sys.stderr.isatty():
+            self.bar = Progress(
+                TextColumn("votes {task.completed:,.0f} of {task.total:,.0f}"),
+                BarColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+            )
+            self.task = self.bar.add_task("", total=votes, completed=self.votes_done, rate="starting")
+
+    def __enter__(self) -> Self:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def rate(self) -> str:
+        seconds = max(1e-9, time.monotonic() - self.started)
+        left = (self.votes - self.votes_done) * seconds / max(1, self.votes_here)
+        failed = f", {self.failed} units failed" if self.failed else ""
+        return f"{self.evaluations / seconds:,.0f} evaluations/s, {duration(left)} left{failed}"
+
+    def add(self, receipt: Receipt) -> None:
+        """Takes note of a finished unit."""
+        if receipt.error:
+            self.failed += 1
+        else:
+            self.votes_done += receipt.draws
+            self.votes_here += receipt.draws
+            self.evaluations += receipt.evaluations
+        if self.bar:
+            self.bar.update(self.task, completed=self.votes_done, rate=self.rate())
+        elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            print(f"votes {self.votes_done:,} of {self.votes:,}, {self.rate()}", file=sys.stderr, flush=True)

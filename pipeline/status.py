@@ -1,0 +1,74 @@
+"""How far a run is, read from its folder alone."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.progress import duration
+from pipeline.store import RunStore
+
+RATE_WINDOW_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Rates are over the units published in the last two minutes; None when there are none."""
+
+    folder: str
+    units: int
+    units_done: int
+    votes: int
+    votes_done: int
+    evaluations: int
+    evaluations_per_second: float | None
+    seconds_left: float | None
+    failures: list[dict[str, Any]]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def status_of(folder: Path, *, now_unix: float | None = None) -> RunStatus:
+    """Counts a run's evidence.
+
+    Raises:
+        ValueError: the folder holds no run, or a file among its evidence is none.
+    """
+    store = RunStore(folder)
+    manifest = store.manifest()
+    evidence = store.all_evidence(fingerprint=manifest["fingerprint"])
+    now = time.time() if now_unix is None else now_unix
+    recent = [item for item in evidence if item.finished_unix > now - RATE_WINDOW_SECONDS]
+    votes, votes_done = manifest["plan"]["votes"], sum(item.unit.draws for item in evidence)
+    rate = left = None
+    if recent and votes_done < votes:
+        window = max(1e-3, now - min(item.finished_unix - item.seconds for item in recent))
+        rate = sum(item.evaluations for item in recent) / window
+        left = (votes - votes_done) * window / sum(item.unit.draws for item in recent)
+    return RunStatus(
+        folder=str(folder),
+        units=manifest["plan"]["units"],
+        units_done=len(evidence),
+        votes=votes,
+        votes_done=votes_done,
+        evaluations=sum(item.evaluations for item in evidence),
+        evaluations_per_second=rate,
+        seconds_left=left,
+        failures=list(store.failures()),
+    )
+
+
+def status_lines(found: RunStatus) -> list[str]:
+    lines = [
+        f"{found.folder}: {found.units_done:,} of {found.units:,} units, "
+        f"{found.votes_done:,} of {found.votes:,} votes, {found.evaluations:,} evaluations"
+    ]
+    if found.votes_done == found.votes:
+        lines.append("complete")
+    elif found.evaluations_per_second is None or found.seconds_left is None:
+        lines.append(f"nothing published in the last {RATE_WINDOW_SECONDS:.0f} s; `ndc certify {found.folder}` goes on")
+    else:
+        lines.append(f"{found.evaluations_per_second:,.0f} evaluations/s, {duration(found.seconds_left)} left")
+    lines += [f"failed: {failure['unit']}: {failure['error']}" for failure in found.failures]
+    return lines

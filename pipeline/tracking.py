@@ -1,0 +1,147 @@
+"""MLflow, spoken to by the driver only: one flat run for each run folder, continued on resume."""
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlparse
+from urllib.request import urlopen
+
+from filelock import FileLock
+
+from pipeline.reduce import CertifiedImage
+from pipeline.report import Report, Summary, accuracy_at
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+DEFAULT_DATABASE = "mlflow.db"
+DEFAULT_ARTIFACTS = "mlartifacts"
+CURVE_STEP = 0.01
+CHARTS = "workflowType=machine_learning&compareRunsMode=CHART"
+
+
+class TrackingError(ValueError):
+    """The tracking server cannot be used: what, where, remedy."""
+
+
+def tracking_uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DEFAULT_DATABASE}"
+
+
+def check_server(uri: str) -> None:
+    """Asks an HTTP server once: MLflow itself would go on asking for minutes."""
+    if urlparse(uri).scheme not in ("http", "https"):
+        return
+    try:
+        urlopen(uri.rstrip("/") + "/health", timeout=5).close()
+    except (URLError, TimeoutError) as error:
+        raise TrackingError(
+            f"the MLflow server {uri} does not answer ({error}); start it, or unset MLFLOW_TRACKING_URI "
+            f"to use {DEFAULT_DATABASE} in this folder"
+        ) from error
+
+
+class Tracker:
+    """The MLflow run that belongs to one law and one run folder."""
+
+    def __init__(self, *, experiment: str, folder: Path, law: dict[str, Any], fingerprint: str) -> None:
+        self.uri = tracking_uri()
+        check_server(self.uri)
+        from mlflow import MlflowClient
+
+        with FileLock(f"{DEFAULT_DATABASE}.lock"):  # the first initialisation races between processes
+            self.client = MlflowClient(tracking_uri=self.uri)
+            self.experiment_id = self._experiment(experiment)
+        self.run_id = self._find(folder, fingerprint) or self._create(folder, law, fingerprint)
+        self.client.update_run(self.run_id, status="RUNNING")
+
+    def _experiment(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        local = self.uri.startswith("sqlite:")
+        location = Path(DEFAULT_ARTIFACTS).absolute().as_uri() if local else None
+        return str(self.client.create_experiment(name, artifact_location=location))
+
+    def _find(self, folder: Path, fingerprint: str) -> str | None:
+        query = f"tags.`ndc.fingerprint` = '{fingerprint}'"
+        for run in self.client.search_runs([self.experiment_id], query):
+            if run.data.tags.get("ndc.folder") == str(folder.absolute()):
+                return str(run.info.run_id)
+        return None
+
+    def _create(self, folder: Path, law: dict[str, Any], fingerprint: str) -> str:
+        from mlflow.entities import Dataset, DatasetInput
+
+        tags = {"ndc.fingerprint": fingerprint, "ndc.folder": str(folder.absolute())}
+        run = self.client.create_run(self.experiment_id, run_name=folder.name, tags=tags)
+        for key, value in flatten(law).items():
+            self.client.log_param(run.info.run_id, key, value)
+        data = law["dataset"]
+        name = f"{data['name']}-{data['split']}"
+        dataset = Dataset(name=name, digest=data["sha256"][:32], source_type="ndc", source=data["name"])
+        self.client.log_inputs(run.info.run_id, [DatasetInput(dataset)])
+        return str(run.info.run_id)
+
+    @property
+    def link(self) -> str:
+        """Where the experiment opens on its charts."""
+        page = f"#/experiments/{self.experiment_id}/runs?{CHARTS}"
+        if urlparse(self.uri).scheme in ("http", "https"):
+            return f"{self.uri.rstrip('/')}/{page}"
+        return f"http://127.0.0.1:5000/{page}"
+
+    @property
+    def how_to_open(self) -> str | None:
+        """The command that serves a local database; None where a server is running."""
+        return f"mlflow ui --backend-store-uri {self.uri}" if self.uri.startswith("sqlite:") else None
+
+    def stopped(self, *, failed: bool) -> None:
+        self.client.set_terminated(self.run_id, status="FAILED" if failed else "KILLED")
+
+    def finish(self, report: Report, certified: list[CertifiedImage], artifacts: list[Path]) -> None:
+        """Logs figures and curve once (a second time would zigzag), and ends the MLflow run."""
+        if self.client.get_run(self.run_id).data.tags.get("ndc.reported") != "true":
+            for name, value in scalars(report.summary).items():
+                self.client.log_metric(self.run_id, name, value)
+            for name, step, value in curve_points(certified):
+                self.client.log_metric(self.run_id, name, value, step=step)
+            for artifact in artifacts:
+                self.client.log_artifact(self.run_id, str(artifact))
+            self.client.set_tag(self.run_id, "ndc.reported", "true")
+        self.client.set_terminated(self.run_id)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value)
+    return flat
+
+
+def scalars(summary: Summary) -> dict[str, float]:
+    """One number each; a name's part before the slash is its section among MLflow's charts."""
+    found: dict[str, float] = {}
+    for level in summary.levels:
+        sigma = f"sigma_{level.sigma_pixel:g}"
+        found |= {f"cert_{sigma}/r_{r:g}": value for r, value in level.certified_accuracy.items()}
+        found[f"summary/average_radius_{sigma}"] = level.average_radius
+        found[f"summary/abstained_{sigma}"] = level.abstained
+        found[f"cost/evaluations_per_image_{sigma}"] = level.evaluations_per_image
+        found[f"cost/seconds_per_image_{sigma}"] = level.seconds_per_image
+    return found
+
+
+def curve_points(certified: list[CertifiedImage]) -> list[tuple[str, int, float]]:
+    """Certified accuracy as a metric over steps: MLflow's steps are integers, so step = 1000 * radius."""
+    points = []
+    for sigma in dict.fromkeys(item.certificate.sigma_pixel for item in certified):
+        items = [item for item in certified if item.certificate.sigma_pixel == sigma]
+        largest = max(item.certificate.radius for item in items)
+        for index in range(int(largest / CURVE_STEP) + 2):
+            radius = index * CURVE_STEP
+            points.append((f"curve/certified_sigma_{sigma:g}", round(1000 * radius), accuracy_at(items, radius)))
+    return points

@@ -1,0 +1,139 @@
+"""The actor that turns work units into evidence. An ordinary callable class: nothing here knows Ray."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ndc_core.checkpoints import denoiser_digest, load_denoiser
+from ndc_core.classifiers import DiffusionClassifier
+from ndc_core.voting import count_votes
+from pipeline.config import RunConfig
+from pipeline.datasets import Example
+from pipeline.store import Evidence, RunStore
+from pipeline.units import WorkUnit
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of a unit; `error` is empty unless it failed."""
+
+    unit_id: str
+    unit: str
+    draws: int
+    evaluations: int
+    seconds: float
+    error: str
+
+
+RECEIPT_COLUMNS = tuple(field.name for field in fields(Receipt))
+
+
+@dataclass(frozen=True)
+class VoterSettings:
+    """What an actor needs to know, small enough to send to each."""
+
+    config: RunConfig
+    run_folder: str
+    fingerprint: str
+    model_digest: str
+
+
+def unit_row(unit: WorkUnit, example: Example) -> dict[str, Any]:
+    """A unit with its image, as one row of a Ray dataset."""
+    shape = list(example.image.shape)
+    return {**unit.__dict__, "image": example.image.tobytes(), "image_shape": shape}
+
+
+def rows_of(batch: Columns) -> Iterator[dict[str, Any]]:
+    """The rows of a batch of columns, as plain Python values."""
+    columns = {name: column.tolist() for name, column in batch.items()}
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
+
+
+def pick_device(gpus_per_actor: float) -> str:
+    """CUDA where GPUs are asked for (untested here: no GPU was at hand), else the CPU.
+
+    Raises:
+        ValueError: GPUs are asked for and there are none.
+    """
+    if gpus_per_actor > 0 and not torch.cuda.is_available():
+        raise ValueError("compute.gpus_per_actor is above 0, but this node has no CUDA device; set it to 0")
+    return "cuda" if gpus_per_actor > 0 else "cpu"
+
+
+def build_classifier(config: RunConfig, *, device: str) -> DiffusionClassifier:
+    """The classifier of a run, its model loaded."""
+    return DiffusionClassifier(
+        load_denoiser(config.model, device=device),
+        config.classifier.name,
+        grid=config.classifier.grid,
+        weight=config.classifier.weight,
+        sift=config.classifier.sift,
+        rows_per_pass=config.compute.rows_per_pass,
+        device=device,
+    )
+
+
+class VoteActor:
+    """Holds the model; for each unit adds noise, scores, counts and publishes, then gives a receipt.
+
+    A unit that fails is recorded and reported, and the next one goes on. What was published before is not
+    computed again.
+
+    Raises:
+        ValueError: at construction, if the model on this node is not the run's.
+    """
+
+    def __init__(self, settings: VoterSettings) -> None:
+        torch.set_num_threads(settings.config.compute.threads_per_actor)
+        if denoiser_digest(settings.config.model) != settings.model_digest:
+            raise ValueError(f"the model at {settings.config.model} is not the one this run was started with")
+        self.settings = settings
+        self.device = pick_device(settings.config.compute.gpus_per_actor)
+        self.classifier = build_classifier(settings.config, device=self.device)
+        self.store = RunStore(Path(settings.run_folder))
+
+    def __call__(self, batch: Columns) -> Columns:
+        receipts = []
+        for row in rows_of(batch):
+            image = np.frombuffer(row.pop("image"), np.uint8).reshape(row.pop("image_shape"))
+            receipts.append(self.vote(WorkUnit(**row), image))
+        return {name: np.array([getattr(receipt, name) for receipt in receipts]) for name in RECEIPT_COLUMNS}
+
+    def vote(self, unit: WorkUnit, image: np.ndarray) -> Receipt:
+        """Makes sure that the unit's evidence is in the store."""
+        fingerprint = self.settings.fingerprint
+        unit_id = unit.unit_id(fingerprint)
+        if self.store.has_evidence(unit_id):
+            return Receipt(unit_id, str(unit), unit.draws, 0, 0.0, "")
+        started = time.perf_counter()
+        try:
+            evidence = self.compute(unit, image, started=started)
+            self.store.publish(evidence, fingerprint=fingerprint)
+        except Exception as error:  # whatever it is, it is this unit's: the others go on
+            message = f"{type(error).__name__}: {error}"
+            self.store.record_failure(unit, message, fingerprint=fingerprint)
+            return Receipt(unit_id, str(unit), unit.draws, 0, time.perf_counter() - started, message)
+        return Receipt(unit_id, str(unit), unit.draws, evidence.evaluations, evidence.seconds, "")
+
+    def compute(self, unit: WorkUnit, image: np.ndarray, *, started: float) -> Evidence:
+        counts = count_votes(
+            self.classifier,
+            image,
+            sigma_pixel=unit.sigma_pixel,
+            seed=self.settings.config.seed,
+            image_id=unit.image_id,
+            phase=unit.phase,
+            draws=range(unit.draw_start, unit.draw_stop),
+        )
+        votes = {int(c): int(counts.votes[c]) for c in counts.votes.nonzero()[0]}
+        seconds = time.perf_counter() - started
+        return Evidence(unit, votes, counts.evaluations, seconds, time.time(), self.device)
