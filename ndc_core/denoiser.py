@@ -1,11 +1,12 @@
 """The contract between a diffusion model and everything that classifies with it."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """A posterior mean h(z, sigma, y) ~ E[z_0 | z, y] with values in [-1, 1] (model space).
 

@@ -196,9 +196,11 @@ def actor_options() -> dict[str, int]:
 def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit]) -> Iterator[Receipt]:
     """Sends units to a pool of actors and yields a receipt for each as soon as it is published."""
     actors = min(connect_ray(run), len(units))
-    import ray
+    import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # its file among Ray's logs keeps everything
+            handler.setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False
