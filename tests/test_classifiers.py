@@ -12,6 +12,7 @@ from ndc_core.scores import NonFiniteScoreError, ScoreLoop
 from ndc_core.sift import SiftSpec
 from tests.fakes import ConstantDenoiser, GaussianDenoiser, two_gaussians
 
+
 def gaussian_noise(shape, *, draws: int, refine: int, sift: int = 0, seed: int = 0) -> DrawNoise:
     generator = np.random.default_rng(seed)
     return DrawNoise(
@@ -44,9 +45,7 @@ def test_score_differences_converge_to_the_exact_log_likelihood_ratio(name: str,
         assert found == pytest.approx(exact[index], rel=0.03)
 
 
-@pytest.mark.parametrize(
-    ("name", "tau_model"), [("dc", 0.0), ("epndc", 0.5), ("apndc", 0.5), ("apndc-ensemble", 0.5)]
-)
+@pytest.mark.parametrize(("name", "tau_model"), [("dc", 0.0), ("epndc", 0.5), ("apndc", 0.5), ("apndc-ensemble", 0.5)])
 def test_error_of_a_vote_is_near_the_bayes_error(name: str, tau_model: float) -> None:
     """DC and EPNDC tend to the exact ratio, so to the Bayes error; the approximate ones stay near it."""
     denoiser, count = two_gaussians(distance=1.2), 2000
@@ -65,9 +64,7 @@ def test_error_of_a_vote_is_near_the_bayes_error(name: str, tau_model: float) ->
 
 def test_bayes_error_is_approached_with_more_draws_of_the_classifiers_own_noise() -> None:
     denoiser, count, repeats = two_gaussians(distance=1.2), 1000, 8
-    classifier = DiffusionClassifier(
-        denoiser, "epndc", grid=GridSpec(66, 20, "log"), rows_per_pass=8192
-    )
+    classifier = DiffusionClassifier(denoiser, "epndc", grid=GridSpec(66, 20, "log"), rows_per_pass=8192)
     wrong = 0
     for label in (0, 1):
         z = denoiser.sample(label, count, tau_model=0.5, seed=10 + label)
@@ -169,9 +166,7 @@ def test_a_value_that_is_not_finite_is_an_error_that_names_its_place() -> None:
 
     classifier = DiffusionClassifier(Broken(torch.zeros(5, 1, 2, 2)), "dc", grid=GridSpec(9, 3), rows_per_pass=8)
     with pytest.raises(NonFiniteScoreError, match=r"sigma_model 3, class 3") as caught:
-        classifier.predict(
-            np.zeros((2, 1, 2, 2)), tau_model=0.5, noise=gaussian_noise((1, 2, 2), draws=2, refine=7)
-        )
+        classifier.predict(np.zeros((2, 1, 2, 2)), tau_model=0.5, noise=gaussian_noise((1, 2, 2), draws=2, refine=7))
     assert caught.value.row == 0
 
 

@@ -61,7 +61,9 @@ def test_no_success_proves_nothing() -> None:
     assert clopper_pearson_lower(0, 100, alpha=0.001) == 0
 
 
-@pytest.mark.parametrize(("successes", "trials", "alpha"), [(-1, 5, 0.1), (6, 5, 0.1), (0, 0, 0.1), (1, 2, 0), (1, 2, 1)])
+@pytest.mark.parametrize(
+    ("successes", "trials", "alpha"), [(-1, 5, 0.1), (6, 5, 0.1), (0, 0, 0.1), (1, 2, 0), (1, 2, 1)]
+)
 def test_impossible_arguments_are_refused(successes: int, trials: int, alpha: float) -> None:
     with pytest.raises(ValueError, match=r"no counts|alpha"):
         clopper_pearson_lower(successes, trials, alpha=alpha)

@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import ConfigError, load_config, preset_names
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_is_valid_and_survives_a_round_trip(preset: str, tmp_path: Path) -> None:
+    config = load_config(preset)
+    path = tmp_path / "run.toml"
+    path.write_text(config.to_toml())
+    assert load_config(str(path)) == config
+
+
+def test_overrides_are_toml_or_plain_strings() -> None:
+    config = load_config("demo", ["votes.estimation=2000", "classifier.weight=elbo", "sigma_pixel=[0.25]", "seed = 7"])
+    assert config.votes.estimation == 2000
+    assert config.classifier.weight == "elbo"
+    assert config.sigma_pixel == (0.25,)
+    assert config.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("votes.estimatoin=5", "unknown key votes.estimatoin"),
+        ("classifier.grid.pionts=5", "unknown key classifier.grid.pionts"),
+        ("nonsense=1", "unknown key nonsense"),
+        ("classifier.name=cnn", "classifier.name 'cnn' is unknown; there are: dc, epndc, apndc, apndc-ensemble"),
+        ("classifier.weight=uniform", "classifier.weight 'uniform' is unknown"),
+        ("dataset.name=mnist", "dataset.name 'mnist' is unknown; there are: digits"),
+        ("certificate.method=magic", "certificate.method 'magic' is unknown"),
+        ("certificate.alpha=0", "certificate.alpha: Input should be greater than 0"),
+        ("certificate.alpha=1.5", "certificate.alpha: Input should be less than 1"),
+        ("sigma_pixel=[0.0]", "sigma_pixel 0.0 is out of range"),
+        ("sigma_pixel=[-0.25]", "out of range"),
+        ("sigma_pixel=[0.25, 0.25]", "names a level twice"),
+        ("sigma_pixel=[2.0]", "raise sigma_model_max or lower sigma_pixel"),
+        ("dataset.limit=0", "dataset.limit: Input should be greater than or equal to 1"),
+        ("votes.selection=0", "votes.selection"),
+        ("votes.estimation=5", "can never certify|can never be certified"),
+        ("certificate.radii=[0.0, 9.0]", "radius 9 can never be certified: if all 1,000 estimation votes agree"),
+        ("certificate.radii=[-1.0]", "radii are not negative"),
+        ("classifier.grid.points=2", "at least 3 points"),
+        ("classifier.sift.keep=0", "at least 1 class"),
+        ("seed", "not of the form key=value"),
+        ("seed.deep=1", "'seed' is a value, not a section"),
+        ("votes=3", "votes"),
+    ],
+)
+def test_bad_settings_are_named(assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("demo", [assignment])
+
+
+def test_unknown_presets_are_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'demmo' is neither a preset \(demo.*\) nor the path"):
+        load_config("demmo")
+    broken = tmp_path / "a.toml"
+    broken.write_text("seed = = 3")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load_config(str(broken))
+    broken.write_text("seed = 3")
+    with pytest.raises(ConfigError, match="key model is missing"):
+        load_config(str(broken))

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.datasets import load_dataset
+from pipeline.law import LawChangedError, fingerprint_of, law_of, refuse_changes
+from tests.runs import small_config
+
+EXAMPLES = load_dataset("digits", split="test", limit=4)
+
+
+def law(*assignments: str, examples=EXAMPLES, model: str = "m"):
+    return law_of(small_config(Path("models/x"), *assignments), examples, model_digest=model)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (law("seed=1"), r"seed: 0 -> 1"),
+        (law("classifier.grid.points=5"), r"classifier.grid.points: 4 -> 5"),
+        (law("votes.estimation=60"), r"votes.estimation: 40 -> 60"),
+        (law("certificate.alpha=0.01"), r"certificate.alpha: 0.001 -> 0.01"),
+        (law("compute.rows_per_pass=16"), r"rows_per_pass: 32 -> 16"),
+        (law(model="n"), r"model_sha256: m -> n"),
+        (law(examples=EXAMPLES[:3]), r"dataset.images: 4 -> 3; dataset.sha256"),
+    ],
+)
+def test_what_decides_a_vote_may_not_change(changed: dict, message: str) -> None:
+    assert fingerprint_of(changed) != fingerprint_of(law())
+    with pytest.raises(LawChangedError, match=message):
+        refuse_changes(law(), changed, folder="runs/a")
+
+
+def test_where_it_is_computed_and_reported_may_change() -> None:
+    assert law("compute.actors=7", "experiment=other", "certificate.radii=[0.05]", "model=elsewhere") == law()

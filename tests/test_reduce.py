@@ -1,0 +1,79 @@
+import pytest
+
+from pipeline.reduce import IncompleteRunError, certificate_rows, certificate_tsv, certify_images
+from pipeline.store import Evidence, StoredImage
+from pipeline.units import WorkUnit
+
+LAW = {
+    "votes": {"selection": 10, "estimation": 100, "per_unit": 50},
+    "sigma_pixel": [0.25],
+    "certificate": {"method": "cohen", "alpha": 0.001},
+}
+IMAGES = [StoredImage("a", 1, None), StoredImage("b", 0, None)]
+
+
+def evidence(image_id: str, phase: str, start: int, stop: int, votes: dict[int, int]) -> Evidence:
+    return Evidence(WorkUnit(image_id, 1, 0.25, phase, start, stop), votes, 10, 1.5, 0.0, "cpu")
+
+
+def complete() -> list[Evidence]:
+    return [
+        evidence("a", "selection", 0, 10, {1: 10}),
+        evidence("a", "estimation", 0, 50, {1: 50}),
+        evidence("a", "estimation", 50, 100, {1: 49, 2: 1}),
+        evidence("b", "selection", 0, 10, {1: 6, 0: 4}),
+        evidence("b", "estimation", 0, 50, {0: 25, 1: 25}),
+        evidence("b", "estimation", 50, 100, {0: 25, 1: 25}),
+    ]
+
+
+def certify(items: list[Evidence]):
+    return certify_images(items, IMAGES, law=LAW, num_classes=3, alpha=0.001, resume_with="ndc certify runs/a")
+
+
+def test_counts_are_summed_and_certified_in_the_order_of_the_data() -> None:
+    first, second = certify(complete()[::-1])
+    assert first.image_id == "a"
+    assert first.counts == (0, 99, 1)
+    assert first.certificate.votes_top == 99
+    assert first.certificate.predicted == 1
+    assert first.evaluations == 30
+    assert second.certificate.predicted is None
+    assert not second.holds(0.0)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (2, r"image a, sigma_pixel 0.25: 50 of 100 estimation votes present; run `ndc certify runs/a` to finish"),
+        (3, r"image b, sigma_pixel 0.25: 0 of 10 selection votes present"),
+    ],
+)
+def test_a_missing_vote_makes_the_image_incomplete_not_smaller(missing: int, message: str) -> None:
+    items = complete()
+    del items[missing]
+    with pytest.raises(IncompleteRunError, match=message):
+        certify(items)
+
+
+def test_a_draw_counted_twice_is_refused() -> None:
+    with pytest.raises(IncompleteRunError, match=r"image a.* estimation draw 0 was counted twice"):
+        certify([*complete(), evidence("a", "estimation", 0, 50, {1: 50})])
+
+
+def test_rows_say_what_was_certified() -> None:
+    first, second = certificate_rows(certify(complete()))
+    assert first["correct"]
+    assert first["predicted"] == 1
+    assert second["predicted"] is None
+    assert not second["correct"]
+    assert second["radius"] == 0
+
+
+def test_the_log_for_other_tools_never_rounds_a_radius_up() -> None:
+    certified = certify(complete())
+    header, first, second = (line.split("\t") for line in certificate_tsv(certified).splitlines())
+    assert header == ["idx", "label", "predict", "radius", "correct", "time", "sigma_pixel"]
+    assert first[:3] + first[4:] == ["0", "1", "1", "1", "0:00:04.500000", "0.25"]
+    assert 0 <= certified[0].certificate.radius - float(first[3]) < 1e-6
+    assert second[:5] == ["1", "0", "-1", "0.000000", "0"]

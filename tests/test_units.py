@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import load_config
+from pipeline.datasets import Example
+from pipeline.units import WorkUnit, plan_units
+
+IMAGE = np.zeros((1, 8, 8), np.uint8)
+
+
+@given(images=st.integers(1, 3), selection=st.integers(1, 60), per_unit=st.integers(1, 50))
+def test_units_cover_every_draw_exactly_once(images: int, selection: int, per_unit: int) -> None:
+    config = load_config("demo", [f"votes.selection={selection}", f"votes.per_unit={per_unit}"])
+    examples = [Example(str(index), IMAGE, index) for index in range(images)]
+    units = list(plan_units(config, examples))
+    covered = [
+        (unit.image_id, unit.sigma_pixel, unit.phase, draw)
+        for unit in units
+        for draw in range(unit.draw_start, unit.draw_stop)
+    ]
+    assert len(covered) == len(set(covered)) == images * 2 * (selection + 1000)
+    assert max(unit.draws for unit in units) <= per_unit
+    assert len({unit.unit_id("law") for unit in units}) == len(units)
+
+
+def test_a_units_id_is_pinned() -> None:
+    """It names files of runs that are to be resumed by a later version."""
+    unit = WorkUnit("digits-0001", 3, 0.25, "estimation", 0, 500)
+    assert unit.unit_id("law") == "19d8f7d1b280a3cf6ba744873c569c31"
+    assert unit.unit_id("other law") != unit.unit_id("law")
+    assert str(unit) == "image digits-0001, sigma_pixel 0.25, estimation draws 0 to 499"
+
+
+def test_ids_from_data_never_leave_the_run_folder() -> None:
+    unit = WorkUnit("../../etc/passwd", 3, 0.25, "estimation", 0, 500)
+    assert Path(unit.unit_id("law")).name == unit.unit_id("law")

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ndc_core.voting import count_votes
+from pipeline.run import prepare
+from pipeline.store import RunStore
+from pipeline.votes import RECEIPT_COLUMNS, VoteActor, VoterSettings, pick_device, rows_of, unit_row
+from tests.runs import small_config
+
+
+def actor_for(model: Path, folder: Path):
+    run = prepare(small_config(model), folder)
+    settings = VoterSettings(run.config, str(folder), run.fingerprint, run.law["model_sha256"])
+    return run, VoteActor(settings)
+
+
+def batch_of(run, units) -> dict[str, np.ndarray]:
+    example_of = {example.image_id: example for example in run.examples}
+    rows = [unit_row(unit, example_of[unit.image_id]) for unit in units]
+    return {name: np.array([row[name] for row in rows], dtype=object) for name in rows[0]}
+
+
+def test_a_units_evidence_is_the_votes_of_its_draws(tiny_model: Path, tmp_path: Path) -> None:
+    run, actor = actor_for(tiny_model, tmp_path)
+    unit_id, unit = list(run.units.items())[2]
+    columns = actor(batch_of(run, [unit]))
+    assert set(columns) == set(RECEIPT_COLUMNS)
+    receipt = next(rows_of(columns))
+    evidence = RunStore(tmp_path).all_evidence(fingerprint=run.fingerprint)
+    direct = count_votes(
+        actor.classifier,
+        run.examples[0].image,
+        sigma_pixel=0.25,
+        seed=0,
+        image_id=unit.image_id,
+        phase="estimation",
+        draws=range(unit.draw_start, unit.draw_stop),
+    )
+    assert [item.unit for item in evidence] == [unit]
+    assert evidence[0].votes == {c: v for c, v in enumerate(direct.votes.tolist()) if v}
+    assert evidence[0].evaluations == direct.evaluations == receipt["evaluations"]
+    assert receipt["unit_id"] == unit_id
+    assert not receipt["error"]
+
+
+def test_what_is_published_is_not_computed_again(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+    run, actor = actor_for(tiny_model, tmp_path)
+    batch = batch_of(run, list(run.units.values())[:2])
+    actor(batch)
+    monkeypatch.setattr(actor, "compute", lambda *_, **__: pytest.fail("computed again"))
+    again = list(rows_of(actor(batch)))
+    assert [receipt["evaluations"] for receipt in again] == [0, 0]
+    assert not any(receipt["error"] for receipt in again)
+
+
+def test_a_unit_with_nan_fails_by_name_and_the_next_one_goes_on(tiny_model: Path, tmp_path: Path) -> None:
+    run, actor = actor_for(tiny_model, tmp_path)
+    good = actor.classifier.denoiser
+    bad_unit, good_unit = list(run.units.values())[:2]
+    calls = iter(range(10**6))
+
+    class NanAtFirst:
+        image_shape, num_classes = good.image_shape, good.num_classes
+
+        def __call__(self, z, sigma_model, label):
+            return good(z, sigma_model, label) * (float("nan") if next(calls) == 1 else 1.0)
+
+    object.__setattr__(actor.classifier, "denoiser", NanAtFirst())
+    failed, done = rows_of(actor(batch_of(run, [bad_unit, good_unit])))
+    assert "NonFiniteScoreError" in failed["error"]
+    assert f"image {bad_unit.image_id}, sigma_pixel 0.25, selection draw" in failed["error"]
+    assert not done["error"]
+    store = RunStore(tmp_path)
+    assert [item.unit for item in store.all_evidence(fingerprint=run.fingerprint)] == [good_unit]
+    assert [failure["unit"] for failure in store.failures()] == [str(bad_unit)]
+
+
+def test_an_actor_refuses_another_model_than_the_runs(tiny_model: Path, tmp_path: Path) -> None:
+    run, _ = actor_for(tiny_model, tmp_path)
+    with pytest.raises(ValueError, match="not the one this run was started with"):
+        VoteActor(VoterSettings(run.config, str(tmp_path), run.fingerprint, "0" * 64))
+
+
+def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert pick_device(0) == "cpu"
+    with pytest.raises(ValueError, match="no CUDA device"):
+        pick_device(0.5)
