@@ -1,0 +1,109 @@
+"""The command as a user types it, in processes of its own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.runs import small_arguments
+
+
+@pytest.fixture
+def ndc(tmp_path: Path):
+    environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
+
+    def call(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from pipeline.cli import main; main()", *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment | variables, capture_output=True, text=True, timeout=300
+        )
+
+    return call
+
+
+def test_certify_report_and_status_from_the_command_line(ndc, tiny_model: Path, tmp_path: Path) -> None:
+    done = ndc("certify", "demo", "--run", "runs/a", *small_arguments(tiny_model))
+    assert done.returncode == 0, done.stderr
+    assert "4 images, 12 units, 200 votes" in done.stderr
+    assert "Certified accuracy" in done.stdout
+    assert "Report: runs/a/report.html" in done.stdout
+    assert "MLflow: http://127.0.0.1:5000/#/experiments/" in done.stdout
+    names = {path.name for path in (tmp_path / "runs/a").iterdir()}
+    assert names >= {"certificates.parquet", "certificates.tsv", "curve.svg", "curve.png", "table.md", "table.tex"}
+
+    status = ndc("status", "runs/a", "--json")
+    assert json.loads(status.stdout)["votes_done"] == 200
+
+    report = ndc("report", "runs/a", "--alpha", "0.01", "--json")
+    assert report.returncode == 0, report.stderr
+    assert json.loads(report.stdout)["alpha"] == 0.01
+    assert (tmp_path / "runs/a/alpha-0.01/report.html").is_file()
+
+    before = (tmp_path / "runs/a/certificates.tsv").read_text()
+    again = ndc("report", "runs/a")
+    assert again.returncode == 0
+    assert (tmp_path / "runs/a/certificates.tsv").read_text() == before
+
+    resumed = ndc("certify", "runs/a")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "all 200 votes are there already" in resumed.stderr
+
+
+def test_a_dry_run_prints_the_cost_and_writes_nothing(ndc, tiny_model: Path, tmp_path: Path) -> None:
+    done = ndc("certify", "demo", "--dry-run", "--run", "runs/a", *small_arguments(tiny_model))
+    assert done.returncode == 0, done.stderr
+    # A sift of 1 step for 10 classes, then 2 steps for the 2 kept, and the unconditional estimate.
+    assert "200 votes, at most 3,000 evaluations" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["certify", "demmo"], "neither a preset"),
+        (["certify", "demo", "--set", "votes.selektion=3"], "unknown key votes.selektion"),
+        (["certify", "demo", "--sigma-pixel", "7"], "lower sigma_pixel"),
+        (["certify", "demo", "--set", "model=nowhere"], "nowhere is no checkpoint"),
+        (["certify", "demo", "--set", "compute.gpus_per_actor=1"], "no checkpoint|no CUDA device"),
+        (["status", "nowhere"], "nowhere holds no run"),
+        (["report", "nowhere"], "nowhere holds no run"),
+        (["train", "--dataset", "mnist", "--out", "m"], "dataset 'mnist' is unknown"),
+    ],
+)
+def test_errors_are_one_line_and_come_before_any_work(ndc, tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = ndc(*arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_broken_model_ends_the_run_with_the_failed_units_named(ndc, tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    from ndc_core.checkpoints import load_denoiser, save_denoiser
+
+    denoiser = load_denoiser(tiny_model)
+    denoiser.network.conv_out.bias.fill_(float("nan"))
+    arguments = json.loads((tiny_model / "denoiser.json").read_text())["arguments"]
+    save_denoiser(tmp_path / "broken", denoiser, network="small", arguments=arguments, notes={})
+    assert torch.isnan(load_file(tmp_path / "broken/denoiser.safetensors")["conv_out.bias"]).all()
+    done = ndc("certify", "demo", "--run", "runs/a", *small_arguments(tmp_path / "broken", "dataset.limit=1"))
+    assert done.returncode == 1
+    assert "3 of 3 units failed" in done.stderr
+    assert "NonFiniteScoreError: the denoiser's output is not finite at image digits-" in done.stderr
+    status = ndc("status", "runs/a")
+    assert status.stdout.count("failed: image digits-") == 3
+
+
+def test_help_names_every_command(ndc) -> None:
+    done = ndc("--help")
+    assert done.returncode == 0
+    for command in ("train", "certify", "report", "status"):
+        assert command in done.stdout

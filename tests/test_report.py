@@ -1,0 +1,113 @@
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ndc_core.certificates import cohen
+from pipeline.figures import certified_accuracy_steps
+from pipeline.page import noisy_pixels
+from pipeline.reduce import CertifiedImage
+from pipeline.report import Report, latex_table, markdown_table, summarise, write_report
+from pipeline.store import StoredImage
+
+RADII = (0.0, 0.25, 0.5)
+
+
+def certified(image_id: str, label: int, wins: int, sigma_pixel: float) -> CertifiedImage:
+    """Class 1 has all selection votes and `wins` of 1,000 estimation votes."""
+    counts = (1000 - wins, wins)
+    certificate = cohen([0, 10], counts, sigma_pixel=sigma_pixel, alpha=0.001)
+    return CertifiedImage(image_id, label, certificate, counts, 100, 2.0)
+
+
+# At sigma 0.25: right to 0.616, right to about 0.25, wrong, abstained.
+ITEMS = [
+    certified(str(i), label, wins, 0.25) for i, (label, wins) in enumerate([(1, 1000), (1, 880), (0, 990), (1, 500)])
+]
+HALF = [
+    certified(str(i), label, wins, 0.5) for i, (label, wins) in enumerate([(1, 1000), (1, 600), (0, 990), (1, 500)])
+]
+
+
+def test_shares_count_wrong_and_abstained_images_as_failures_at_every_radius() -> None:
+    level = summarise(ITEMS, radii=RADII).levels[0]
+    radii = [item.certificate.radius for item in ITEMS]
+    assert 0.25 < radii[1] < 0.5 < radii[0]
+    assert level.certified_accuracy == {0.0: 0.5, 0.25: 0.5, 0.5: 0.25}
+    assert (level.abstained, level.wrong, level.images) == (1, 1, 4)
+    assert level.average_radius == pytest.approx((radii[0] + radii[1]) / 4)
+    assert level.evaluations_per_image == 100
+
+
+def test_the_best_sigma_is_chosen_per_radius_and_called_so() -> None:
+    summary = summarise(ITEMS + HALF, radii=(0.25, 0.75))
+    assert summary.best_sigma == {0.25: 0.25, 0.75: 0.5}
+    assert summary.best_accuracy == {0.25: 0.5, 0.75: 0.25}
+    assert "best per radius, chosen on this data" in markdown_table(summary)
+
+
+def test_the_curve_meets_the_table_at_every_radius() -> None:
+    radii, share = certified_accuracy_steps(ITEMS)
+    for radius in np.linspace(0, 0.7, 200):
+        counted = sum(item.holds(float(radius)) for item in ITEMS) / len(ITEMS)
+        reached = np.searchsorted(radii, radius, side="left")
+        assert (share[reached] if reached < len(share) else 0.0) == counted
+
+
+def test_tables_are_well_formed() -> None:
+    summary = summarise(ITEMS, radii=RADII)
+    lines = markdown_table(summary).splitlines()
+    assert {line.count("|") for line in lines} == {8}
+    assert "| 0.25 | 50.0 % | 50.0 % | 25.0 % | 0.217 | 1 of 4 | 100 |" in lines
+    latex = latex_table(summary)
+    assert latex.count("&") == 12
+    assert re.search(r"(?<!\\)%", latex) is None
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Report:
+    images = [StoredImage(str(i), i, np.full((1, 8, 8), 60 * i, np.uint8)) for i in range(4)]
+    law = {"seed": 0, "certificate": {}, "dataset": {"name": "<digits>"}}
+    return write_report(tmp_path / "out", ITEMS, images, law=law, radii=RADII, title="Run <a>")
+
+
+def test_everything_is_written(written: Report) -> None:
+    rows = pq.read_table(written.folder / "certificates.parquet").to_pylist()
+    assert [row["predicted"] for row in rows] == [1, 1, 1, None]
+    assert [row["correct"] for row in rows] == [True, True, False, False]
+    assert [row["radius"] for row in rows] == [item.certificate.radius for item in ITEMS]
+    summary = json.loads((written.folder / "summary.json").read_text())
+    assert summary["levels"][0]["certified_accuracy"] == {"0.0": 0.5, "0.25": 0.5, "0.5": 0.25}
+    ElementTree.fromstring((written.folder / "curve.svg").read_text())
+    assert (written.folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_needs_no_other_file_and_escapes_what_data_say(written: Report) -> None:
+    page = written.page.read_text()
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "<digits>" not in page
+    assert "Run &lt;a&gt;" in page
+    assert page.count("<article") == 4
+    assert page.count("data:image/png;base64,") == 8
+    assert page.count(">abstained</b>") == 1
+    assert page.count(">wrong</b>") == 1
+
+
+def test_two_reports_of_the_same_evidence_are_the_same(written: Report, tmp_path: Path) -> None:
+    images = [StoredImage(str(i), i, np.full((1, 8, 8), 60 * i, np.uint8)) for i in range(4)]
+    law = {"seed": 0, "certificate": {}, "dataset": {"name": "<digits>"}}
+    again = write_report(tmp_path / "again", ITEMS, images, law=law, radii=RADII, title="Run <a>")
+    for path in written.folder.iterdir():
+        assert path.read_bytes() == (again.folder / path.name).read_bytes(), path.name
+
+
+def test_the_noisy_picture_is_the_first_estimation_draw() -> None:
+    from ndc_core.randomness import draw_generator
+
+    pixels = np.full((1, 8, 8), 51, np.uint8)
+    noise = draw_generator(seed=3, image_id="0", phase="estimation", draw=0).standard_normal((1, 8, 8))
+    np.testing.assert_allclose(noisy_pixels(ITEMS[0], pixels, seed=3), 0.2 + 0.25 * noise)

@@ -1,0 +1,108 @@
+"""Whole runs on a local Ray, in this process."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from ndc_core.voting import count_votes
+from pipeline.law import LawChangedError
+from pipeline.run import UnitsFailedError, certify_run, prepare, reduce_and_report
+from pipeline.store import RunStore
+from pipeline.votes import build_classifier
+from tests.runs import small_config
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    yield
+    ray.shutdown()
+
+
+def evidence_of(folder: Path) -> dict[str, tuple]:
+    """All that must be equal between two runs of the same law."""
+    store = RunStore(folder)
+    found = store.all_evidence(fingerprint=store.manifest()["fingerprint"])
+    return {str(item.unit): (item.votes, item.evaluations) for item in found}
+
+
+def certify(model: Path, folder: str, *assignments: str) -> list[str]:
+    said: list[str] = []
+    certify_run(prepare(small_config(model, *assignments), Path(folder)), say=said.append)
+    ray.shutdown()
+    return said
+
+
+def test_votes_are_the_same_for_one_actor_for_two_and_without_ray(tiny_model: Path) -> None:
+    certify(tiny_model, "one", "compute.actors=1")
+    certify(tiny_model, "two", "compute.actors=2")
+    assert evidence_of(Path("one")) == evidence_of(Path("two"))
+    run = prepare(small_config(tiny_model), Path("none"))
+    classifier = build_classifier(run.config, device="cpu")
+    for unit in run.units.values():
+        image = next(example.image for example in run.examples if example.image_id == unit.image_id)
+        counts = count_votes(
+            classifier,
+            image,
+            sigma_pixel=unit.sigma_pixel,
+            seed=0,
+            image_id=unit.image_id,
+            phase=unit.phase,
+            draws=range(unit.draw_start, unit.draw_stop),
+        )
+        votes, evaluations = evidence_of(Path("one"))[str(unit)]
+        assert {c: v for c, v in enumerate(counts.votes.tolist()) if v} == votes
+        assert counts.evaluations == evaluations
+
+
+def test_a_run_goes_on_where_it_stopped_and_mends_its_evidence(tiny_model: Path) -> None:
+    certify(tiny_model, "whole")
+    whole = evidence_of(Path("whole"))
+    files = RunStore(Path("whole")).evidence_files()
+    kept = {path: path.stat().st_mtime_ns for path in files[3:]}
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:100])
+    said = certify(tiny_model, "whole")
+    assert evidence_of(Path("whole")) == whole
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "published evidence was computed again"
+    assert any("set aside" in line and files[1].name in line for line in said)
+    assert any("going on at" in line for line in said)
+    assert certify(tiny_model, "whole") == ["all 200 votes are there already"]
+
+
+def test_a_changed_run_is_refused_with_the_difference_named(tiny_model: Path) -> None:
+    certify(tiny_model, "run", "dataset.limit=1")
+    for change, message in (("seed=5", "seed: 0 -> 5"), ("dataset.limit=2", "dataset.images: 1 -> 2")):
+        with pytest.raises(LawChangedError, match=message):
+            prepare(small_config(tiny_model, "dataset.limit=1", change), Path("run"))
+
+
+def test_failed_units_are_listed_and_the_others_are_done(tiny_model: Path) -> None:
+    run = prepare(small_config(tiny_model), Path("run"))
+    store = RunStore(run.folder)
+    blocked_id, blocked = list(run.units.items())[4]
+    obstacle = store.evidence_path(blocked_id).parent
+    obstacle.parent.mkdir(parents=True)
+    obstacle.write_text("a file where a folder should be")
+    with pytest.raises(UnitsFailedError, match=r"run `ndc certify run` to finish") as caught:
+        certify_run(run, say=lambda line: None)
+    assert str(blocked) in str(caught.value)
+    in_the_way = sum(store.evidence_path(unit_id).parent == obstacle for unit_id in run.units)
+    obstacle.unlink()
+    assert len(store.evidence_files()) == len(run.units) - in_the_way
+    certify(tiny_model, "run")
+    assert len(store.evidence_files()) == len(run.units)
+    assert not list(store.failures())
+
+
+def test_another_alpha_needs_neither_model_nor_votes(tiny_model: Path) -> None:
+    certify(tiny_model, "run")
+    store = RunStore(Path("run"))
+    strict, _ = reduce_and_report(store, alpha=1e-6, radii=(0.0,), folder=Path("strict"))
+    loose, _ = reduce_and_report(store, alpha=0.1, radii=(0.0,), folder=Path("loose"))
+    assert all(a.counts == b.counts for a, b in zip(strict, loose, strict=True))
+    assert all(a.certificate.p_lower < b.certificate.p_lower for a, b in zip(strict, loose, strict=True))

@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.status import status_lines, status_of
+from pipeline.store import Evidence, RunStore
+from pipeline.units import WorkUnit
+
+LAW = "a" * 64
+
+
+def publish(store: RunStore, start: int, finished: float) -> None:
+    unit = WorkUnit("img", 2, 0.25, "estimation", start, start + 10)
+    store.publish(Evidence(unit, {2: 10}, 800, 2.0, finished, "cpu"), fingerprint=LAW)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    store = RunStore(tmp_path / "run")
+    plan = {"units": 4, "votes": 40, "classes": 10}
+    store.declare({"law": {}, "fingerprint": LAW, "plan": plan}, config_toml="", examples=[])
+    return store
+
+
+def test_status_counts_units_votes_rate_and_time_left(store: RunStore) -> None:
+    publish(store, 0, finished=1002.0)
+    publish(store, 10, finished=1004.0)
+    store.record_failure(WorkUnit("img", 2, 0.25, "estimation", 20, 30), "NaN at draw 20", fingerprint=LAW)
+    found = status_of(store.folder, now_unix=1010.0)
+    assert (found.units_done, found.votes_done, found.evaluations) == (2, 20, 1600)
+    assert found.evaluations_per_second == pytest.approx(160)
+    assert found.seconds_left == pytest.approx(10)
+    lines = status_lines(found)
+    assert "2 of 4 units, 20 of 40 votes" in lines[0]
+    assert lines[1] == "160 evaluations/s, 0:10 left"
+    assert lines[2] == "failed: image img, sigma_pixel 0.25, estimation draws 20 to 29: NaN at draw 20"
+
+
+def test_a_run_that_stands_still_says_how_to_go_on(store: RunStore) -> None:
+    publish(store, 0, finished=1000.0)
+    assert f"`ndc certify {store.folder}` goes on" in status_lines(status_of(store.folder, now_unix=9000.0))[1]
+
+
+def test_a_complete_run_says_so(store: RunStore) -> None:
+    for start in range(0, 40, 10):
+        publish(store, start, finished=1000.0)
+    assert status_lines(status_of(store.folder, now_unix=1001.0))[1] == "complete"
