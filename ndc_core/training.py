@@ -23,15 +23,15 @@ class TrainingSpec:
     """How to train. Ends after `steps`, or at `max_seconds` on a slow machine: the learning rate follows
     whichever is nearer, so that it always ends at zero. The result is reproducible if the steps end it."""
 
-    steps: int = 2400
+    steps: int = 2000
     max_seconds: float = 100.0
     batch: int = 192
     learning_rate: float = 2e-3
     channels: int = 32
     label_dropout: float = 0.1
-    log_sigma_mean: float = -0.8
-    log_sigma_std: float = 1.0
-    augment_share: float = 0.8
+    log_sigma_mean: float = -0.4
+    log_sigma_std: float = 0.8
+    augment_share: float = 0.5
     seed: int = 0
 
 

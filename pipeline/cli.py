@@ -1,23 +1,13 @@
 """The command `ndc`. Commands are thin: parse, call, print. Heavy imports wait for the command that needs them."""
 
 import json
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM: both leave a run that can be resumed."""
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted
+EXIT_INTERRUPTED = 130
 
 
 class Commands(click.Group):
@@ -91,8 +81,6 @@ def certify(
     )
     if dry_run:
         return
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         report, tracker = certify_run(run, say=lambda line: click.echo(line, err=True))
     except KeyboardInterrupt:
@@ -158,3 +146,7 @@ def _print_report(written: Any) -> None:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     click.echo(f"Report: {written.page}")
+
+
+if __name__ == "__main__":
+    main()

@@ -59,7 +59,9 @@ class VoteProgress:
         return f"{self.evaluations / seconds:,.0f} evaluations/s, {duration(left)} left{failed}"
 
     def add(self, receipt: Receipt) -> None:
-        """Takes note of a finished unit."""
+        """Takes note of a finished unit; the clock of the rates starts when the first one did."""
+        if not self.votes_here:
+            self.started = time.monotonic() - receipt.seconds
         if receipt.error:
             self.failed += 1
         else:

@@ -2,10 +2,14 @@
 
 import logging
 import os
+import signal
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from ndc_core.checkpoints import denoiser_digest, load_denoiser
 from pipeline.config import RunConfig
@@ -26,6 +30,17 @@ MAX_BLOCKS = 20_000
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 
 Say = Callable[[str], None]
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def stop_on_signals() -> None:
+    """Lets SIGTERM stop a run as Ctrl-C does: both leave it to be resumed."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGTERM, _interrupt)
 
 
 class UnitsFailedError(RuntimeError):
@@ -95,6 +110,7 @@ def certify_run(run: PreparedRun, *, say: Say) -> tuple[Report, Any]:
     """
     from pipeline.tracking import Tracker
 
+    stop_on_signals()
     store = RunStore(run.folder)
     with store.lock():
         if not store.is_declared():
@@ -188,14 +204,10 @@ def connect_ray(run: PreparedRun) -> int:
     return max(1, int((resources.get("CPU", 1) - 1) / compute.threads_per_actor))
 
 
-def actor_options() -> dict[str, int]:
-    """Ray Data's own defaults would retry a unit that kills its actor for ever."""
-    return {"max_restarts": ACTOR_RESTARTS, "max_task_retries": TASK_RETRIES}
-
-
 def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit]) -> Iterator[Receipt]:
     """Sends units to a pool of actors and yields a receipt for each as soon as it is published."""
     actors = min(connect_ray(run), len(units))
+    stop_on_signals()  # again: Ray has put handlers of its own in place, which abort
     import ray.data
 
     for handler in logging.getLogger("ray.data").handlers:
@@ -210,15 +222,20 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit]) -> Iterator[Rec
     rows = [unit_row(unit, example_of[unit.image_id]) for unit in units]
     settings = VoterSettings(run.config, str(run.folder.absolute()), run.fingerprint, run.law["model_sha256"])
     compute = run.config.compute
-    receipts = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS)).map_batches(
-        VoteActor,
-        fn_constructor_args=(settings,),
-        batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
-        num_cpus=compute.threads_per_actor,
-        num_gpus=compute.gpus_per_actor or None,
-        ray_remote_args_fn=actor_options,
-    )
+    with warnings.catch_warnings():
+        # Ray deprecates these two without another way to say them, and its defaults would retry a unit that
+        # kills its actor for ever.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        receipts = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS)).map_batches(
+            VoteActor,
+            fn_constructor_args=(settings,),
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
+            num_cpus=compute.threads_per_actor,
+            num_gpus=compute.gpus_per_actor or None,
+            max_restarts=ACTOR_RESTARTS,
+            max_task_retries=TASK_RETRIES,
+        )
     for batch in receipts.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
         for row in rows_of(batch):
             yield Receipt(**row)

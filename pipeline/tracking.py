@@ -1,5 +1,6 @@
 """MLflow, spoken to by the driver only: one flat run for each run folder, continued on resume."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Tracker:
         check_server(self.uri)
         from mlflow import MlflowClient
 
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it makes
         with FileLock(f"{DEFAULT_DATABASE}.lock"):  # the first initialisation races between processes
             self.client = MlflowClient(tracking_uri=self.uri)
             self.experiment_id = self._experiment(experiment)

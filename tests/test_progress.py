@@ -1,7 +1,5 @@
 import time
 
-import pytest
-
 from pipeline import progress
 from pipeline.progress import VoteProgress, duration
 from pipeline.votes import Receipt
@@ -32,10 +30,12 @@ def test_away_from_a_terminal_a_line_appears_every_few_seconds(capsys, monkeypat
     assert "1 units failed" in bar.rate()
 
 
-def test_rate_and_time_left_count_only_what_happened_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rate_and_time_left_count_only_what_happened_here_since_the_first_unit_began(monkeypatch) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    bar = VoteProgress(votes=1000, votes_done_before=900)
-    now[0] = 10.0
+    bar = VoteProgress(votes=1000, votes_done_before=800)
+    now[0] = 30.0  # Ray took 29 s to start, the first unit 1 s
     bar.add(receipt())
-    assert bar.rate() == "400 evaluations/s, 0:10 left"
+    now[0] = 39.0
+    bar.add(receipt())
+    assert bar.rate() == "800 evaluations/s, 0:10 left"
