@@ -94,11 +94,15 @@ def prepare(config: RunConfig, folder: Path) -> PreparedRun:
     check_examples(examples, image_shape=denoiser.image_shape, num_classes=denoiser.num_classes)
     law = law_of(config, examples, model_digest=denoiser_digest(config.model))
     fingerprint = fingerprint_of(law)
-    store = RunStore(folder)
-    if store.is_declared():
-        refuse_changes(store.manifest()["law"], law, folder=str(folder))
+    refuse_other_law(RunStore(folder), law)
     units = {unit.unit_id(fingerprint): unit for unit in plan_units(config, examples)}
     return PreparedRun(config, folder, examples, units, law, fingerprint, denoiser.num_classes)
+
+
+def refuse_other_law(store: RunStore, law: dict[str, Any]) -> None:
+    """Raises LawChangedError if the folder holds a run of another law."""
+    if store.is_declared():
+        refuse_changes(store.manifest()["law"], law, folder=str(store.folder))
 
 
 def certify_run(run: PreparedRun, *, say: Say) -> tuple[Report, Any]:
@@ -113,6 +117,7 @@ def certify_run(run: PreparedRun, *, say: Say) -> tuple[Report, Any]:
     stop_on_signals()
     store = RunStore(run.folder)
     with store.lock():
+        refuse_other_law(store, run.law)  # another driver may have been here since `prepare`
         if not store.is_declared():
             store.declare(run.manifest(), config_toml=run.config.to_toml(), examples=run.examples)
         tracker = Tracker(experiment=run.config.experiment, folder=run.folder, law=run.law, fingerprint=run.fingerprint)

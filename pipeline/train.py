@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from ndc_core.checkpoints import WEIGHTS_FILE
 from ndc_core.training import TrainingProgress, TrainingSpec, save_trained, train_denoiser
 from pipeline.datasets import DATASETS, dataset_digest, load_dataset
 from pipeline.progress import duration
@@ -21,10 +22,12 @@ def train_on(dataset: str, out: Path, *, steps: int | None, seed: int) -> None:
     """Trains on the training split (the held-out images are never seen) and writes a checkpoint.
 
     Raises:
-        ValueError: an unknown data set.
+        ValueError: an unknown data set, or a folder that holds a checkpoint already.
     """
     if dataset not in DATASETS:
         raise ValueError(f"dataset {dataset!r} is unknown; there are: {', '.join(DATASETS)}")
+    if (out / WEIGHTS_FILE).exists():
+        raise ValueError(f"{out} holds a checkpoint already, which runs may depend on; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     examples = load_dataset(dataset, split="train")
     spec = TrainingSpec(seed=seed)

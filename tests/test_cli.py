@@ -102,6 +102,17 @@ def test_a_broken_model_ends_the_run_with_the_failed_units_named(ndc, tiny_model
     assert status.stdout.count("failed: image digits-") == 3
 
 
+def test_training_writes_a_checkpoint_once_and_shows_loss_and_time_left(ndc, tmp_path: Path) -> None:
+    done = ndc("train", "--dataset", "digits", "--out", "models/a", "--steps", "250")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"step \d+ of 250, loss 0\.\d+, 0:\d\d left", done.stderr)
+    before = (tmp_path / "models/a/denoiser.safetensors").read_bytes()
+    again = ndc("train", "--dataset", "digits", "--out", "models/a", "--steps", "3")
+    assert again.returncode == 1
+    assert "holds a checkpoint already" in again.stderr
+    assert (tmp_path / "models/a/denoiser.safetensors").read_bytes() == before
+
+
 def test_help_names_every_command(ndc) -> None:
     done = ndc("--help")
     assert done.returncode == 0

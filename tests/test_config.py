@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from ndc_core.grid import build_grid
 from pipeline.config import ConfigError, load_config, preset_names
 
 
@@ -64,3 +65,20 @@ def test_unknown_presets_are_refused_with_the_known_ones(tmp_path: Path) -> None
     broken.write_text("seed = 3")
     with pytest.raises(ConfigError, match="key model is missing"):
         load_config(str(broken))
+
+
+@pytest.mark.parametrize("sigma_pixel", [0.25, 0.5, 1.0])
+def test_the_paper_preset_has_the_authors_threshold_in_our_unit(sigma_pixel: float) -> None:
+    """They drop at 5e-5 on sums of w * loss * d, d the 126-point width; ours carry the 50-point width instead."""
+    classifier = load_config("paper").classifier
+    assert classifier.sift is not None
+    refine, sift = (build_grid(grid, tau_model=2 * sigma_pixel) for grid in (classifier.grid, classifier.sift.grid))
+    widths = [float((grid.level - grid.previous)[0]) for grid in (refine, sift)]
+    assert classifier.sift.threshold_per_dim / widths[1] == pytest.approx(5e-5 / widths[0])
+    assert (classifier.grid.points, classifier.sift.grid.points, classifier.sift.keep) == (126, 50, 10)
+
+
+def test_the_paper_preset_costs_what_the_paper_says() -> None:
+    config = load_config("paper")
+    assert config.classifier.grid.steps * 10 + 1 == 1241
+    assert (config.votes.selection, config.votes.estimation, config.certificate.alpha) == (100, 10_000, 0.001)

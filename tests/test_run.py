@@ -81,6 +81,15 @@ def test_a_changed_run_is_refused_with_the_difference_named(tiny_model: Path) ->
             prepare(small_config(tiny_model, "dataset.limit=1", change), Path("run"))
 
 
+def test_a_driver_that_prepared_before_another_declared_is_refused_too(tiny_model: Path) -> None:
+    late = prepare(small_config(tiny_model, "dataset.limit=1", "seed=5"), Path("run"))
+    certify(tiny_model, "run", "dataset.limit=1")
+    before = evidence_of(Path("run"))
+    with pytest.raises(LawChangedError, match="seed: 0 -> 5"):
+        certify_run(late, say=lambda line: None)
+    assert evidence_of(Path("run")) == before
+
+
 def test_failed_units_are_listed_and_the_others_are_done(tiny_model: Path) -> None:
     run = prepare(small_config(tiny_model), Path("run"))
     store = RunStore(run.folder)
