@@ -1,6 +1,5 @@
 """The score loop: squared distances of the denoiser's output to its target, in passes of one fixed shape."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,22 +55,19 @@ class ScoreLoop:
         self.device = device
         self.evaluations = 0
 
-    def _passes(self, total: int) -> Iterator[tuple[int, int, Int[Tensor, " rows"]]]:
-        """First row, number of rows that count, and all row indices of each pass; padding repeats the last row."""
-        for first in range(0, total, self.rows_per_pass):
-            count = min(self.rows_per_pass, total - first)
-            rows = torch.arange(first, first + self.rows_per_pass, device=self.device)
-            yield first, count, rows.clamp_(max=total - 1)
+    def _rows(self, total: int) -> tuple[Int[Tensor, " rows"], list[slice]]:
+        """All row indices, padded to whole passes by repeating the last, and the window of each pass."""
         self.evaluations += total
+        padded = -(-total // self.rows_per_pass) * self.rows_per_pass
+        rows = torch.arange(padded, device=self.device).clamp_(max=total - 1)
+        return rows, [slice(first, first + self.rows_per_pass) for first in range(0, padded, self.rows_per_pass)]
 
     def estimate(self, z: Images, *, sigma_model: float) -> Images:
         """The unconditional estimate of the clean image behind each z."""
-        estimate = torch.empty_like(z)
         label = torch.zeros(self.rows_per_pass, self.denoiser.num_classes, device=self.device)
         sigma = torch.full((self.rows_per_pass,), sigma_model, device=self.device)
-        for first, count, rows in self._passes(len(z)):
-            estimate[first : first + count] = self.denoiser(z[rows], sigma, label)[:count]
-        return estimate
+        rows, windows = self._rows(len(z))
+        return torch.cat([self.denoiser(z[rows[window]], sigma, label) for window in windows])[: len(z)]
 
     def losses(
         self, path: Path, draw_of_pair: Int[np.ndarray, " pairs"], class_of_pair: Int[np.ndarray, " pairs"]
@@ -82,25 +78,31 @@ class ScoreLoop:
             NonFiniteScoreError: naming the first draw, level and class where the output is not finite.
         """
         steps = len(path.level)
+        total = len(draw_of_pair) * steps
+        rows, windows = self._rows(total)
+        pair, step = rows // steps, rows % steps
+        draw = torch.as_tensor(draw_of_pair, device=self.device)[pair]
+        label = torch.as_tensor(class_of_pair, device=self.device)[pair]
         level, input_scale, target_scale = (
-            torch.as_tensor(scale, dtype=torch.float32, device=self.device)
+            torch.as_tensor(scale, dtype=torch.float32, device=self.device)[step]
             for scale in (path.level, path.input_scale, path.target_scale)
         )
-        draws = torch.as_tensor(draw_of_pair, device=self.device)
-        classes = torch.as_tensor(class_of_pair, device=self.device)
+        noise_at, noise = draw * steps + step, path.noise.flatten(0, 1)
         labels = torch.eye(self.denoiser.num_classes, device=self.device)
-        losses = torch.empty(len(draw_of_pair) * steps, dtype=torch.float64, device=self.device)
-        for first, count, rows in self._passes(len(losses)):
-            pair, step = rows // steps, rows % steps
-            draw = draws[pair]
-            noise = path.noise[draw, step]
-            z = torch.addcmul(path.start[draw], noise, input_scale[step, None, None, None])
-            residual = self.denoiser(z, level[step], labels[classes[pair]]) - path.anchor[draw]
-            residual = torch.addcmul(residual, noise, target_scale[step, None, None, None], value=-1)
-            losses[first : first + count] = residual.square().flatten(1).sum(1, dtype=torch.float64)[:count]
-        result = losses.view(-1, steps).cpu().numpy()
+        aims_at_noise = path.target_scale.any()
+        losses = torch.empty(len(rows), dtype=torch.float64, device=self.device)
+        for window in windows:
+            e, whose = noise[noise_at[window]], draw[window]
+            start = path.start[whose]
+            target = start if path.anchor is path.start else path.anchor[whose]
+            z = torch.addcmul(start, e, input_scale[window, None, None, None])
+            if aims_at_noise:
+                target = torch.addcmul(target, e, target_scale[window, None, None, None])
+            residual = self.denoiser(z, level[window], labels[label[window]]) - target
+            losses[window] = residual.square_().flatten(1).sum(1, dtype=torch.float64)
+        result = losses[:total].view(-1, steps).cpu().numpy()
         if not np.isfinite(result).all():
-            pair, step = np.argwhere(~np.isfinite(result))[0]
-            where = f"sigma_model {path.level[step]:g}, class {class_of_pair[pair]}"
-            raise NonFiniteScoreError(where, row=int(draw_of_pair[pair]))
+            bad_pair, bad_step = np.argwhere(~np.isfinite(result))[0]
+            where = f"sigma_model {path.level[bad_step]:g}, class {class_of_pair[bad_pair]}"
+            raise NonFiniteScoreError(where, row=int(draw_of_pair[bad_pair]))
         return result

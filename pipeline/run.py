@@ -235,7 +235,7 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit]) -> Iterator[Rec
             VoteActor,
             fn_constructor_args=(settings,),
             batch_size=None,
-            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
+            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
             num_cpus=compute.threads_per_actor,
             num_gpus=compute.gpus_per_actor or None,
             max_restarts=ACTOR_RESTARTS,

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from ndc_core.checkpoints import WEIGHTS_FILE
 from ndc_core.training import TrainingProgress, TrainingSpec, save_trained, train_denoiser
 from pipeline.datasets import DATASETS, dataset_digest, load_dataset
+from pipeline.memory import keep_freed_memory
 from pipeline.progress import duration
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -33,6 +34,7 @@ def train_on(dataset: str, out: Path, *, steps: int | None, seed: int) -> None:
     spec = TrainingSpec(seed=seed)
     if steps is not None:
         spec = replace(spec, steps=steps)
+    keep_freed_memory()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     labels = [example.label for example in examples]
     with TrainingBar(spec.steps) as bar:

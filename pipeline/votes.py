@@ -14,6 +14,7 @@ from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.voting import count_votes
 from pipeline.config import RunConfig
 from pipeline.datasets import Example
+from pipeline.memory import keep_freed_memory
 from pipeline.store import Evidence, RunStore
 from pipeline.units import WorkUnit
 
@@ -93,6 +94,7 @@ class VoteActor:
     """
 
     def __init__(self, settings: VoterSettings) -> None:
+        keep_freed_memory()
         torch.set_num_threads(settings.config.compute.threads_per_actor)
         if denoiser_digest(settings.config.model) != settings.model_digest:
             raise ValueError(f"the model at {settings.config.model} is not the one this run was started with")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # A module may import only from lines above its own.
 ORDER = [
     {"ndc_core"},
-    {"datasets"},
+    {"datasets", "memory"},
     {"config"},
     {"units", "law"},
     {"store"},

@@ -2,7 +2,8 @@
 
     .venv/bin/python -m tests.bench.overhead [--pairs 5] [--images 4]
 
-The bare loop calls the same denoiser with the same number of rows on one thread and does nothing else. The
+The bare loop calls the same denoiser with the same number of rows on one thread, with the same setting of the
+allocator, in a process of its own, and does nothing else. The
 pipeline is `ndc certify demo` with one actor, timed from the start of its first unit to the end of its last.
 The two take turns; the ratio is taken pair by pair.
 """
@@ -12,33 +13,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import click
-import torch
 
-from ndc_core.checkpoints import load_denoiser
 from pipeline.config import load_config
 from pipeline.store import RunStore
-
-MODEL = Path("models/digits")
-
-
-def bare_rate(rows: int, *, seconds: float) -> float:
-    """Rows per second of the denoiser alone."""
-    torch.set_num_threads(1)
-    denoiser = load_denoiser(MODEL)
-    z = torch.randn(rows, *denoiser.image_shape)
-    sigma, label = torch.rand(rows) + 0.5, torch.eye(denoiser.num_classes)[torch.arange(rows) % denoiser.num_classes]
-    passes = 0
-    with torch.inference_mode():
-        denoiser(z, sigma, label)
-        started = time.perf_counter()
-        while time.perf_counter() - started < seconds:
-            denoiser(z, sigma, label)
-            passes += 1
-        return passes * rows / (time.perf_counter() - started)
+from tests.bench.bare import MODEL, bare_rate
 
 
 def pipeline_rate(folder: Path, images: int) -> tuple[float, float]:
@@ -64,10 +45,10 @@ def main(pairs: int, images: int) -> None:
     rows = load_config("demo").compute.rows_per_pass
     ratios = []
     for pair in range(pairs):
-        bare = bare_rate(rows, seconds=8)
+        bare = bare_rate(rows, keep_memory=True)
         with tempfile.TemporaryDirectory() as folder:
             pipeline, seconds = pipeline_rate(Path(folder), images)
-        bare = (bare + bare_rate(rows, seconds=8)) / 2  # before and after, as the machine's speed drifts
+        bare = (bare + bare_rate(rows, keep_memory=True)) / 2  # before and after, as the machine's speed drifts
         ratios.append(pipeline / bare)
         click.echo(
             f"pair {pair + 1}: bare {bare:,.0f}/s, pipeline {pipeline:,.0f}/s ({seconds:.0f} s), {ratios[-1]:.3f}"
