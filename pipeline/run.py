@@ -23,6 +23,7 @@ from pipeline.units import WorkUnit, plan_units
 from pipeline.votes import Receipt, VoteActor, VoterSettings, pick_device, rows_of, unit_row
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets every other process push in front of the actors
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the driver's terminal is for progress
 
 ACTOR_RESTARTS, TASK_RETRIES = 20, 3
