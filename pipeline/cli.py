@@ -16,6 +16,8 @@ class Commands(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
+        except (click.exceptions.Exit, click.Abort):  # click's own, and RuntimeErrors
+            raise
         except (ValueError, OSError, RuntimeError) as error:
             if context.params.get("traceback"):
                 raise

@@ -26,7 +26,8 @@ class TrackingError(ValueError):
 
 
 def tracking_uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DEFAULT_DATABASE}"
+    # Absolute: MLflow keeps one connection for each address, whatever the working folder is by then.
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_DATABASE).absolute()}"
 
 
 def check_server(uri: str) -> None:

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from pipeline.report import Report, summarise
 from pipeline.tracking import Tracker, TrackingError, curve_points, flatten
@@ -30,7 +29,7 @@ def finish(found: Tracker, folder: Path) -> None:
 def test_a_run_has_parameters_scalars_curve_artifacts_and_the_datas_digest(workplace: Path) -> None:
     found = tracker()
     finish(found, workplace)
-    client = MlflowClient()
+    client = found.client
     run = client.get_run(found.run_id)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "a"
@@ -51,7 +50,7 @@ def test_a_resumed_run_continues_its_mlflow_run_and_logs_its_curve_once(workplac
     assert second.run_id == first.run_id
     finish(second, workplace)
     finish(tracker(), workplace)
-    history = MlflowClient().get_metric_history(first.run_id, "curve/certified_sigma_0.25")
+    history = second.client.get_metric_history(first.run_id, "curve/certified_sigma_0.25")
     assert len({point.step for point in history}) == len(history)
 
 
@@ -63,7 +62,7 @@ def test_the_link_opens_on_charts_and_says_how_to_serve_it(workplace: Path) -> N
     found = tracker()
     assert found.link.startswith("http://127.0.0.1:5000/#/experiments/")
     assert found.link.endswith("compareRunsMode=CHART")
-    assert found.how_to_open == "mlflow ui --backend-store-uri sqlite:///mlflow.db"
+    assert found.how_to_open == f"mlflow ui --backend-store-uri sqlite:///{workplace}/mlflow.db"
 
 
 def test_a_server_that_does_not_answer_is_an_error_at_once(workplace: Path, monkeypatch) -> None:
