@@ -1,19 +1,23 @@
 """Diffusion models as certifiably robust classifiers: the mathematics and the models, without a cluster."""
 
-from ndc_core.certificates import Certificate, cohen
+from ndc_core.certificates import Certificate, Tally, Terms, cohen
 from ndc_core.checkpoints import load_denoiser
 from ndc_core.classifiers import CLASSIFIERS, DiffusionClassifier
 from ndc_core.grid import WEIGHTS, GridSpec
+from ndc_core.methods import CERTIFICATES
 from ndc_core.sift import SiftSpec
 from ndc_core.voting import certify, count_votes
 
 __all__ = [
+    "CERTIFICATES",
     "CLASSIFIERS",
     "WEIGHTS",
     "Certificate",
     "DiffusionClassifier",
     "GridSpec",
     "SiftSpec",
+    "Tally",
+    "Terms",
     "certify",
     "cohen",
     "count_votes",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from ndc_core.denoiser import Denoiser
 from ndc_core.grid import WEIGHTS, Grid, GridSpec, Levels, build_grid, tau_correction
@@ -57,9 +58,10 @@ CLASSIFIERS: dict[str, Callable[[Images, Estimate, Grid], Shape]] = {
 
 @dataclass(frozen=True)
 class Prediction:
-    """The class of each draw, and how many rows the denoiser evaluated for them."""
+    """The class of each draw, its scores (minus infinity for a sifted class), and how many rows were evaluated."""
 
     winners: Int[np.ndarray, " draws"]
+    scores: Float[np.ndarray, "draws classes"]
     evaluations: int
 
 
@@ -67,7 +69,8 @@ class Prediction:
 class DiffusionClassifier:
     """A class-conditional denoiser as a classifier of noisy images.
 
-    Every forward pass has exactly `rows_per_pass` rows (the last is padded), so that no vote depends on
+    A step's squared error counts for at most `loss_cap` times the dimension, if that is set. Every forward pass has
+    exactly `rows_per_pass` rows (the last is padded), so that no vote depends on
     what else is computed (rule S1).
 
     Raises:
@@ -79,6 +82,7 @@ class DiffusionClassifier:
     grid: GridSpec
     weight: str = "elbo"
     sift: SiftSpec | None = None
+    loss_cap: float | None = None
     rows_per_pass: int = 256
     device: str = "cpu"
 
@@ -88,11 +92,34 @@ class DiffusionClassifier:
                 raise ValueError(f"unknown {what} {value!r}; there are: {', '.join(known)}")
         if self.rows_per_pass < 1:
             raise ValueError(f"rows_per_pass must be at least 1, not {self.rows_per_pass}")
+        if self.loss_cap is not None and not self.loss_cap > 0:
+            raise ValueError(f"loss_cap must be above 0, not {self.loss_cap}")
 
     @property
     def active_sift(self) -> SiftSpec | None:
         """The sift, unless it would keep every class anyway."""
         return self.sift if self.sift and self.sift.keep < self.denoiser.num_classes else None
+
+    def path(
+        self,
+        z: Images,
+        estimate: Estimate,
+        spec: GridSpec,
+        noise: Float[Tensor, "draws steps c h w"],
+        *,
+        tau_model: float,
+    ) -> tuple[Path, Levels]:
+        """The path of noisy images z (model space) over a grid, and the weight c_t of each of its terms."""
+        grid = build_grid(spec, tau_model=self.grid_start(tau_model))
+        start, anchor, input_scale, target_scale = CLASSIFIERS[self.name](z, estimate, grid)
+        weight = WEIGHTS[self.weight](grid)
+        if self.name == "epndc":
+            weight = weight * tau_correction(grid)
+        return Path(start, anchor, grid.level, input_scale, target_scale, noise), weight
+
+    def grid_start(self, tau_model: float) -> float:
+        """DC takes whatever noise z has for image: its grid does not start at it."""
+        return 0.0 if self.name == "dc" else tau_model
 
     def scores(
         self, z: Float[np.ndarray, "draws c h w"], *, tau_model: float, noise: DrawNoise
@@ -114,7 +141,7 @@ class DiffusionClassifier:
         contested = alive & (alive.sum(axis=1, keepdims=True) > 1)
         # The only survivor of a sift has won: it is not scored again.
         scores = np.where(contested, scorer.scores(contested, noise.refine), np.where(alive, 0.0, -np.inf))
-        return Prediction(winners=scores.argmax(axis=1), evaluations=scorer.loop.evaluations)
+        return Prediction(scores.argmax(axis=1), scores, scorer.loop.evaluations)
 
 
 class _Scorer:
@@ -122,10 +149,11 @@ class _Scorer:
 
     def __init__(self, classifier: DiffusionClassifier, z: np.ndarray, *, tau_model: float) -> None:
         self.classifier = classifier
-        self.tau_model = 0.0 if classifier.name == "dc" else tau_model
+        self.tau_model = tau_model
         self.device = torch.device(classifier.device)
         self.loop = ScoreLoop(classifier.denoiser, rows_per_pass=classifier.rows_per_pass, device=self.device)
         self.z = torch.from_numpy(z).to(self.device, torch.float32)
+        self.dimension = self.z[0].numel()
         self._clean: Images | None = None
 
     def _estimate(self) -> Images:
@@ -134,14 +162,15 @@ class _Scorer:
         return self._clean
 
     def _path(self, spec: GridSpec, noise: np.ndarray) -> tuple[Path, Levels]:
-        """The path over a grid, and the weight c_t of each of its terms."""
-        grid = build_grid(spec, tau_model=self.tau_model)
-        start, anchor, input_scale, target_scale = CLASSIFIERS[self.classifier.name](self.z, self._estimate, grid)
-        weight = WEIGHTS[self.classifier.weight](grid)
-        if self.classifier.name == "epndc":
-            weight = weight * tau_correction(grid)
-        noise_on_device = torch.from_numpy(noise).to(self.device)
-        return Path(start, anchor, grid.level, input_scale, target_scale, noise_on_device), weight
+        on_device = torch.from_numpy(noise).to(self.device)
+        return self.classifier.path(self.z, self._estimate, spec, on_device, tau_model=self.tau_model)
+
+    def _losses(
+        self, path: Path, draw_of_pair: Int[np.ndarray, " pairs"], class_of_pair: Int[np.ndarray, " pairs"]
+    ) -> Float[np.ndarray, "pairs steps"]:
+        losses = self.loop.losses(path, draw_of_pair, class_of_pair)
+        cap = self.classifier.loss_cap
+        return losses if cap is None else np.minimum(losses, cap * self.dimension)
 
     @torch.inference_mode()
     def survivors(self, noise: Float[np.ndarray, "draws steps c h w"]) -> Bool[np.ndarray, "draws classes"]:
@@ -152,10 +181,9 @@ class _Scorer:
         path, weight = self._path(spec.grid, noise)
 
         def step_loss(step: int, draw_of_pair: np.ndarray, class_of_pair: np.ndarray) -> np.ndarray:
-            loss: np.ndarray = self.loop.losses(path.at(step), draw_of_pair, class_of_pair)[:, 0]
-            return weight[step] * loss
+            return weight[step] * self._losses(path.at(step), draw_of_pair, class_of_pair)[:, 0]
 
-        threshold = spec.threshold_per_dim * self.z[0].numel()
+        threshold = spec.threshold_per_dim * self.dimension
         return sift(step_loss, draws=draws, classes=classes, steps=len(weight), threshold=threshold, keep=spec.keep)
 
     @torch.inference_mode()
@@ -166,5 +194,5 @@ class _Scorer:
         scores = np.full(wanted.shape, -np.inf)
         if wanted.any():
             path, weight = self._path(self.classifier.grid, noise)
-            scores[wanted] = -self.loop.losses(path, *wanted.nonzero()) @ weight
+            scores[wanted] = -self._losses(path, *wanted.nonzero()) @ weight
         return scores

@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
+
+from ndc_core.smoothing import InputNoise
 
 Phase = Literal["selection", "estimation"]
 
 
 @dataclass(frozen=True)
 class DrawNoise:
-    """Standard normal noise of a batch of draws: of the input, of the refine grid, of the sift grid."""
+    """Noise of a batch of draws: of the input, as its law draws it; standard normal of the refine and the sift grid."""
 
-    input: Float[np.ndarray, "draws c h w"]
+    input: Shaped[np.ndarray, "draws c h w"]
     refine: Float[np.ndarray, "draws refine_steps c h w"]
     sift: Float[np.ndarray, "draws sift_steps c h w"]
 
@@ -38,23 +40,22 @@ def draw_noise(
     image_id: str,
     phase: Phase,
     draws: Sequence[int],
+    input_noise: InputNoise,
     image_shape: tuple[int, int, int],
     refine_steps: int,
     sift_steps: int,
 ) -> DrawNoise:
     """Noise of the named draws.
 
-    The input's noise, whose law the certificate speaks of, is drawn first and in double precision: it does
-    not change with the grid. The noise of the steps is the classifier's own and in single precision.
+    The input's noise, whose law the certificate speaks of, is drawn first: it does not change with the grid. The noise
+    of the steps is the classifier's own and in single precision.
     """
-    noise = DrawNoise(
-        input=np.empty((len(draws), *image_shape)),
-        refine=np.empty((len(draws), refine_steps, *image_shape), dtype=np.float32),
-        sift=np.empty((len(draws), sift_steps, *image_shape), dtype=np.float32),
-    )
+    inputs = []
+    refine = np.empty((len(draws), refine_steps, *image_shape), dtype=np.float32)
+    sift = np.empty((len(draws), sift_steps, *image_shape), dtype=np.float32)
     for row, draw in enumerate(draws):
         generator = draw_generator(seed=seed, image_id=image_id, phase=phase, draw=draw)
-        generator.standard_normal(out=noise.input[row])
-        generator.standard_normal(out=noise.refine[row], dtype=np.float32)
-        generator.standard_normal(out=noise.sift[row], dtype=np.float32)
-    return noise
+        inputs.append(input_noise.draw(generator, image_shape))
+        generator.standard_normal(out=refine[row], dtype=np.float32)
+        generator.standard_normal(out=sift[row], dtype=np.float32)
+    return DrawNoise(np.stack(inputs), refine, sift)

@@ -46,6 +46,28 @@ class Path:
         )
 
 
+def squared_errors(
+    denoiser: Denoiser,
+    path: Path,
+    *,
+    draw: Int[Tensor, " rows"],
+    step: Int[Tensor, " rows"],
+    label: Float[Tensor, "rows classes"],
+) -> Float[Tensor, " rows"]:
+    """|| h(z_t, sigma_t, y) - target_t ||^2 of each row's draw, step and label, in double precision; differentiable."""
+    level, input_scale, target_scale = (
+        torch.as_tensor(scale, dtype=torch.float32, device=path.start.device)[step]
+        for scale in (path.level, path.input_scale, path.target_scale)
+    )
+    e, start = path.noise[draw, step], path.start[draw]
+    target = start if path.anchor is path.start else path.anchor[draw]
+    z = torch.addcmul(start, e, input_scale[:, None, None, None])
+    if path.target_scale.any():
+        target = torch.addcmul(target, e, target_scale[:, None, None, None])
+    residual = denoiser(z, level, label) - target
+    return residual.square().flatten(1).sum(1, dtype=torch.float64)
+
+
 class ScoreLoop:
     """A denoiser called on exactly `rows_per_pass` rows at a time, and how many rows it was asked for."""
 
@@ -82,24 +104,13 @@ class ScoreLoop:
         rows, windows = self._rows(total)
         pair, step = rows // steps, rows % steps
         draw = torch.as_tensor(draw_of_pair, device=self.device)[pair]
-        label = torch.as_tensor(class_of_pair, device=self.device)[pair]
-        level, input_scale, target_scale = (
-            torch.as_tensor(scale, dtype=torch.float32, device=self.device)[step]
-            for scale in (path.level, path.input_scale, path.target_scale)
-        )
-        noise_at, noise = draw * steps + step, path.noise.flatten(0, 1)
+        class_of_row = torch.as_tensor(class_of_pair, device=self.device)[pair]
         labels = torch.eye(self.denoiser.num_classes, device=self.device)
-        aims_at_noise = path.target_scale.any()
         losses = torch.empty(len(rows), dtype=torch.float64, device=self.device)
         for window in windows:
-            e, whose = noise[noise_at[window]], draw[window]
-            start = path.start[whose]
-            target = start if path.anchor is path.start else path.anchor[whose]
-            z = torch.addcmul(start, e, input_scale[window, None, None, None])
-            if aims_at_noise:
-                target = torch.addcmul(target, e, target_scale[window, None, None, None])
-            residual = self.denoiser(z, level[window], labels[label[window]]) - target
-            losses[window] = residual.square_().flatten(1).sum(1, dtype=torch.float64)
+            losses[window] = squared_errors(
+                self.denoiser, path, draw=draw[window], step=step[window], label=labels[class_of_row[window]]
+            )
         result = losses[:total].view(-1, steps).cpu().numpy()
         if not np.isfinite(result).all():
             bad_pair, bad_step = np.argwhere(~np.isfinite(result))[0]

@@ -13,6 +13,11 @@ def pixels_to_model(x: Array) -> Array:
     return 2 * x - 1
 
 
+def model_to_pixels(z: Array) -> Array:
+    """x = (z + 1) / 2."""
+    return (z + 1) / 2
+
+
 def sigma_to_model(sigma_pixel: float) -> float:
     """Standard deviations scale as distances do: sigma_model = 2 sigma_pixel."""
     return 2 * sigma_pixel

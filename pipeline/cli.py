@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 EXIT_INTERRUPTED = 130
+PRESET_OF = {"cohen": "demo", "sequential": "sequential", "lipschitz": "lipschitz"}
 
 
 class Commands(click.Group):
@@ -45,14 +46,18 @@ def train(dataset: str, out: Path, steps: int | None, seed: int) -> None:
 
 
 @main.command()
-@click.argument("source", metavar="PRESET_OR_TOML_OR_RUN")
+@click.argument("source", metavar="[PRESET_OR_TOML_OR_RUN]", required=False)
+@click.option("--certificate", "method", help="cohen, sequential or lipschitz.")
+@click.option("--radii", help="Radii of the table, and the sequential certificate's aims, as 0.25,0.5.")
 @click.option("--run", "folder", type=click.Path(path_type=Path), help="Run folder [default: runs/<preset>].")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
 @click.option("--sigma-pixel", type=float, multiple=True, help="Noise level for pixels in [0, 1]; repeatable.")
 @click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Override a key: votes.estimation=99.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the cost; compute nothing.")
 def certify(
-    source: str,
+    source: str | None,
+    method: str | None,
+    radii: str | None,
     folder: Path | None,
     limit: int | None,
     sigma_pixel: tuple[float, ...],
@@ -61,15 +66,18 @@ def certify(
 ) -> None:
     """Certify images, going on where a run in the same folder stopped.
 
-    The argument is a preset, a TOML file, or the folder of a run that was started before.
+    The argument is a preset, a TOML file, or the folder of a run that was started before. Left out, it is the preset
+    that goes with --certificate.
     """
     from pipeline.config import load_config
     from pipeline.run import certify_run, prepare
 
+    source = source or PRESET_OF.get(method or "cohen", "demo")
     if (Path(source) / "run.toml").is_file():
         source, folder = str(Path(source) / "run.toml"), folder or Path(source)
     folder = folder or Path("runs") / Path(source).stem
-    overrides = list(assignments)
+    overrides = ([f"certificate.method={method}"] if method else []) + list(assignments)
+    overrides += [f"certificate.radii=[{radii}]"] if radii else []
     if limit is not None:
         overrides.append(f"dataset.limit={limit}")
     if sigma_pixel:
@@ -77,7 +85,7 @@ def certify(
     run = prepare(load_config(source, overrides), folder)
     cost = run.votes * run.most_evaluations_per_vote
     click.echo(
-        f"{len(run.examples):,} images, {len(run.units):,} units, {run.votes:,} votes, "
+        f"{len(run.examples):,} images, {run.at_most}{len(run.units):,} units, {run.at_most}{run.votes:,} votes, "
         f"at most {cost:,} evaluations, in {folder}",
         err=True,
     )
@@ -92,6 +100,37 @@ def certify(
     click.echo(f"MLflow: {tracker.link}")
     if tracker.how_to_open:
         click.echo(f"        (served by `{tracker.how_to_open}`)")
+
+
+@main.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--redraw", type=click.IntRange(min=0), default=0, help="Also draw N random units again from the model.")
+def verify(folder: Path, redraw: int) -> None:
+    """Recompute all that a finished run states from its evidence, and name every difference."""
+    from pipeline.verify import verify_run
+
+    verify_run(folder, redraw=redraw, say=click.echo)
+    click.echo(f"{folder} is what it states")
+
+
+@main.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
+@click.option("--restarts", type=click.IntRange(min=1), default=4, show_default=True, help="Attacks on each radius.")
+@click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Gradient steps of an attack.")
+@click.option("--draws", type=click.IntRange(min=1), default=4, show_default=True, help="Noise draws of a gradient.")
+@click.option("--votes", type=click.IntRange(min=1), default=64, show_default=True, help="Votes that judge an attack.")
+def attack(folder: Path, limit: int | None, **settings: int) -> None:
+    """Try to break a finished run's certificates; measure what attacks leave of its accuracy beyond them."""
+    from pipeline.attack import attack_run
+    from pipeline.attackers import AttackSettings
+
+    try:
+        report, _ = attack_run(folder, AttackSettings(**settings), limit=limit, say=click.echo)
+    except KeyboardInterrupt:
+        click.echo("\nstopped; finished images are kept. Run the same command to go on.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    _print_report(report)
 
 
 @main.command()
@@ -113,7 +152,7 @@ def report(folder: Path, alpha: float | None, radii: str | None, out: Path | Non
     overrides += [f"certificate.radii=[{radii}]"] if radii else []
     config = load_config(str(folder / "run.toml"), overrides)
     out = out or (folder if alpha is None else folder / f"alpha-{alpha:g}")
-    _, written = reduce_and_report(store, alpha=alpha, radii=config.certificate.radii, folder=out)
+    written = reduce_and_report(store, alpha=alpha, radii=config.certificate.radii, folder=out)
     if as_json:
         click.echo(json.dumps(summary_json(written.summary), indent=2))
     else:

@@ -9,12 +9,14 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from ndc_core.certificates import CERTIFICATES, largest_cohen_radius
 from ndc_core.classifiers import CLASSIFIERS
 from ndc_core.grid import WEIGHTS, GridSpec, build_grid
+from ndc_core.methods import CERTIFICATES
 from ndc_core.sift import SiftSpec
+from ndc_core.smoothing import NoiseName
 from ndc_core.space import sigma_to_model
 from pipeline.datasets import DATASETS
+from pipeline.methods import method_of
 
 STRICT = ConfigDict(extra="forbid")
 
@@ -48,18 +50,25 @@ class ClassifierConfig(Section):
     weight: str
     grid: GridConfig
     sift: SiftConfig | None = None
+    loss_cap: float | None = Field(default=None, gt=0)
 
 
 class VotesConfig(Section):
+    """`estimation` is the number of estimation votes, or the most of them where a certificate may stop early."""
+
     selection: int = Field(ge=1)
     estimation: int = Field(ge=1)
     per_unit: int = Field(ge=1)
 
 
 class CertificateConfig(Section):
+    """`radii` are those of the table, and the ones that the sequential certificate aims at."""
+
     method: str
     alpha: float = Field(gt=0, lt=1)
     radii: tuple[float, ...] = Field(min_length=1)
+    maximum_over_sigmas: bool = False
+    precision: float = Field(default=0.1, gt=0, lt=1)
 
 
 class ComputeConfig(Section):
@@ -75,6 +84,7 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0)
     model: str
     sigma_pixel: tuple[float, ...] = Field(min_length=1)
+    noise: NoiseName = "integer"
     experiment: str = "ndc"
     dataset: DatasetConfig
     classifier: ClassifierConfig
@@ -100,16 +110,40 @@ class RunConfig(Section):
             raise ValueError("sigma_pixel names a level twice")
         grids = [self.classifier.grid] + ([self.classifier.sift.grid] if self.classifier.sift else [])
         for sigma in self.sigma_pixel:
-            if not 0 < sigma < 100:
+            if self.certificate.method != "lipschitz" and not 0 < sigma < 100:
                 raise ValueError(f"sigma_pixel {sigma} is out of range: it must lie between 0 and 100")
             for grid in grids:
                 build_grid(grid, tau_model=0.0 if self.classifier.name == "dc" else sigma_to_model(sigma))
         return self
 
     @model_validator(mode="after")
+    def _the_certificate_fits_the_classifier(self) -> Self:
+        lipschitz = self.certificate.method == "lipschitz"
+        if lipschitz and (
+            self.classifier.name != "dc" or self.classifier.sift or self.sigma_pixel != (0.0,) or self.noise != "none"
+        ):
+            raise ValueError(
+                "the lipschitz certificate is of the classifier dc without sift, on images without noise: set "
+                "classifier.name = 'dc', sigma_pixel = [0.0], noise = 'none' and no classifier.sift, or start from the "
+                "preset lipschitz"
+            )
+        if not lipschitz and self.noise == "none":
+            raise ValueError(
+                f"the {self.certificate.method} certificate needs noise: set noise to 'integer' or 'float'"
+            )
+        if self.certificate.maximum_over_sigmas and len(self.sigma_pixel) < 2:
+            raise ValueError(
+                "certificate.maximum_over_sigmas needs at least two sigma_pixel: it splits alpha among them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _something_can_be_certified(self) -> Self:
         alpha, votes = self.certificate.alpha, self.votes.estimation
-        reach = max(largest_cohen_radius(votes, sigma_pixel=sigma, alpha=alpha) for sigma in self.sigma_pixel)
+        # The size of image for which most can be certified: large ones have the smaller Lipschitz constant.
+        shape = [10**9] if self.certificate.method == "lipschitz" else [1]
+        law = {**self.model_dump(mode="json"), "dataset": {"image_shape": shape}}
+        reach = max(method_of(law, sigma).largest_radius for sigma in self.sigma_pixel)
         for radius in self.certificate.radii:
             if radius < 0:
                 raise ValueError(f"certificate.radii holds {radius}; radii are not negative")

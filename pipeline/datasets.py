@@ -40,11 +40,12 @@ def load_dataset(name: str, *, split: Split, limit: int | None = None) -> list[E
     return DATASETS[name](split)[:limit]
 
 
-def check_examples(examples: Sequence[Example], *, image_shape: tuple[int, ...], num_classes: int) -> None:
-    """Refuses data that do not fit the model.
+def check_examples(examples: Sequence[Example], *, image_shape: tuple[int, ...], num_classes: int, noise: str) -> None:
+    """Refuses data that do not fit the model or the noise.
 
     Raises:
-        ValueError: no images, an id that occurs twice, an image of another shape, or a label out of range.
+        ValueError: no images, an id that occurs twice, an image of another shape or not of 8 bits, or a label out of
+            range.
     """
     if not examples:
         raise ValueError("the dataset is empty: there is nothing to certify")
@@ -58,6 +59,9 @@ def check_examples(examples: Sequence[Example], *, image_shape: tuple[int, ...],
                 f"image {example.image_id} has shape {example.image.shape} (channels, height, width), "
                 f"the model takes {image_shape}; choose another model or dataset"
             )
+        if example.image.dtype != np.uint8:
+            remedy = "; integer noise is for 8-bit images" if noise == "integer" else ""
+            raise ValueError(f"image {example.image_id} is {example.image.dtype}, images must have 8 bits{remedy}")
         if not 0 <= example.label < num_classes:
             raise ValueError(
                 f"image {example.image_id} has label {example.label}, the model knows the classes "

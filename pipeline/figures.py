@@ -1,7 +1,7 @@
 """The certified-accuracy curve."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pipeline.reduce import CertifiedImage
+from pipeline.reduce import Attacked, CertifiedImage
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")  # told apart by the colour-blind too
 
@@ -27,27 +27,34 @@ def certified_accuracy_steps(items: Sequence[CertifiedImage]) -> tuple[np.ndarra
     return np.concatenate([[0.0], radii]), np.concatenate([[len(radii) / len(items)], share])
 
 
-def certified_accuracy_figure(certified: Sequence[CertifiedImage]) -> Picture:
-    """Certified accuracy over the L2 radius, a step curve for each noise level."""
+def certified_accuracy_figure(
+    levels: Mapping[str, Sequence[CertifiedImage]], empirical: Mapping[str, Attacked]
+) -> Picture:
+    """Certified accuracy over the L2 radius, a step curve for each level; dashed, what attacks left of each."""
     with mpl.rc_context({"svg.hashsalt": "ndc", "font.size": 11, "svg.fonttype": "path"}):
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        sigmas = list(dict.fromkeys(item.certificate.sigma_pixel for item in certified))
-        for index, sigma in enumerate(sigmas):
-            items = [item for item in certified if item.certificate.sigma_pixel == sigma]
+        for index, (name, items) in enumerate(levels.items()):
+            colour = COLOURS[index % len(COLOURS)]
+            label = f"$\\sigma$ = {name}" if name[0].isdigit() else name
             radii, share = certified_accuracy_steps(items)
             # A radius that just holds is certified: the step goes down behind it.
-            axes.step(
-                np.append(radii, radii[-1]),
-                100 * np.append(share, 0),
-                where="pre",
-                color=COLOURS[index % len(COLOURS)],
-                linewidth=2,
-                label=f"$\\sigma$ = {sigma:g}",
-            )
+            ends, shares = np.append(radii, radii[-1]), 100 * np.append(share, 0)
+            axes.step(ends, shares, where="pre", color=colour, linewidth=2, label=label)
+            if attacked := empirical.get(name):
+                reached = sorted(attacked.accuracy)
+                axes.plot(
+                    reached,
+                    [100 * attacked.accuracy[radius] for radius in reached],
+                    color=colour,
+                    linestyle="--",
+                    marker="o",
+                    markersize=4,
+                    label=f"{label}, under attack",
+                )
         axes.set_xlabel("L2 radius (pixels in [0, 1])")
-        axes.set_ylabel("certified accuracy (%)")
+        axes.set_ylabel("accuracy (%): certified, under attack" if empirical else "certified accuracy (%)")
         axes.set_xlim(left=0)
         axes.set_ylim(0, 101)
         axes.grid(color="#dddddd", linewidth=0.6)

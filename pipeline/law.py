@@ -9,7 +9,7 @@ from pipeline.config import RunConfig
 from pipeline.datasets import Example, dataset_digest
 
 # Raised whenever the code changes what a vote is: evidence of another version is never mixed in.
-VOTE_VERSION = 1
+VOTE_VERSION = 2
 
 
 class LawChangedError(ValueError):
@@ -27,15 +27,23 @@ def law_of(config: RunConfig, examples: Sequence[Example], *, model_digest: str)
             "name": config.dataset.name,
             "split": config.dataset.split,
             "images": len(examples),
+            "image_shape": list(examples[0].image.shape),
             "sha256": dataset_digest(examples),
         },
         "sigma_pixel": content["sigma_pixel"],
+        "noise": config.noise,
         "classifier": content["classifier"],
         "votes": content["votes"],
-        "certificate": {"method": config.certificate.method, "alpha": config.certificate.alpha},
+        "certificate": {key: content["certificate"][key] for key in _declared_keys(config)},
         "rows_per_pass": config.compute.rows_per_pass,
         "threads_per_actor": config.compute.threads_per_actor,
     }
+
+
+def _declared_keys(config: RunConfig) -> list[str]:
+    """What of a certificate must be declared before the first draw: radii only where sampling aims at them."""
+    own = {"sequential": ["radii"], "lipschitz": ["precision"]}
+    return ["method", "alpha", "maximum_over_sigmas", *own.get(config.certificate.method, [])]
 
 
 def fingerprint_of(law: dict[str, Any]) -> str:
@@ -54,11 +62,25 @@ def differences(declared: Any, wanted: Any, *, key: str = "") -> list[str]:
     return [] if declared == wanted else [f"{key}: {declared} -> {wanted}"]
 
 
+def refuse_undeclared_radii(law: dict[str, Any], radii: Sequence[float]) -> None:
+    """Raises LawChangedError for a radius that a sequential run did not aim at: its table would be too low there."""
+    declared = law["certificate"].get("radii")
+    other = [] if declared is None else sorted(set(radii) - set(declared))
+    if other:
+        raise LawChangedError(
+            f"radius {other[0]:g} was not declared: this run stopped sampling an image as soon as its declared radii "
+            f"({', '.join(f'{radius:g}' for radius in declared or [])}) were decided. Each image's own radius, in "
+            "certificates.parquet, holds nevertheless; a table at other radii needs a run of its own"
+        )
+
+
 def refuse_changes(declared: dict[str, Any], wanted: dict[str, Any], *, folder: str) -> None:
     """Raises LawChangedError, naming every difference, unless the two are equal."""
     changed = differences(declared, wanted)
     if changed:
+        spent = any(line.startswith(("votes.", "certificate.")) for line in changed)
         raise LawChangedError(
             f"{folder} was started with other settings ({'; '.join(changed)}); "
             "go back to them, or give this run another folder with --run"
+            + (" and another seed: votes that have been looked at would spend alpha a second time" if spent else "")
         )

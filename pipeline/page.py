@@ -10,37 +10,44 @@ import numpy as np
 from matplotlib.image import imsave
 
 from ndc_core.randomness import draw_noise
-from ndc_core.space import bytes_to_pixels
+from ndc_core.smoothing import NOISES
+from ndc_core.space import bytes_to_pixels, model_to_pixels
 from pipeline.reduce import CertifiedImage
 from pipeline.store import StoredImage
 
 CLASSES_SHOWN = 3
 
 
-def data_uri(pixels: np.ndarray) -> str:
-    """An image with channels first and values in [0, 1] as a PNG data URI; what lies outside is clipped."""
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """An image with channels first and values in [0, 1] as PNG; what lies outside is clipped."""
     channels_last = np.moveaxis(pixels.clip(0, 1), 0, -1)
     stream = io.BytesIO()
     rgb = channels_last if channels_last.shape[2] == 3 else channels_last.repeat(3, axis=2)
     imsave(stream, np.ascontiguousarray(rgb), format="png")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    return stream.getvalue()
 
 
-def noisy_pixels(item: CertifiedImage, pixels: np.ndarray, *, seed: int) -> np.ndarray:
+def data_uri(pixels: np.ndarray) -> str:
+    return "data:image/png;base64," + base64.b64encode(png_bytes(pixels)).decode()
+
+
+def noisy_pixels(item: CertifiedImage, pixels: np.ndarray, *, seed: int, noise: str) -> np.ndarray:
     """The image as the first estimation draw saw it."""
-    noise = draw_noise(
+    input_noise = NOISES[noise](item.certificate.sigma_pixel)
+    drawn = draw_noise(
         seed=seed,
         image_id=item.image_id,
         phase="estimation",
         draws=[0],
+        input_noise=input_noise,
         image_shape=pixels.shape,
         refine_steps=0,
         sift_steps=0,
     )
-    return bytes_to_pixels(pixels) + item.certificate.sigma_pixel * noise.input[0]
+    return model_to_pixels(input_noise.add(pixels, drawn.input)[0])
 
 
-def gallery_card(item: CertifiedImage, pixels: np.ndarray, *, seed: int) -> dict[str, Any]:
+def gallery_card(item: CertifiedImage, pixels: np.ndarray, *, law: dict[str, Any]) -> dict[str, Any]:
     """What the page shows of one image at one noise level."""
     certificate, total = item.certificate, max(1, sum(item.counts))
     order = sorted(range(len(item.counts)), key=lambda c: -item.counts[c])[:CLASSES_SHOWN]
@@ -51,9 +58,9 @@ def gallery_card(item: CertifiedImage, pixels: np.ndarray, *, seed: int) -> dict
         "sigma": f"{certificate.sigma_pixel:g}",
         "outcome": "abstained" if certificate.predicted is None else outcome,
         "predicted": certificate.predicted,
-        "radius": f"{int(certificate.radius * 1000) / 1000:.3f}",
+        "radius": f"{int(certificate.radius * 1e4) / 1e4:.4f}",
         "clean": data_uri(bytes_to_pixels(pixels)),
-        "noisy": data_uri(noisy_pixels(item, pixels, seed=seed)),
+        "noisy": data_uri(noisy_pixels(item, pixels, seed=law["seed"], noise=law["noise"])),
         "votes": [
             {"class": c, "count": item.counts[c], "percent": 100 * item.counts[c] / total}
             for c in order
@@ -67,6 +74,8 @@ def html_page(
     title: str,
     table: tuple[list[str], list[list[str]]],
     figure: str,
+    alpha: float,
+    scope: str,
     certified: Sequence[CertifiedImage],
     images: Sequence[StoredImage],
     law: dict[str, Any],
@@ -85,9 +94,8 @@ def html_page(
         header=table[0],
         rows=table[1],
         figure=figure[figure.index("<svg") :],
-        certificate={"alpha": certified[0].certificate.alpha, "method": certified[0].certificate.method},
+        alpha=alpha,
+        scope=scope,
         law=law,
-        cards=[
-            gallery_card(item, shown[item.image_id], seed=law["seed"]) for item in certified if item.image_id in shown
-        ],
+        cards=[gallery_card(item, shown[item.image_id], law=law) for item in certified if item.image_id in shown],
     )

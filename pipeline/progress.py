@@ -20,11 +20,28 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
+class CountProgress:
+    """A line every few seconds: how many of how many, and the time left."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self.started = self.last_line = time.monotonic()
+
+    def add(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now - self.last_line >= SECONDS_BETWEEN_LINES or self.done == self.total:
+            self.last_line = now
+            left = (self.total - self.done) * (now - self.started) / self.done
+            print(f"{self.what} {self.done:,} of {self.total:,}, {duration(left)} left", file=sys.stderr, flush=True)
+
+
 class VoteProgress:
     """Votes done, evaluations per second and time left; rates count what this process saw happen."""
 
-    def __init__(self, *, votes: int, votes_done_before: int) -> None:
+    def __init__(self, *, votes: int, votes_done_before: int, at_most: str = "") -> None:
         self.votes = votes
+        self.at_most = at_most
         self.votes_done = votes_done_before
         self.votes_here = 0
         self.evaluations = 0
@@ -33,7 +50,7 @@ class VoteProgress:
         self.bar: Progress | None = None
         if sys.stderr.isatty():
             self.bar = Progress(
-                TextColumn("votes {task.completed:,.0f} of {task.total:,.0f}"),
+                TextColumn(f"votes {{task.completed:,.0f}} of {at_most}{{task.total:,.0f}}"),
                 BarColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeElapsedColumn(),
@@ -56,7 +73,7 @@ class VoteProgress:
         seconds = max(1e-9, time.monotonic() - self.started)
         left = (self.votes - self.votes_done) * seconds / max(1, self.votes_here)
         failed = f", {self.failed} units failed" if self.failed else ""
-        return f"{self.evaluations / seconds:,.0f} evaluations/s, {duration(left)} left{failed}"
+        return f"{self.evaluations / seconds:,.0f} evaluations/s, {self.at_most}{duration(left)} left{failed}"
 
     def add(self, receipt: Receipt) -> None:
         """Takes note of a finished unit; the clock of the rates starts when the first one did."""
@@ -72,4 +89,6 @@ class VoteProgress:
             self.bar.update(self.task, completed=self.votes_done, rate=self.rate())
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
-            print(f"votes {self.votes_done:,} of {self.votes:,}, {self.rate()}", file=sys.stderr, flush=True)
+            print(
+                f"votes {self.votes_done:,} of {self.at_most}{self.votes:,}, {self.rate()}", file=sys.stderr, flush=True
+            )

@@ -3,16 +3,16 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from ndc_core.certificates import CERTIFICATES, Certificate
+from ndc_core.certificates import Certificate
+from pipeline.methods import method_of
 from pipeline.store import Evidence, StoredImage
+from pipeline.waves import cells_of
 
-
-class IncompleteRunError(ValueError):
-    """Votes are missing: nothing is certified from fewer than were declared (rule S4)."""
+LARGEST = "largest per image"
 
 
 @dataclass(frozen=True)
@@ -30,77 +30,71 @@ class CertifiedImage:
         return self.certificate.holds(label=self.label, radius=radius)
 
 
-@dataclass
-class _Tally:
-    """What is known of one image at one noise level."""
-
-    votes: dict[str, list[int]]
-    ranges: dict[str, list[tuple[int, int]]]
-    evaluations: int = 0
-    seconds: float = 0.0
-
-
 def certify_images(
     evidence: Iterable[Evidence],
     images: Sequence[StoredImage],
     *,
     law: dict[str, Any],
     num_classes: int,
-    alpha: float,
+    alpha: float | None,
     resume_with: str,
 ) -> list[CertifiedImage]:
-    """A certificate for every image and noise level of a run, in the order of the data.
+    """A certificate for every image and noise level of a run, in the order of the data; alpha None is the declared one.
 
     Raises:
         IncompleteRunError: votes are missing or a draw was counted twice; says of which image, and how to go on.
     """
-    tallies: dict[tuple[str, float], _Tally] = defaultdict(
-        lambda: _Tally({phase: [0] * num_classes for phase in law["votes"]}, defaultdict(list))
-    )
-    for item in evidence:
-        tally = tallies[item.unit.image_id, item.unit.sigma_pixel]
-        for class_id, votes in item.votes.items():
-            tally.votes[item.unit.phase][class_id] += votes
-        tally.ranges[item.unit.phase].append((item.unit.draw_start, item.unit.draw_stop))
-        tally.evaluations += item.evaluations
-        tally.seconds += item.seconds
+    labels = {image.image_id: image.label for image in images}
+    methods = {sigma_pixel: method_of(law, sigma_pixel, alpha=alpha) for sigma_pixel in law["sigma_pixel"]}
     certified = []
-    for sigma_pixel in law["sigma_pixel"]:
-        for image in images:
-            tally = tallies[image.image_id, sigma_pixel]
-            _refuse_incomplete(image, sigma_pixel, tally, law, resume_with)
-            certificate = CERTIFICATES[law["certificate"]["method"]](
-                tally.votes["selection"], tally.votes["estimation"], sigma_pixel=sigma_pixel, alpha=alpha
+    for cell in cells_of(law, images, evidence, num_classes=num_classes).values():
+        tally = cell.finished(resume_with=resume_with)
+        items = [item for phase in cell.evidence.values() for item in phase.values()]
+        certified.append(
+            CertifiedImage(
+                cell.image_id,
+                labels[cell.image_id],
+                methods[cell.sigma_pixel].certificate(tally),
+                tuple(tally.looks[-1]),
+                sum(item.evaluations for item in items),
+                sum(item.seconds for item in items),
             )
-            certified.append(
-                CertifiedImage(
-                    image.image_id,
-                    image.label,
-                    certificate,
-                    tuple(tally.votes["estimation"]),
-                    tally.evaluations,
-                    tally.seconds,
-                )
-            )
+        )
     return certified
 
 
-def _refuse_incomplete(
-    image: StoredImage, sigma_pixel: float, tally: _Tally, law: dict[str, Any], resume_with: str
-) -> None:
-    for phase in ("selection", "estimation"):
-        declared, present, reached = law["votes"][phase], 0, 0
-        for start, stop in sorted(tally.ranges[phase]):
-            if start < reached:
-                raise IncompleteRunError(
-                    f"image {image.image_id}, sigma_pixel {sigma_pixel:g}: {phase} draw {start} was counted twice"
-                )
-            present, reached = present + stop - start, stop
-        if present != declared or reached != declared:
-            raise IncompleteRunError(
-                f"image {image.image_id}, sigma_pixel {sigma_pixel:g}: {present:,} of {declared:,} "
-                f"{phase} votes present; run `{resume_with}` to finish"
-            )
+def largest_of_each_image(certified: Sequence[CertifiedImage]) -> list[CertifiedImage]:
+    """Each image's certificate with the largest radius, chosen without a look at the label; its cost is that of all.
+
+    It holds with the alpha that all noise levels together were declared with, if they share it (rule S5), and for the
+    classifier of the level it names.
+    """
+    of_image = defaultdict(list)
+    for item in certified:
+        of_image[item.image_id].append(item)
+    found = []
+    for items in of_image.values():
+        best = max(items, key=lambda item: item.certificate.radius)
+        evaluations, seconds = sum(item.evaluations for item in items), sum(item.seconds for item in items)
+        found.append(replace(best, evaluations=evaluations, seconds=seconds))
+    return found
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """Accuracy that attacks of each radius left standing, over the first so many images: an upper bound on the true
+    robust accuracy, as the certified one is a lower bound."""
+
+    images: int
+    accuracy: dict[float, float]
+
+
+def by_level(certified: Sequence[CertifiedImage], *, maximum_over_sigmas: bool) -> dict[str, list[CertifiedImage]]:
+    """The certificates of each noise level, and last those of LARGEST, if the run declared a maximum."""
+    levels = defaultdict(list)
+    for item in certified:
+        levels[f"{item.certificate.sigma_pixel:g}"].append(item)
+    return {**levels, **({LARGEST: largest_of_each_image(certified)} if maximum_over_sigmas else {})}
 
 
 def certificate_rows(certified: Sequence[CertifiedImage]) -> list[dict[str, Any]]:

@@ -1,41 +1,46 @@
 """What a run proved, as numbers, tables, pictures and one HTML page."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.figures import certified_accuracy_figure
 from pipeline.page import html_page
-from pipeline.reduce import CertifiedImage, certificate_rows, certificate_tsv
+from pipeline.reduce import Attacked, CertifiedImage, by_level, certificate_rows, certificate_tsv
 from pipeline.store import StoredImage, write_atomically, write_certificates
+
+Empirical = Mapping[str, Attacked]  # by level
 
 
 @dataclass(frozen=True)
-class SigmaSummary:
+class LevelSummary:
     """One noise level: shares are of all images; an abstention is wrong at every radius (rule S6)."""
 
-    sigma_pixel: float
+    name: str
     images: int
     certified_accuracy: dict[float, float]
+    attacked: Attacked | None
     average_radius: float
     abstained: int
     wrong: int
+    votes_per_image: float
     evaluations_per_image: float
     seconds_per_image: float
 
 
 @dataclass(frozen=True)
 class Summary:
-    """All noise levels of a run. `best_sigma` is chosen per radius on this very data set, as papers report it:
+    """All noise levels of a run. `best_level` is chosen per radius on this very data set, as papers report it:
     no single smoothed classifier reaches it."""
 
     alpha: float
     method: str
+    scope: str
     radii: tuple[float, ...]
-    levels: tuple[SigmaSummary, ...]
-    best_sigma: dict[float, float]
+    levels: tuple[LevelSummary, ...]
+    best_level: dict[float, str]
 
     @property
     def best_accuracy(self) -> dict[float, float]:
@@ -46,46 +51,62 @@ def accuracy_at(items: Sequence[CertifiedImage], radius: float) -> float:
     return sum(item.holds(radius) for item in items) / len(items)
 
 
-def summarise(certified: Sequence[CertifiedImage], *, radii: Sequence[float]) -> Summary:
+def summarise(
+    levels: Mapping[str, Sequence[CertifiedImage]],
+    *,
+    alpha: float,
+    radii: Sequence[float],
+    empirical: Empirical | None = None,
+) -> Summary:
     """Certified accuracy at the radii, average certified radius (a wrong image counts 0), abstentions, cost."""
-    sigmas = list(dict.fromkeys(item.certificate.sigma_pixel for item in certified))
-    levels = []
-    for sigma in sigmas:
-        items = [item for item in certified if item.certificate.sigma_pixel == sigma]
+    found = []
+    for name, items in levels.items():
         abstained = sum(item.certificate.predicted is None for item in items)
-        levels.append(
-            SigmaSummary(
-                sigma_pixel=sigma,
+        found.append(
+            LevelSummary(
+                name=name,
                 images=len(items),
                 certified_accuracy={radius: accuracy_at(items, radius) for radius in radii},
+                attacked=(empirical or {}).get(name),
                 average_radius=sum(item.certificate.radius for item in items if item.holds(0.0)) / len(items),
                 abstained=abstained,
                 wrong=len(items) - abstained - sum(item.holds(0.0) for item in items),
+                votes_per_image=sum(item.certificate.votes for item in items) / len(items),
                 evaluations_per_image=sum(item.evaluations for item in items) / len(items),
                 seconds_per_image=sum(item.seconds for item in items) / len(items),
             )
         )
-    best = {r: max(levels, key=lambda level: level.certified_accuracy[r]).sigma_pixel for r in radii}
-    first = certified[0].certificate
-    return Summary(first.alpha, first.method, tuple(radii), tuple(levels), best)
+    best = {r: max(found, key=lambda level: level.certified_accuracy[r]).name for r in radii}
+    first = next(iter(levels.values()))[0].certificate
+    return Summary(alpha, first.method, first.scope, tuple(radii), tuple(found), best)
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
 
 
 def table_cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the certified-accuracy table."""
-    header = ["sigma", *(f"r = {r:g}" for r in summary.radii), "average radius", "abstained", "evaluations an image"]
-    rows = [
-        [
-            f"{level.sigma_pixel:g}",
-            *(f"{100 * level.certified_accuracy[r]:.1f} %" for r in summary.radii),
-            f"{level.average_radius:.3f}",
-            f"{level.abstained} of {level.images}",
-            f"{level.evaluations_per_image:,.0f}",
-        ]
-        for level in summary.levels
-    ]
+    """Header and rows of the certified-accuracy table, with what attacks left below each level that was attacked."""
+    costs = ["average radius", "abstained", "votes an image", "evaluations an image"]
+    header, rows = ["sigma", *(f"r = {r:g}" for r in summary.radii), *costs], []
+    for level in summary.levels:
+        rows.append(
+            [
+                level.name,
+                *(percent(level.certified_accuracy[r]) for r in summary.radii),
+                f"{level.average_radius:.{3 if summary.method != 'lipschitz' else 5}f}",
+                f"{level.abstained} of {level.images}",
+                f"{level.votes_per_image:,.0f}",
+                f"{level.evaluations_per_image:,.0f}",
+            ]
+        )
+        if level.attacked:
+            left = [percent(level.attacked.accuracy.get(r)) for r in summary.radii]
+            images = "" if level.attacked.images == level.images else f" (first {level.attacked.images} images)"
+            rows.append([f"{level.name}, under attack{images}", *left, *[""] * len(costs)])
     if len(summary.levels) > 1:
-        best = [f"{100 * summary.best_accuracy[r]:.1f} %" for r in summary.radii]
-        rows.append(["best per radius, chosen on this data", *best, "", "", ""])
+        best = [percent(summary.best_accuracy[r]) for r in summary.radii]
+        rows.append(["best per radius, chosen on this data", *best, *[""] * len(costs)])
     return header, rows
 
 
@@ -111,6 +132,7 @@ def summary_json(summary: Summary) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Report:
     summary: Summary
+    levels: dict[str, list[CertifiedImage]]
     folder: Path
 
     @property
@@ -124,14 +146,18 @@ def write_report(
     images: Sequence[StoredImage],
     *,
     law: dict[str, Any],
+    alpha: float,
     radii: Sequence[float],
     title: str,
+    evidence_digest: str,
+    empirical: Empirical | None = None,
 ) -> Report:
     """Writes certificates, tables, pictures and the page into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    summary = summarise(certified, radii=radii)
-    write_certificates(folder / "certificates.parquet", certificate_rows(certified))
-    figure = certified_accuracy_figure(certified)
+    levels = by_level(certified, maximum_over_sigmas=law["certificate"]["maximum_over_sigmas"])
+    summary = summarise(levels, alpha=alpha, radii=radii, empirical=empirical)
+    write_certificates(folder / "certificates.parquet", certificate_rows(certified), evidence_digest=evidence_digest)
+    figure = certified_accuracy_figure(levels, empirical or {})
     texts = {
         "certificates.tsv": certificate_tsv(certified),
         "table.md": markdown_table(summary),
@@ -139,10 +165,17 @@ def write_report(
         "summary.json": json.dumps(summary_json(summary), indent=2) + "\n",
         "curve.svg": figure.svg,
         "report.html": html_page(
-            title=title, table=table_cells(summary), figure=figure.svg, certified=certified, images=images, law=law
+            title=title,
+            table=table_cells(summary),
+            figure=figure.svg,
+            alpha=alpha,
+            scope=summary.scope,
+            certified=certified,
+            images=images,
+            law=law,
         ),
     }
     for name, text in texts.items():
         write_atomically(folder / name, text.encode())
     write_atomically(folder / "curve.png", figure.png)
-    return Report(summary, folder)
+    return Report(summary, levels, folder)

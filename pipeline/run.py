@@ -1,47 +1,25 @@
-"""A run from configuration to report, and the one place where Ray is wired."""
+"""A run from configuration to report."""
 
-import logging
-import os
-import signal
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from ndc_core.checkpoints import denoiser_digest, load_denoiser
+from pipeline.attackers import empirical_accuracy
+from pipeline.cluster import stop_on_signals, stream
 from pipeline.config import RunConfig
 from pipeline.datasets import Example, check_examples, load_dataset
-from pipeline.law import fingerprint_of, law_of, refuse_changes
+from pipeline.law import fingerprint_of, law_of, refuse_changes, refuse_undeclared_radii
 from pipeline.progress import VoteProgress
-from pipeline.reduce import CertifiedImage, certify_images
+from pipeline.reduce import certify_images
 from pipeline.report import Report, write_report
-from pipeline.store import RunStore
+from pipeline.store import RunStore, evidence_digest
 from pipeline.units import WorkUnit, plan_units
-from pipeline.votes import Receipt, VoteActor, VoterSettings, pick_device, rows_of, unit_row
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets every other process push in front of the actors
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the driver's terminal is for progress
-
-ACTOR_RESTARTS, TASK_RETRIES = 20, 3
-MAX_BLOCKS = 20_000
-LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+from pipeline.votes import Receipt, VoteActor, VoterSettings, WaveActor, pick_device, unit_row
+from pipeline.waves import Cells, cells_of
 
 Say = Callable[[str], None]
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def stop_on_signals() -> None:
-    """Lets SIGTERM stop a run as Ctrl-C does: both leave it to be resumed."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, _interrupt)
-        signal.signal(signal.SIGTERM, _interrupt)
 
 
 class UnitsFailedError(RuntimeError):
@@ -65,6 +43,25 @@ class PreparedRun:
         return sum(unit.draws for unit in self.units.values())
 
     @property
+    def stops_early(self) -> bool:
+        """Whether the number of votes depends on the votes."""
+        return self.config.certificate.method != "cohen"
+
+    @property
+    def at_most(self) -> str:
+        return "at most " if self.stops_early else ""
+
+    def missing(self, cells: Cells) -> dict[str, WorkUnit]:
+        """The units without evidence that images are known to need."""
+        needed = {key: cell.standing().needed for key, cell in cells.items()}
+        return {
+            unit_id: unit
+            for unit_id, unit in self.units.items()
+            if unit.draw_start not in cells[unit.cell].evidence[unit.phase]
+            and (unit.phase == "selection" or unit.draw_stop <= needed[unit.cell])
+        }
+
+    @property
     def resume_command(self) -> str:
         return f"ndc certify {self.folder}"
 
@@ -78,7 +75,12 @@ class PreparedRun:
         return sifting + kept * classifier.grid.steps + int(classifier.name.startswith("apndc"))
 
     def manifest(self) -> dict[str, Any]:
-        plan = {"units": len(self.units), "votes": self.votes, "classes": self.num_classes}
+        plan = {
+            "units": len(self.units),
+            "votes": self.votes,
+            "classes": self.num_classes,
+            "stops_early": self.stops_early,
+        }
         return {"fingerprint": self.fingerprint, "law": self.law, "plan": plan}
 
 
@@ -92,11 +94,11 @@ def prepare(config: RunConfig, folder: Path) -> PreparedRun:
     pick_device(config.compute.gpus_per_actor)
     dataset = config.dataset
     examples = load_dataset(dataset.name, split=dataset.split, limit=dataset.limit)
-    check_examples(examples, image_shape=denoiser.image_shape, num_classes=denoiser.num_classes)
+    check_examples(examples, image_shape=denoiser.image_shape, num_classes=denoiser.num_classes, noise=config.noise)
     law = law_of(config, examples, model_digest=denoiser_digest(config.model))
     fingerprint = fingerprint_of(law)
     refuse_other_law(RunStore(folder), law)
-    units = {unit.unit_id(fingerprint): unit for unit in plan_units(config, examples)}
+    units = {unit.unit_id(fingerprint): unit for unit in plan_units(law, examples)}
     return PreparedRun(config, folder, examples, units, law, fingerprint, denoiser.num_classes)
 
 
@@ -124,124 +126,85 @@ def certify_run(run: PreparedRun, *, say: Say) -> tuple[Report, Any]:
         tracker = Tracker(experiment=run.config.experiment, folder=run.folder, law=run.law, fingerprint=run.fingerprint)
         try:
             _vote(run, store, say)
-            certified, report = reduce_and_report(
-                store, alpha=None, radii=run.config.certificate.radii, folder=run.folder
-            )
+            report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=run.folder)
         except BaseException as error:
             tracker.stopped(failed=isinstance(error, Exception))
             raise
         names = ("report.html", "curve.svg", "curve.png", "table.md", "certificates.parquet", "run.toml")
-        tracker.finish(report, certified, [run.folder / name for name in names])
+        tracker.finish(report, [run.folder / name for name in names])
         return report, tracker
 
 
 def _vote(run: PreparedRun, store: RunStore, say: Say) -> None:
     """Computes what is missing of the evidence."""
-    for path, problem in store.set_aside_unusable(fingerprint=run.fingerprint, planned=set(run.units)):
+    evidence, unusable = store.sort_out_evidence(fingerprint=run.fingerprint, planned=set(run.units))
+    for path, problem in unusable:
         say(f"set aside {path}: {problem}; its unit is computed again")
-    pending = {unit_id: unit for unit_id, unit in run.units.items() if not store.has_evidence(unit_id)}
-    votes_done = run.votes - sum(unit.draws for unit in pending.values())
-    if not pending:
-        say(f"all {run.votes:,} votes are there already")
+    cells = cells_of(run.law, run.examples, evidence, num_classes=run.num_classes)
+    votes_done = sum(item.unit.draws for item in evidence)
+    missing = run.missing(cells)
+    if not missing:
+        say(f"all {votes_done:,} votes are there already")
         return
     if votes_done:
-        say(f"going on at {votes_done:,} of {run.votes:,} votes")
-    failed = []
-    with VoteProgress(votes=run.votes, votes_done_before=votes_done) as progress:
-        for receipt in stream_receipts(run, list(pending.values())):
+        say(f"going on at {votes_done:,} of {run.at_most}{run.votes:,} votes")
+    failed, done = [], 0
+    with VoteProgress(votes=run.votes, votes_done_before=votes_done, at_most=run.at_most) as progress:
+        for receipt in stream_receipts(run, list(missing.values())):
             progress.add(receipt)
+            done += 1
             if receipt.error:
                 failed.append(receipt)
     if failed:
         listed = "\n".join(f"  {receipt.unit}: {receipt.error}" for receipt in failed)
         raise UnitsFailedError(
-            f"{len(failed)} of {len(pending)} units failed, the others are done:\n{listed}\n"
+            f"{len(failed)} of {done} units failed, the others are done:\n{listed}\n"
             f"mend the cause, then run `{run.resume_command}` to finish"
         )
 
 
-def reduce_and_report(
-    store: RunStore, *, alpha: float | None, radii: Sequence[float], folder: Path
-) -> tuple[list[CertifiedImage], Report]:
-    """Derives certificates and report from a run's evidence alone; another alpha needs no model and no votes."""
+def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit]) -> Iterator[Receipt]:
+    """Sends units to a pool of actors and yields a receipt for each as soon as it is published.
+
+    Where the number of votes depends on the votes, an actor is sent one unit of each image and noise level, and goes on
+    from there wave by wave.
+    """
+    example_of = {example.image_id: example for example in run.examples}
+    sent = list({unit.cell: unit for unit in units}.values()) if run.stops_early else units
+    rows = [unit_row(unit, example_of[unit.image_id]) for unit in sent]
+    settings = VoterSettings(
+        run.config, str(run.folder.absolute()), run.law, run.fingerprint, num_classes=run.num_classes
+    )
+    for row in stream(rows, WaveActor if run.stops_early else VoteActor, settings, compute=run.config.compute):
+        yield Receipt(**row)
+
+
+def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[float], folder: Path) -> Report:
+    """Derives certificates and report from a run's evidence alone; another alpha needs no model and no votes.
+
+    Raises:
+        ValueError: the run is incomplete, or a radius is none that a sequential run declared.
+    """
     manifest, images = store.manifest(), store.images()
-    law = manifest["law"]
+    law, fingerprint = manifest["law"], manifest["fingerprint"]
+    refuse_undeclared_radii(law, radii)
+    evidence = store.all_evidence(fingerprint=fingerprint)
     certified = certify_images(
-        store.all_evidence(fingerprint=manifest["fingerprint"]),
+        evidence,
         images,
         law=law,
         num_classes=manifest["plan"]["classes"],
-        alpha=law["certificate"]["alpha"] if alpha is None else alpha,
+        alpha=alpha,
         resume_with=f"ndc certify {store.folder}",
     )
-    title = f"Certified robustness: {store.folder.name}"
-    return certified, write_report(folder, certified, images, law=law, radii=radii, title=title)
-
-
-# Ray
-
-
-def connect_ray(run: PreparedRun) -> int:
-    """Joins the cluster of RAY_ADDRESS, or starts a local one on loopback; returns the number of actors."""
-    import ray
-
-    compute = run.config.compute
-    if not ray.is_initialized():
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            # One CPU more than the actors take: without a free one, Ray Data's own tasks never start.
-            cpus = len(os.sched_getaffinity(0))
-            actors = compute.actors or max(1, cpus // compute.threads_per_actor)
-            ray.init(
-                address="local",
-                num_cpus=actors * compute.threads_per_actor + 1,
-                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-            return actors
-    if compute.actors:
-        return compute.actors
-    resources = ray.cluster_resources()
-    if compute.gpus_per_actor:
-        return max(1, int(resources.get("GPU", 0) / compute.gpus_per_actor))
-    return max(1, int((resources.get("CPU", 1) - 1) / compute.threads_per_actor))
-
-
-def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit]) -> Iterator[Receipt]:
-    """Sends units to a pool of actors and yields a receipt for each as soon as it is published."""
-    actors = min(connect_ray(run), len(units))
-    stop_on_signals()  # again: Ray has put handlers of its own in place, which abort
-    import ray.data
-
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):  # its file among Ray's logs keeps everything
-            handler.setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.verbose_progress = False
-    context.target_max_block_size = 1  # receipts flow at once instead of filling a block first
-    context.execution_no_progress_timeout_s = -1  # a long unit is not a stuck one
-    example_of = {example.image_id: example for example in run.examples}
-    rows = [unit_row(unit, example_of[unit.image_id]) for unit in units]
-    settings = VoterSettings(run.config, str(run.folder.absolute()), run.fingerprint, run.law["model_sha256"])
-    compute = run.config.compute
-    with warnings.catch_warnings():
-        # Ray deprecates these two without another way to say them, and its defaults would retry a unit that
-        # kills its actor for ever.
-        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        receipts = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS)).map_batches(
-            VoteActor,
-            fn_constructor_args=(settings,),
-            batch_size=None,
-            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
-            num_cpus=compute.threads_per_actor,
-            num_gpus=compute.gpus_per_actor or None,
-            max_restarts=ACTOR_RESTARTS,
-            max_task_retries=TASK_RETRIES,
-        )
-    for batch in receipts.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-        for row in rows_of(batch):
-            yield Receipt(**row)
+    return write_report(
+        folder,
+        certified,
+        images,
+        law=law,
+        alpha=law["certificate"]["alpha"] if alpha is None else alpha,
+        radii=radii,
+        title=f"Certified robustness: {store.folder.name}",
+        evidence_digest=evidence_digest(evidence, fingerprint=fingerprint),
+        empirical=empirical_accuracy(store.folder, fingerprint=fingerprint),
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.progress import duration
 from pipeline.store import RunStore
+from pipeline.waves import cells_of
 
 RATE_WINDOW_SECONDS = 120.0
 
@@ -20,10 +21,14 @@ class RunStatus:
     units_done: int
     votes: int
     votes_done: int
+    decided: int
+    to_decide: int
     evaluations: int
     evaluations_per_second: float | None
     seconds_left: float | None
     failures: list[dict[str, Any]]
+
+    at_most: str  # where certificates may stop early: "at most "
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -38,11 +43,14 @@ def status_of(folder: Path, *, now_unix: float | None = None) -> RunStatus:
     store = RunStore(folder)
     manifest = store.manifest()
     evidence = store.all_evidence(fingerprint=manifest["fingerprint"])
+    images, classes = store.images(), manifest["plan"]["classes"]
+    cells = cells_of(manifest["law"], images, evidence, num_classes=classes).values()
+    decided = sum(cell.standing().decided for cell in cells)
     now = time.time() if now_unix is None else now_unix
     recent = [item for item in evidence if item.finished_unix > now - RATE_WINDOW_SECONDS]
     votes, votes_done = manifest["plan"]["votes"], sum(item.unit.draws for item in evidence)
     rate = left = None
-    if recent and votes_done < votes:
+    if recent and decided < len(cells):
         window = max(1e-3, now - min(item.finished_unix - item.seconds for item in recent))
         rate = sum(item.evaluations for item in recent) / window
         left = (votes - votes_done) * window / sum(item.unit.draws for item in recent)
@@ -52,23 +60,29 @@ def status_of(folder: Path, *, now_unix: float | None = None) -> RunStatus:
         units_done=len(evidence),
         votes=votes,
         votes_done=votes_done,
+        decided=decided,
+        to_decide=len(cells),
         evaluations=sum(item.evaluations for item in evidence),
         evaluations_per_second=rate,
         seconds_left=left,
         failures=list(store.failures()),
+        at_most="at most " if manifest["plan"]["stops_early"] else "",
     )
 
 
 def status_lines(found: RunStatus) -> list[str]:
     lines = [
-        f"{found.folder}: {found.units_done:,} of {found.units:,} units, "
-        f"{found.votes_done:,} of {found.votes:,} votes, {found.evaluations:,} evaluations"
+        f"{found.folder}: {found.decided:,} of {found.to_decide:,} images and noise levels decided; "
+        f"{found.units_done:,} of {found.at_most}{found.units:,} units, "
+        f"{found.votes_done:,} of {found.at_most}{found.votes:,} votes, {found.evaluations:,} evaluations"
     ]
-    if found.votes_done == found.votes:
+    if found.decided == found.to_decide:
         lines.append("complete")
     elif found.evaluations_per_second is None or found.seconds_left is None:
         lines.append(f"nothing published in the last {RATE_WINDOW_SECONDS:.0f} s; `ndc certify {found.folder}` goes on")
     else:
-        lines.append(f"{found.evaluations_per_second:,.0f} evaluations/s, {duration(found.seconds_left)} left")
+        lines.append(
+            f"{found.evaluations_per_second:,.0f} evaluations/s, {found.at_most}{duration(found.seconds_left)} left"
+        )
     lines += [f"failed: {failure['unit']}: {failure['error']}" for failure in found.failures]
     return lines

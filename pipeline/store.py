@@ -8,13 +8,14 @@ failures/<id>.json     the last failed attempt of a unit without evidence
 set-aside/             files found among the evidence that are none
 """
 
+import hashlib
 import json
 import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pipeline.units import WorkUnit
 
 GALLERY_IMAGES = 64
 FINGERPRINT_KEY = b"ndc.law"
+EVIDENCE_KEY = b"ndc.evidence"
 
 EVIDENCE_SCHEMA = pa.schema(
     [
@@ -40,10 +42,12 @@ EVIDENCE_SCHEMA = pa.schema(
         ("draw_stop", pa.int64()),
         ("class_id", pa.list_(pa.int32())),
         ("votes", pa.list_(pa.int64())),
+        ("scores", pa.list_(pa.float64())),
         ("evaluations", pa.int64()),
         ("seconds", pa.float64()),
         ("finished_unix", pa.float64()),
         ("device", pa.string()),
+        ("checksum", pa.string()),
     ]
 )
 
@@ -57,11 +61,13 @@ CERTIFICATE_SCHEMA = pa.schema(
         ("correct", pa.bool_()),
         ("radius", pa.float64()),
         ("p_lower", pa.float64()),
+        ("margin_lower", pa.float64()),
         ("votes_top", pa.int64()),
         ("votes", pa.int64()),
         ("evaluations", pa.int64()),
         ("seconds", pa.float64()),
         ("alpha", pa.float64()),
+        ("scope", pa.string()),
     ]
 )
 
@@ -72,7 +78,10 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True)
 class Evidence:
-    """Integer vote counts of one unit (classes without a vote are left out), and what they cost."""
+    """Integer vote counts of one unit (classes without a vote are left out), and what they cost.
+
+    The scores of each draw are there only where the run's certificate is made from them.
+    """
 
     unit: WorkUnit
     votes: dict[int, int]
@@ -80,11 +89,38 @@ class Evidence:
     seconds: float
     finished_unix: float
     device: str
+    scores: np.ndarray | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         counted = sum(self.votes.values())
         if counted != self.unit.draws or min(self.votes.values()) < 0:
             raise ValueError(f"{self.unit}: {counted} votes counted of {self.unit.draws} draws")
+
+    def row(self, unit_id: str) -> dict[str, Any]:
+        """The row of the evidence file, with a checksum over all the rest of it."""
+        classes = sorted(self.votes)
+        row = {
+            "unit_id": unit_id,
+            **self.unit.__dict__,
+            "class_id": classes,
+            "votes": [self.votes[c] for c in classes],
+            "scores": None if self.scores is None else self.scores.ravel().tolist(),
+            "evaluations": self.evaluations,
+            "seconds": self.seconds,
+            "finished_unix": self.finished_unix,
+            "device": self.device,
+        }
+        return {**row, "checksum": checksum(row)}
+
+
+def checksum(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def evidence_digest(evidence: Iterable[Evidence], *, fingerprint: str) -> str:
+    """One value for all of a run's evidence, whatever the order in which it is read."""
+    rows = [item.row(item.unit.unit_id(fingerprint)) for item in evidence]
+    return checksum(sorted(row["checksum"] for row in rows))
 
 
 @dataclass(frozen=True)
@@ -107,9 +143,24 @@ def write_atomically(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def write_certificates(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Certificates as Parquet, one row an image and noise level."""
-    write_atomically(path, parquet_bytes(pa.Table.from_pylist(list(rows), schema=CERTIFICATE_SCHEMA)))
+def write_certificates(path: Path, rows: Sequence[dict[str, Any]], *, evidence_digest: str) -> None:
+    """Certificates as Parquet, one row an image and noise level; the file names the evidence it was made from."""
+    schema = CERTIFICATE_SCHEMA.with_metadata({EVIDENCE_KEY: evidence_digest.encode()})
+    write_atomically(path, parquet_bytes(pa.Table.from_pylist(list(rows), schema=schema)))
+
+
+def read_certificates(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """Rows of certificates.parquet, and the digest of the evidence that they were made from.
+
+    Raises:
+        StoreError: there is no such file, or it is damaged.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{path} is no readable file of certificates; run `ndc report` on the run again") from error
+    return table.to_pylist(), (table.schema.metadata or {}).get(EVIDENCE_KEY, b"").decode()
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -200,20 +251,10 @@ class RunStore:
 
     def publish(self, evidence: Evidence, *, fingerprint: str) -> None:
         """Makes a unit's evidence durable; publishing the same unit again replaces it by its equal."""
-        unit, classes = evidence.unit, sorted(evidence.votes)
-        unit_id = unit.unit_id(fingerprint)
-        row = {
-            "unit_id": unit_id,
-            **unit.__dict__,
-            "class_id": classes,
-            "votes": [evidence.votes[c] for c in classes],
-            "evaluations": evidence.evaluations,
-            "seconds": evidence.seconds,
-            "finished_unix": evidence.finished_unix,
-            "device": evidence.device,
-        }
+        unit_id = evidence.unit.unit_id(fingerprint)
         schema = EVIDENCE_SCHEMA.with_metadata({FINGERPRINT_KEY: fingerprint.encode()})
-        write_atomically(self.evidence_path(unit_id), parquet_bytes(pa.Table.from_pylist([row], schema=schema)))
+        table = pa.Table.from_pylist([evidence.row(unit_id)], schema=schema)
+        write_atomically(self.evidence_path(unit_id), parquet_bytes(table))
         self.failure_path(unit_id).unlink(missing_ok=True)
 
     def has_evidence(self, unit_id: str) -> bool:
@@ -223,7 +264,7 @@ class RunStore:
         """One unit's evidence.
 
         Raises:
-            ValueError: a torn or foreign file, another run's, or counts that do not add up.
+            ValueError: a torn, changed or foreign file, another run's, or counts that do not add up.
         """
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -239,7 +280,12 @@ class RunStore:
         if not unit.unit_id(fingerprint) == row["unit_id"] == path.stem:
             raise ValueError("its name is not that of the unit inside")
         votes = dict(zip(row["class_id"], row["votes"], strict=True))
-        return Evidence(unit, votes, row["evaluations"], row["seconds"], row["finished_unix"], row["device"])
+        scores = None if row["scores"] is None else np.array(row["scores"]).reshape(unit.draws, -1)
+        cost = row["evaluations"], row["seconds"], row["finished_unix"], row["device"]
+        evidence = Evidence(unit, votes, *cost, scores)
+        if evidence.row(path.stem) != row:
+            raise ValueError("its checksum does not fit its content: it was changed after it was written")
+        return evidence
 
     def evidence_files(self) -> list[Path]:
         return sorted((self.folder / "evidence").glob("*/*.parquet"))
@@ -260,23 +306,28 @@ class RunStore:
                 ) from error
         return found
 
-    def set_aside_unusable(self, *, fingerprint: str, planned: set[str]) -> Iterator[tuple[Path, str]]:
-        """Moves out of the evidence what is none, yielding each file's new place and what is wrong with it.
+    def sort_out_evidence(
+        self, *, fingerprint: str, planned: set[str]
+    ) -> tuple[list[Evidence], list[tuple[Path, str]]]:
+        """All evidence of the run, after moving out of its folder what is none: each such file's new place, and why.
 
         Only for a driver that holds the lock: half-written files are removed as well.
         """
+        sound, unusable = [], []
         for partial in (self.folder / "evidence").glob("*/*.partial"):
             partial.unlink(missing_ok=True)
         for path in self.evidence_files():
             try:
-                self.read_evidence(path, fingerprint=fingerprint)
+                evidence = self.read_evidence(path, fingerprint=fingerprint)
                 if path.stem not in planned:
                     raise ValueError("evidence of a unit that this run does not plan")
+                sound.append(evidence)
             except ValueError as error:
                 target = self.folder / "set-aside" / f"{path.name}.{time.time_ns()}"
                 target.parent.mkdir(exist_ok=True)
                 path.replace(target)
-                yield target, str(error)
+                unusable.append((target, str(error)))
+        return sound, unusable
 
     # Failures
 

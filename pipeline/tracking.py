@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -102,16 +103,25 @@ class Tracker:
     def stopped(self, *, failed: bool) -> None:
         self.client.set_terminated(self.run_id, status="FAILED" if failed else "KILLED")
 
-    def finish(self, report: Report, certified: list[CertifiedImage], artifacts: list[Path]) -> None:
+    def finish(self, report: Report, artifacts: list[Path]) -> None:
         """Logs figures and curve once (a second time would zigzag), and ends the MLflow run."""
         if self.client.get_run(self.run_id).data.tags.get("ndc.reported") != "true":
             for name, value in scalars(report.summary).items():
                 self.client.log_metric(self.run_id, name, value)
-            for name, step, value in curve_points(certified):
+            for name, step, value in curve_points(report.levels):
                 self.client.log_metric(self.run_id, name, value, step=step)
             for artifact in artifacts:
                 self.client.log_artifact(self.run_id, str(artifact))
             self.client.set_tag(self.run_id, "ndc.reported", "true")
+        self.client.set_terminated(self.run_id)
+
+    def attacked(self, report: Report, artifacts: list[Path]) -> None:
+        """Adds what attacks left standing to a run that is reported already."""
+        for name, value in scalars(report.summary).items():
+            if name.startswith("attacked_"):
+                self.client.log_metric(self.run_id, name, value)
+        for artifact in artifacts:
+            self.client.log_artifact(self.run_id, str(artifact))
         self.client.set_terminated(self.run_id)
 
 
@@ -129,22 +139,28 @@ def scalars(summary: Summary) -> dict[str, float]:
     """One number each; a name's part before the slash is its section among MLflow's charts."""
     found: dict[str, float] = {}
     for level in summary.levels:
-        sigma = f"sigma_{level.sigma_pixel:g}"
+        sigma = metric_name(level.name)
         found |= {f"cert_{sigma}/r_{r:g}": value for r, value in level.certified_accuracy.items()}
+        if level.attacked:
+            found |= {f"attacked_{sigma}/r_{r:g}": value for r, value in level.attacked.accuracy.items()}
         found[f"summary/average_radius_{sigma}"] = level.average_radius
         found[f"summary/abstained_{sigma}"] = level.abstained
+        found[f"cost/votes_per_image_{sigma}"] = level.votes_per_image
         found[f"cost/evaluations_per_image_{sigma}"] = level.evaluations_per_image
         found[f"cost/seconds_per_image_{sigma}"] = level.seconds_per_image
     return found
 
 
-def curve_points(certified: list[CertifiedImage]) -> list[tuple[str, int, float]]:
+def metric_name(level: str) -> str:
+    return f"sigma_{level}" if level[0].isdigit() else level.replace(" ", "_")
+
+
+def curve_points(levels: Mapping[str, Sequence[CertifiedImage]]) -> list[tuple[str, int, float]]:
     """Certified accuracy as a metric over steps: MLflow's steps are integers, so step = 1000 * radius."""
     points = []
-    for sigma in dict.fromkeys(item.certificate.sigma_pixel for item in certified):
-        items = [item for item in certified if item.certificate.sigma_pixel == sigma]
+    for name, items in levels.items():
         largest = max(item.certificate.radius for item in items)
         for index in range(int(largest / CURVE_STEP) + 2):
             radius = index * CURVE_STEP
-            points.append((f"curve/certified_sigma_{sigma:g}", round(1000 * radius), accuracy_at(items, radius)))
+            points.append((f"curve/certified_{metric_name(name)}", round(1000 * radius), accuracy_at(items, radius)))
     return points

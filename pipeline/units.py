@@ -4,10 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 from ndc_core.randomness import Phase
-from pipeline.config import RunConfig
 from pipeline.datasets import Example
+from pipeline.methods import method_of
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,11 @@ class WorkUnit:
     @property
     def draws(self) -> int:
         return self.draw_stop - self.draw_start
+
+    @property
+    def cell(self) -> tuple[float, str]:
+        """What its draws are about: a noise level and an image."""
+        return self.sigma_pixel, self.image_id
 
     def unit_id(self, law_fingerprint: str) -> str:
         """A key that only this unit of a run of this law has: the same in every process and after every retry."""
@@ -45,15 +52,23 @@ class WorkUnit:
         )
 
 
-def plan_units(config: RunConfig, examples: Sequence[Example]) -> Iterator[WorkUnit]:
-    """Every unit of a run; a function of the configuration and the data only."""
-    phases: tuple[tuple[Phase, int], ...] = (
-        ("selection", config.votes.selection),
-        ("estimation", config.votes.estimation),
+def draw_ranges(law: dict[str, Any], sigma_pixel: float) -> Iterator[tuple[Phase, int, int]]:
+    """The most draws that an image may need at a noise level, cut at every look and into pieces of per_unit."""
+    per_unit = law["votes"]["per_unit"]
+    ends: tuple[tuple[Phase, tuple[int, ...]], ...] = (
+        ("selection", (law["votes"]["selection"],)),
+        ("estimation", method_of(law, sigma_pixel).looks),
     )
+    for phase, looks in ends:
+        for begin, end in pairwise((0, *looks)):
+            for start in range(begin, end, per_unit):
+                yield phase, start, min(end, start + per_unit)
+
+
+def plan_units(law: dict[str, Any], examples: Sequence[Example]) -> Iterator[WorkUnit]:
+    """Every unit that a run may need; a function of its law and its data only."""
+    ranges = {sigma_pixel: list(draw_ranges(law, sigma_pixel)) for sigma_pixel in law["sigma_pixel"]}
     for example in examples:
-        for sigma_pixel in config.sigma_pixel:
-            for phase, votes in phases:
-                for start in range(0, votes, config.votes.per_unit):
-                    stop = min(votes, start + config.votes.per_unit)
-                    yield WorkUnit(example.image_id, example.label, sigma_pixel, phase, start, stop)
+        for sigma_pixel, pieces in ranges.items():
+            for piece in pieces:
+                yield WorkUnit(example.image_id, example.label, sigma_pixel, *piece)

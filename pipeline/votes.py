@@ -11,12 +11,14 @@ import torch
 
 from ndc_core.checkpoints import denoiser_digest, load_denoiser
 from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.voting import count_votes
+from ndc_core.voting import VoteCounts, count_votes
 from pipeline.config import RunConfig
 from pipeline.datasets import Example
 from pipeline.memory import keep_freed_memory
+from pipeline.methods import method_of
 from pipeline.store import Evidence, RunStore
-from pipeline.units import WorkUnit
+from pipeline.units import WorkUnit, draw_ranges
+from pipeline.waves import Cell
 
 Columns = dict[str, np.ndarray]
 
@@ -42,8 +44,9 @@ class VoterSettings:
 
     config: RunConfig
     run_folder: str
+    law: dict[str, Any]
     fingerprint: str
-    model_digest: str
+    num_classes: int
 
 
 def unit_row(unit: WorkUnit, example: Example) -> dict[str, Any]:
@@ -78,8 +81,37 @@ def build_classifier(config: RunConfig, *, device: str) -> DiffusionClassifier:
         grid=config.classifier.grid,
         weight=config.classifier.weight,
         sift=config.classifier.sift,
+        loss_cap=config.classifier.loss_cap,
         rows_per_pass=config.compute.rows_per_pass,
         device=device,
+    )
+
+
+def load_voter(settings: VoterSettings) -> DiffusionClassifier:
+    """The run's classifier on this node's device, in a process that does nothing else.
+
+    Raises:
+        ValueError: the model on this node is not the run's.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(settings.config.compute.threads_per_actor)
+    if denoiser_digest(settings.config.model) != settings.law["model_sha256"]:
+        raise ValueError(f"the model at {settings.config.model} is not the one this run was started with")
+    return build_classifier(settings.config, device=pick_device(settings.config.compute.gpus_per_actor))
+
+
+def votes_of_unit(classifier: DiffusionClassifier, config: RunConfig, unit: WorkUnit, image: np.ndarray) -> VoteCounts:
+    """The votes of a unit's draws; their scores too, where the certificate is made from them."""
+    return count_votes(
+        classifier,
+        image,
+        sigma_pixel=unit.sigma_pixel,
+        noise=config.noise,
+        seed=config.seed,
+        image_id=unit.image_id,
+        phase=unit.phase,
+        draws=range(unit.draw_start, unit.draw_stop),
+        keep_scores=config.certificate.method == "lipschitz",
     )
 
 
@@ -94,21 +126,18 @@ class VoteActor:
     """
 
     def __init__(self, settings: VoterSettings) -> None:
-        keep_freed_memory()
-        torch.set_num_threads(settings.config.compute.threads_per_actor)
-        if denoiser_digest(settings.config.model) != settings.model_digest:
-            raise ValueError(f"the model at {settings.config.model} is not the one this run was started with")
         self.settings = settings
-        self.device = pick_device(settings.config.compute.gpus_per_actor)
-        self.classifier = build_classifier(settings.config, device=self.device)
+        self.classifier = load_voter(settings)
         self.store = RunStore(Path(settings.run_folder))
 
-    def __call__(self, batch: Columns) -> Columns:
-        receipts = []
+    def __call__(self, batch: Columns) -> Iterator[Columns]:
         for row in rows_of(batch):
             image = np.frombuffer(row.pop("image"), np.uint8).reshape(row.pop("image_shape"))
-            receipts.append(self.vote(WorkUnit(**row), image))
-        return {name: np.array([getattr(receipt, name) for receipt in receipts]) for name in RECEIPT_COLUMNS}
+            for receipt in self.receipts(WorkUnit(**row), image):
+                yield {name: np.array([getattr(receipt, name)]) for name in RECEIPT_COLUMNS}
+
+    def receipts(self, unit: WorkUnit, image: np.ndarray) -> Iterator[Receipt]:
+        yield self.vote(unit, image)
 
     def vote(self, unit: WorkUnit, image: np.ndarray) -> Receipt:
         """Makes sure that the unit's evidence is in the store."""
@@ -127,15 +156,35 @@ class VoteActor:
         return Receipt(unit_id, str(unit), unit.draws, evidence.evaluations, evidence.seconds, "")
 
     def compute(self, unit: WorkUnit, image: np.ndarray, *, started: float) -> Evidence:
-        counts = count_votes(
-            self.classifier,
-            image,
-            sigma_pixel=unit.sigma_pixel,
-            seed=self.settings.config.seed,
-            image_id=unit.image_id,
-            phase=unit.phase,
-            draws=range(unit.draw_start, unit.draw_stop),
-        )
+        counts = votes_of_unit(self.classifier, self.settings.config, unit, image)
         votes = {int(c): int(counts.votes[c]) for c in counts.votes.nonzero()[0]}
         seconds = time.perf_counter() - started
-        return Evidence(unit, votes, counts.evaluations, seconds, time.time(), self.device)
+        return Evidence(unit, votes, counts.evaluations, seconds, time.time(), self.classifier.device, counts.scores)
+
+
+class WaveActor(VoteActor):
+    """Sent any unit of an image and noise level, computes what its certificate still needs, one wave after the other.
+
+    The size of a wave depends on the evidence of the waves before it and on nothing else, so an actor that takes over
+    from another, or a run that is resumed, goes on as if nothing had happened.
+    """
+
+    def receipts(self, unit: WorkUnit, image: np.ndarray) -> Iterator[Receipt]:
+        settings = self.settings
+        cell = Cell(
+            unit.image_id,
+            unit.sigma_pixel,
+            method_of(settings.law, unit.sigma_pixel),
+            settings.law["votes"]["selection"],
+            settings.num_classes,
+        )
+        for piece in draw_ranges(settings.law, unit.sigma_pixel):
+            ahead = WorkUnit(unit.image_id, unit.label, unit.sigma_pixel, *piece)
+            if ahead.phase == "estimation" and ahead.draw_stop > cell.standing().needed:
+                return
+            receipt = self.vote(ahead, image)
+            yield receipt
+            if receipt.error:
+                return
+            path = self.store.evidence_path(receipt.unit_id)
+            cell.take(self.store.read_evidence(path, fingerprint=settings.fingerprint))

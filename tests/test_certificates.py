@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ndc_core.certificates import cohen, gaussian_radius, largest_cohen_radius
+from ndc_core.certificates import Cohen, Terms, cohen, gaussian_radius
 from ndc_core.statistics import clopper_pearson_lower
 
 
@@ -17,7 +17,7 @@ def test_radius_of_unanimous_votes_is_the_closed_form() -> None:
         exact = mpmath.mpf("0.25") * mpmath.sqrt(2) * mpmath.erfinv(2 * p - 1)
     assert certificate.predicted == 1
     assert 0 <= float(exact) - certificate.radius < 1e-9
-    assert certificate.radius == largest_cohen_radius(1000, sigma_pixel=0.25, alpha=0.001)
+    assert certificate.radius == Cohen(Terms(sigma_pixel=0.25, alpha=0.001, votes=1000)).largest_radius
 
 
 def test_class_comes_from_selection_and_bound_from_estimation_only() -> None:

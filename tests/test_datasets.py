@@ -37,12 +37,17 @@ def test_the_digest_sees_ids_labels_pixels_and_order() -> None:
 
 def test_data_that_do_not_fit_the_model_are_refused() -> None:
     good = Example("a", np.zeros((1, 8, 8), np.uint8), 3)
-    check_examples([good], image_shape=(1, 8, 8), num_classes=10)
+    check_examples([good], image_shape=(1, 8, 8), num_classes=10, noise="integer")
     with pytest.raises(ValueError, match="empty"):
-        check_examples([], image_shape=(1, 8, 8), num_classes=10)
+        check_examples([], image_shape=(1, 8, 8), num_classes=10, noise="integer")
     with pytest.raises(ValueError, match="a occurs twice"):
-        check_examples([good, good], image_shape=(1, 8, 8), num_classes=10)
+        check_examples([good, good], image_shape=(1, 8, 8), num_classes=10, noise="integer")
     with pytest.raises(ValueError, match=r"image a has shape \(1, 8, 8\)"):
-        check_examples([good], image_shape=(3, 32, 32), num_classes=10)
+        check_examples([good], image_shape=(3, 32, 32), num_classes=10, noise="integer")
+    real = Example("a", np.zeros((1, 8, 8)), 3)
+    with pytest.raises(
+        ValueError, match="image a is float64, images must have 8 bits; integer noise is for 8-bit images"
+    ):
+        check_examples([real], image_shape=(1, 8, 8), num_classes=10, noise="integer")
     with pytest.raises(ValueError, match="label 3, the model knows the classes 0 to 2"):
-        check_examples([good], image_shape=(1, 8, 8), num_classes=3)
+        check_examples([good], image_shape=(1, 8, 8), num_classes=3, noise="integer")

@@ -12,8 +12,8 @@ from ndc_core.checkpoints import load_denoiser
 from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.grid import GridSpec
 from ndc_core.randomness import DrawNoise, draw_noise
+from ndc_core.smoothing import IntegerNoise, NoNoise
 from ndc_core.space import bytes_to_pixels, pixels_to_model
-from ndc_core.voting import noisy_inputs
 from pipeline.config import load_config
 from pipeline.datasets import dataset_digest, digits
 from pipeline.train import train_on
@@ -51,6 +51,7 @@ def test_dc_classifies_98_percent_of_the_held_out_digits(model: Path) -> None:
         image_id="all",
         phase="selection",
         draws=range(len(examples)),
+        input_noise=NoNoise(0.0),
         image_shape=(1, 8, 8),
         refine_steps=grid.steps,
         sift_steps=0,
@@ -63,7 +64,7 @@ def test_dc_classifies_98_percent_of_the_held_out_digits(model: Path) -> None:
 
 
 def winners_with(classifier: DiffusionClassifier, image: np.ndarray, noise: DrawNoise) -> np.ndarray:
-    z = noisy_inputs(image, noise.input, sigma_pixel=0.25)
+    z = IntegerNoise(0.25).add(image, noise.input)
     return classifier.predict(z, tau_model=0.5, noise=noise).winners
 
 
@@ -83,6 +84,7 @@ def test_another_number_of_rows_a_pass_flips_at_most_one_vote_in_10000(model: Pa
             image_id=example.image_id,
             phase="estimation",
             draws=range(each),
+            input_noise=IntegerNoise(0.25),
             image_shape=(1, 8, 8),
             refine_steps=spec.grid.steps,
             sift_steps=spec.sift.grid.steps,

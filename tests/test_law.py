@@ -21,6 +21,8 @@ def law(*assignments: str, examples=EXAMPLES, model: str = "m"):
         (law("votes.estimation=60"), r"votes.estimation: 40 -> 60"),
         (law("certificate.alpha=0.01"), r"certificate.alpha: 0.001 -> 0.01"),
         (law("compute.rows_per_pass=16"), r"rows_per_pass: 32 -> 16"),
+        (law("noise=float"), r"noise: integer -> float"),
+        (law("certificate.method=sequential"), r"certificate.method: cohen -> sequential"),
         (law(model="n"), r"model_sha256: m -> n"),
         (law(examples=EXAMPLES[:3]), r"dataset.images: 4 -> 3; dataset.sha256"),
     ],

@@ -3,21 +3,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ndc_core.randomness import draw_generator, draw_noise
+from ndc_core.smoothing import FloatNoise, IntegerNoise
 
 SHAPE = (1, 2, 3)
+QUARTER = FloatNoise(0.25)
 
 
-def noise_of(draws, *, image_id="a", phase="estimation", seed=0, refine=4, sift=2):
+def noise_of(draws, *, image_id="a", phase="estimation", seed=0, refine=4, sift=2, noise=QUARTER):
     return draw_noise(
-        seed=seed, image_id=image_id, phase=phase, draws=draws, image_shape=SHAPE, refine_steps=refine, sift_steps=sift
+        seed=seed,
+        image_id=image_id,
+        phase=phase,
+        draws=draws,
+        input_noise=noise,
+        image_shape=SHAPE,
+        refine_steps=refine,
+        sift_steps=sift,
     )
 
 
-@given(st.lists(st.integers(0, 10_000), min_size=1, max_size=8, unique=True))
-def test_a_draw_has_the_same_noise_in_any_company_and_order(draws: list[int]) -> None:
-    together = noise_of(draws)
+@given(
+    draws=st.lists(st.integers(0, 10_000), min_size=1, max_size=8, unique=True),
+    noise=st.sampled_from([FloatNoise(0.25), IntegerNoise(0.25)]),
+)
+def test_a_draw_has_the_same_noise_in_any_company_and_order(draws: list[int], noise) -> None:
+    together = noise_of(draws, noise=noise)
     for row, draw in enumerate(draws):
-        alone = noise_of([draw])
+        alone = noise_of([draw], noise=noise)
         for name in ("input", "refine", "sift"):
             np.testing.assert_array_equal(getattr(together, name)[row], getattr(alone, name)[0])
 
@@ -27,9 +39,12 @@ def test_the_noise_is_pinned_bit_for_bit() -> None:
     noise = noise_of([7], image_id="digits-0001", seed=3)
     assert [value.hex() for value in noise.input.ravel()[:2]] == PINNED_INPUT
     assert float(noise.refine.ravel()[0]).hex() == PINNED_REFINE
+    whole = noise_of([7], image_id="digits-0001", seed=3, noise=IntegerNoise(0.25))
+    assert whole.input.ravel().tolist() == PINNED_INTEGERS
 
 
 PINNED_INPUT = ["0x1.55c3bc8db597fp-2", "0x1.b81071d1dac9cp-1"]
+PINNED_INTEGERS = [112, -34, 92, -96, 14, -1]
 PINNED_REFINE = "-0x1.630f0c0000000p-1"
 
 

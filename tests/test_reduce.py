@@ -1,13 +1,17 @@
 import pytest
 
-from pipeline.reduce import IncompleteRunError, certificate_rows, certificate_tsv, certify_images
+from pipeline.reduce import certificate_rows, certificate_tsv, certify_images
 from pipeline.store import Evidence, StoredImage
 from pipeline.units import WorkUnit
+from pipeline.waves import IncompleteRunError
 
 LAW = {
     "votes": {"selection": 10, "estimation": 100, "per_unit": 50},
     "sigma_pixel": [0.25],
-    "certificate": {"method": "cohen", "alpha": 0.001},
+    "noise": "float",
+    "dataset": {"image_shape": [1, 8, 8]},
+    "classifier": {"grid": {"points": 4, "sigma_model_max": 1.5}, "weight": "edm", "loss_cap": None},
+    "certificate": {"method": "cohen", "alpha": 0.001, "maximum_over_sigmas": False},
 }
 IMAGES = [StoredImage("a", 1, None), StoredImage("b", 0, None)]
 

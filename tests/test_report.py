@@ -34,7 +34,7 @@ HALF = [
 
 
 def test_shares_count_wrong_and_abstained_images_as_failures_at_every_radius() -> None:
-    level = summarise(ITEMS, radii=RADII).levels[0]
+    level = summarise({"0.25": ITEMS}, alpha=0.001, radii=RADII).levels[0]
     radii = [item.certificate.radius for item in ITEMS]
     assert 0.25 < radii[1] < 0.5 < radii[0]
     assert level.certified_accuracy == {0.0: 0.5, 0.25: 0.5, 0.5: 0.25}
@@ -44,8 +44,8 @@ def test_shares_count_wrong_and_abstained_images_as_failures_at_every_radius() -
 
 
 def test_the_best_sigma_is_chosen_per_radius_and_called_so() -> None:
-    summary = summarise(ITEMS + HALF, radii=(0.25, 0.75))
-    assert summary.best_sigma == {0.25: 0.25, 0.75: 0.5}
+    summary = summarise({"0.25": ITEMS, "0.5": HALF}, alpha=0.001, radii=(0.25, 0.75))
+    assert summary.best_level == {0.25: "0.25", 0.75: "0.5"}
     assert summary.best_accuracy == {0.25: 0.5, 0.75: 0.25}
     assert "best per radius, chosen on this data" in markdown_table(summary)
 
@@ -59,20 +59,33 @@ def test_the_curve_meets_the_table_at_every_radius() -> None:
 
 
 def test_tables_are_well_formed() -> None:
-    summary = summarise(ITEMS, radii=RADII)
+    summary = summarise({"0.25": ITEMS}, alpha=0.001, radii=RADII)
     lines = markdown_table(summary).splitlines()
-    assert {line.count("|") for line in lines} == {8}
-    assert "| 0.25 | 50.0 % | 50.0 % | 25.0 % | 0.217 | 1 of 4 | 100 |" in lines
+    assert {line.count("|") for line in lines} == {9}
+    assert "| 0.25 | 50.0 % | 50.0 % | 25.0 % | 0.217 | 1 of 4 | 1,000 | 100 |" in lines
     latex = latex_table(summary)
-    assert latex.count("&") == 12
+    assert latex.count("&") == 14
     assert re.search(r"(?<!\\)%", latex) is None
+
+
+DECLARED = {
+    "law": {
+        "seed": 0,
+        "noise": "float",
+        "certificate": {"maximum_over_sigmas": False},
+        "dataset": {"name": "<digits>"},
+    },
+    "alpha": 0.001,
+    "radii": RADII,
+    "title": "Run <a>",
+    "evidence_digest": "d",
+}
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> Report:
     images = [StoredImage(str(i), i, np.full((1, 8, 8), 60 * i, np.uint8)) for i in range(4)]
-    law = {"seed": 0, "certificate": {}, "dataset": {"name": "<digits>"}}
-    return write_report(tmp_path / "out", ITEMS, images, law=law, radii=RADII, title="Run <a>")
+    return write_report(tmp_path / "out", ITEMS, images, **DECLARED)
 
 
 def test_everything_is_written(written: Report) -> None:
@@ -99,8 +112,7 @@ def test_the_page_needs_no_other_file_and_escapes_what_data_say(written: Report)
 
 def test_two_reports_of_the_same_evidence_are_the_same(written: Report, tmp_path: Path) -> None:
     images = [StoredImage(str(i), i, np.full((1, 8, 8), 60 * i, np.uint8)) for i in range(4)]
-    law = {"seed": 0, "certificate": {}, "dataset": {"name": "<digits>"}}
-    again = write_report(tmp_path / "again", ITEMS, images, law=law, radii=RADII, title="Run <a>")
+    again = write_report(tmp_path / "again", ITEMS, images, **DECLARED)
     for path in written.folder.iterdir():
         assert path.read_bytes() == (again.folder / path.name).read_bytes(), path.name
 
@@ -110,4 +122,6 @@ def test_the_noisy_picture_is_the_first_estimation_draw() -> None:
 
     pixels = np.full((1, 8, 8), 51, np.uint8)
     noise = draw_generator(seed=3, image_id="0", phase="estimation", draw=0).standard_normal((1, 8, 8))
-    np.testing.assert_allclose(noisy_pixels(ITEMS[0], pixels, seed=3), 0.2 + 0.25 * noise)
+    np.testing.assert_allclose(noisy_pixels(ITEMS[0], pixels, seed=3, noise="float"), 0.2 + 0.25 * noise)
+    levels = 255 * noisy_pixels(ITEMS[0], pixels, seed=3, noise="integer")
+    np.testing.assert_allclose(levels, np.rint(levels), atol=1e-9)

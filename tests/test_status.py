@@ -1,7 +1,9 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pipeline.datasets import Example
 from pipeline.status import status_lines, status_of
 from pipeline.store import Evidence, RunStore
 from pipeline.units import WorkUnit
@@ -17,8 +19,19 @@ def publish(store: RunStore, start: int, finished: float) -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> RunStore:
     store = RunStore(tmp_path / "run")
-    plan = {"units": 4, "votes": 40, "classes": 10}
-    store.declare({"law": {}, "fingerprint": LAW, "plan": plan}, config_toml="", examples=[])
+    plan = {"units": 5, "votes": 42, "classes": 10, "stops_early": False}
+    law = {
+        "sigma_pixel": [0.25],
+        "noise": "integer",
+        "votes": {"selection": 2, "estimation": 40},
+        "dataset": {"image_shape": [1, 2, 2]},
+        "classifier": {"grid": {"points": 4, "sigma_model_max": 1.5}, "weight": "edm", "loss_cap": None},
+        "certificate": {"method": "cohen", "alpha": 0.001, "maximum_over_sigmas": False},
+    }
+    example = Example("img", np.zeros((1, 2, 2), np.uint8), 2)
+    store.declare({"law": law, "fingerprint": LAW, "plan": plan}, config_toml="", examples=[example])
+    selection = WorkUnit("img", 2, 0.25, "selection", 0, 2)
+    store.publish(Evidence(selection, {2: 2}, 0, 0.0, 100.0, "cpu"), fingerprint=LAW)
     return store
 
 
@@ -27,11 +40,11 @@ def test_status_counts_units_votes_rate_and_time_left(store: RunStore) -> None:
     publish(store, 10, finished=1004.0)
     store.record_failure(WorkUnit("img", 2, 0.25, "estimation", 20, 30), "NaN at draw 20", fingerprint=LAW)
     found = status_of(store.folder, now_unix=1010.0)
-    assert (found.units_done, found.votes_done, found.evaluations) == (2, 20, 1600)
+    assert (found.units_done, found.votes_done, found.evaluations) == (3, 22, 1600)
     assert found.evaluations_per_second == pytest.approx(160)
     assert found.seconds_left == pytest.approx(10)
     lines = status_lines(found)
-    assert "2 of 4 units, 20 of 40 votes" in lines[0]
+    assert "0 of 1 images and noise levels decided; 3 of 5 units, 22 of 42 votes" in lines[0]
     assert lines[1] == "160 evaluations/s, 0:10 left"
     assert lines[2] == "failed: image img, sigma_pixel 0.25, estimation draws 20 to 29: NaN at draw 20"
 

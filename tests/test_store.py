@@ -85,7 +85,7 @@ def test_what_is_no_evidence_is_named_and_set_aside(store: RunStore, damage) -> 
     damage(path_of(store, 0))
     with pytest.raises(StoreError, match=path_of(store, 0).name):
         store.all_evidence(fingerprint=LAW)
-    moved = list(store.set_aside_unusable(fingerprint=LAW, planned=planned(0, 10, 20)))
+    _, moved = store.sort_out_evidence(fingerprint=LAW, planned=planned(0, 10, 20))
     assert len(moved) == 1
     assert moved[0][0].is_file()
     assert not path_of(store, 0).exists()
@@ -93,16 +93,16 @@ def test_what_is_no_evidence_is_named_and_set_aside(store: RunStore, damage) -> 
 
 
 def test_evidence_of_another_run_or_plan_is_set_aside(store: RunStore) -> None:
-    moved = list(store.set_aside_unusable(fingerprint=LAW, planned=planned(0, 10)))
+    _, moved = store.sort_out_evidence(fingerprint=LAW, planned=planned(0, 10))
     assert [problem for _, problem in moved] == ["evidence of a unit that this run does not plan"]
-    moved = list(store.set_aside_unusable(fingerprint="b" * 64, planned=planned(0, 10)))
+    _, moved = store.sort_out_evidence(fingerprint="b" * 64, planned=planned(0, 10))
     assert [problem for _, problem in moved] == ["evidence of another run"] * 2
 
 
 def test_half_written_files_are_swept_up(store: RunStore) -> None:
     partial = path_of(store, 0).with_name("x.parquet.123.partial")
     partial.write_bytes(b"PAR1")
-    assert not list(store.set_aside_unusable(fingerprint=LAW, planned=planned(0, 10, 20)))
+    assert not store.sort_out_evidence(fingerprint=LAW, planned=planned(0, 10, 20))[1]
     assert not partial.exists()
 
 

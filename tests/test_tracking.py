@@ -23,7 +23,8 @@ def tracker(folder: str = "runs/a", fingerprint: str = "f") -> Tracker:
 def finish(found: Tracker, folder: Path) -> None:
     artifact = folder / "table.md"
     artifact.write_text("table")
-    found.finish(Report(summarise(ITEMS, radii=(0.0, 0.25)), folder), ITEMS, [artifact])
+    levels = {"0.25": ITEMS}
+    found.finish(Report(summarise(levels, alpha=0.001, radii=(0.0, 0.25)), levels, folder), [artifact])
 
 
 def test_a_run_has_parameters_scalars_curve_artifacts_and_the_datas_digest(workplace: Path) -> None:
@@ -73,6 +74,6 @@ def test_a_server_that_does_not_answer_is_an_error_at_once(workplace: Path, monk
 
 def test_names_are_flattened_with_dots_and_curves_have_integer_steps() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": "x"}}, "e": [1]}) == {"a.b": "1", "a.c.d": "x", "e": "[1]"}
-    points = curve_points(ITEMS)
+    points = curve_points({"0.25": ITEMS})
     assert all(isinstance(step, int) for _, step, _ in points)
     assert points[-1][2] == 0.0

@@ -34,6 +34,7 @@ def test_a_trained_denoiser_classifies_what_it_was_trained_on() -> None:
             classifier,
             images[index].numpy(),
             sigma_pixel=0.25,
+            noise="integer",
             seed=0,
             image_id=str(index),
             phase="selection",

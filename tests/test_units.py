@@ -6,16 +6,24 @@ from hypothesis import strategies as st
 
 from pipeline.config import load_config
 from pipeline.datasets import Example
+from pipeline.law import law_of
+from pipeline.methods import method_of
 from pipeline.units import WorkUnit, plan_units
 
 IMAGE = np.zeros((1, 8, 8), np.uint8)
 
 
-@given(images=st.integers(1, 3), selection=st.integers(1, 60), per_unit=st.integers(1, 50))
-def test_units_cover_every_draw_exactly_once(images: int, selection: int, per_unit: int) -> None:
-    config = load_config("demo", [f"votes.selection={selection}", f"votes.per_unit={per_unit}"])
+@given(
+    images=st.integers(1, 3),
+    selection=st.integers(1, 60),
+    per_unit=st.integers(1, 400),
+    method=st.sampled_from(["cohen", "sequential"]),
+)
+def test_units_cover_every_draw_exactly_once(images: int, selection: int, per_unit: int, method: str) -> None:
+    settings = [f"votes.selection={selection}", f"votes.per_unit={per_unit}", f"certificate.method={method}"]
     examples = [Example(str(index), IMAGE, index) for index in range(images)]
-    units = list(plan_units(config, examples))
+    law = law_of(load_config("demo", settings), examples, model_digest="m")
+    units = list(plan_units(law, examples))
     covered = [
         (unit.image_id, unit.sigma_pixel, unit.phase, draw)
         for unit in units
@@ -23,6 +31,8 @@ def test_units_cover_every_draw_exactly_once(images: int, selection: int, per_un
     ]
     assert len(covered) == len(set(covered)) == images * 2 * (selection + 1000)
     assert max(unit.draws for unit in units) <= per_unit
+    looks = method_of(law, 0.25).looks
+    assert not [unit for unit in units if any(unit.draw_start < look < unit.draw_stop for look in looks[:-1])]
     assert len({unit.unit_id("law") for unit in units}) == len(units)
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ from pipeline.votes import RECEIPT_COLUMNS, VoteActor, VoterSettings, pick_devic
 from tests.runs import small_config
 
 
+def settings_of(run, folder: Path) -> VoterSettings:
+    return VoterSettings(run.config, str(folder), run.law, run.fingerprint, num_classes=run.num_classes)
+
+
 def actor_for(model: Path, folder: Path):
     run = prepare(small_config(model), folder)
-    settings = VoterSettings(run.config, str(folder), run.fingerprint, run.law["model_sha256"])
-    return run, VoteActor(settings)
+    return run, VoteActor(settings_of(run, folder))
 
 
 def batch_of(run, units) -> dict[str, np.ndarray]:
@@ -22,10 +26,14 @@ def batch_of(run, units) -> dict[str, np.ndarray]:
     return {name: np.array([row[name] for row in rows], dtype=object) for name in rows[0]}
 
 
+def receipts_of(actor: VoteActor, batch: dict[str, np.ndarray]) -> list[dict]:
+    return [row for columns in actor(batch) for row in rows_of(columns)]
+
+
 def test_a_units_evidence_is_the_votes_of_its_draws(tiny_model: Path, tmp_path: Path) -> None:
     run, actor = actor_for(tiny_model, tmp_path)
     unit_id, unit = list(run.units.items())[2]
-    columns = actor(batch_of(run, [unit]))
+    (columns,) = actor(batch_of(run, [unit]))
     assert set(columns) == set(RECEIPT_COLUMNS)
     receipt = next(rows_of(columns))
     evidence = RunStore(tmp_path).all_evidence(fingerprint=run.fingerprint)
@@ -33,6 +41,7 @@ def test_a_units_evidence_is_the_votes_of_its_draws(tiny_model: Path, tmp_path: 
         actor.classifier,
         run.examples[0].image,
         sigma_pixel=0.25,
+        noise="integer",
         seed=0,
         image_id=unit.image_id,
         phase="estimation",
@@ -48,9 +57,9 @@ def test_a_units_evidence_is_the_votes_of_its_draws(tiny_model: Path, tmp_path: 
 def test_what_is_published_is_not_computed_again(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
     run, actor = actor_for(tiny_model, tmp_path)
     batch = batch_of(run, list(run.units.values())[:2])
-    actor(batch)
+    receipts_of(actor, batch)
     monkeypatch.setattr(actor, "compute", lambda *_, **__: pytest.fail("computed again"))
-    again = list(rows_of(actor(batch)))
+    again = receipts_of(actor, batch)
     assert [receipt["evaluations"] for receipt in again] == [0, 0]
     assert not any(receipt["error"] for receipt in again)
 
@@ -68,7 +77,7 @@ def test_a_unit_with_nan_fails_by_name_and_the_next_one_goes_on(tiny_model: Path
             return good(z, sigma_model, label) * (float("nan") if next(calls) == 1 else 1.0)
 
     object.__setattr__(actor.classifier, "denoiser", NanAtFirst())
-    failed, done = rows_of(actor(batch_of(run, [bad_unit, good_unit])))
+    failed, done = receipts_of(actor, batch_of(run, [bad_unit, good_unit]))
     assert "NonFiniteScoreError" in failed["error"]
     assert f"image {bad_unit.image_id}, sigma_pixel 0.25, selection draw" in failed["error"]
     assert not done["error"]
@@ -80,7 +89,7 @@ def test_a_unit_with_nan_fails_by_name_and_the_next_one_goes_on(tiny_model: Path
 def test_an_actor_refuses_another_model_than_the_runs(tiny_model: Path, tmp_path: Path) -> None:
     run, _ = actor_for(tiny_model, tmp_path)
     with pytest.raises(ValueError, match="not the one this run was started with"):
-        VoteActor(VoterSettings(run.config, str(tmp_path), run.fingerprint, "0" * 64))
+        VoteActor(replace(settings_of(run, tmp_path), law={**run.law, "model_sha256": "0" * 64}))
 
 
 def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.grid import GridSpec
 from ndc_core.scores import NonFiniteScoreError
 from ndc_core.sift import SiftSpec
-from ndc_core.voting import certify, count_votes, noisy_inputs
+from ndc_core.smoothing import FloatNoise, IntegerNoise
+from ndc_core.voting import certify, count_votes
 from tests.fakes import ConstantDenoiser
 
 GRID = GridSpec(points=5, sigma_model_max=1.5, spacing="log")
@@ -32,13 +33,13 @@ def image() -> np.ndarray:
 
 
 def votes_of(classifier, image, draws: range, **changes) -> np.ndarray:
-    named = {"sigma_pixel": 0.25, "seed": 0, "image_id": "x", "phase": "estimation"} | changes
+    named = {"sigma_pixel": 0.25, "noise": "integer", "seed": 0, "image_id": "x", "phase": "estimation"} | changes
     return count_votes(classifier, image, draws=draws, **named).votes
 
 
 def test_noise_is_added_in_pixel_space_and_becomes_model_space_once() -> None:
     image, noise = np.array([[[0, 51, 255]]], dtype=np.uint8), np.array([[[[1.0, -1.0, 0.5]]]])
-    z = noisy_inputs(image, noise, sigma_pixel=0.25)
+    z = FloatNoise(0.25).add(image, noise)
     np.testing.assert_allclose(z, [[[[2 * 0.25 - 1, 2 * (0.2 - 0.25) - 1, 2 * 1.125 - 1]]]])
 
 
@@ -68,7 +69,10 @@ def test_certify_is_cohens_certificate_of_the_counted_votes(classifier, image) -
     )
     selection = votes_of(classifier, image, range(20), phase="selection")
     estimation = votes_of(classifier, image, range(50))
-    assert certificate == cohen(selection.tolist(), estimation.tolist(), sigma_pixel=0.25, alpha=0.05)
+    expected = cohen(selection.tolist(), estimation.tolist(), sigma_pixel=0.25, alpha=0.05)
+    assert (certificate.predicted, certificate.votes_top) == (expected.predicted, expected.votes_top)
+    assert 0 < expected.p_lower - certificate.p_lower < 1e-13, "lowered by the distance of the drawn noise from its law"
+    assert certificate.scope == "8-bit images"
 
 
 def test_an_image_of_another_shape_is_refused(classifier) -> None:
@@ -87,8 +91,9 @@ def test_a_broken_denoiser_is_named_with_image_draw_sigma_and_class() -> None:
     denoiser = BreaksOnce(torch.zeros(3, 1, 2, 2))
     image = np.zeros((1, 2, 2), np.uint8)
     classifier = DiffusionClassifier(denoiser, "dc", grid=GridSpec(4, 1.0, sigma_model_min=0.5))
-    noise = voting._noise(classifier, image, seed=0, image_id="x", phase="estimation", draws=[12])
-    z = noisy_inputs(image, noise.input, sigma_pixel=0.25)
+    law = IntegerNoise(0.25)
+    noise = voting.noise_of(classifier, law, seed=0, image_id="x", phase="estimation", draws=[12])
+    z = law.add(image, noise.input)
     level = GridSpec(4, 1.0, sigma_model_min=0.5)
     assert level.steps == 2
     denoiser.target = torch.from_numpy(z + 1.0 * noise.refine[:, 1]).float()

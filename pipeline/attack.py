@@ -1,0 +1,109 @@
+"""`ndc attack`: tries to break a run's own certificates, and measures what attacks leave of its accuracy."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.attackers import (
+    SUMMARY,
+    AttackActor,
+    AttackerSettings,
+    AttackSettings,
+    BrokenCertificateError,
+    cell_id,
+    cell_row,
+    summary_of,
+)
+from pipeline.cluster import stop_on_signals, stream
+from pipeline.config import load_config
+from pipeline.progress import CountProgress
+from pipeline.reduce import certify_images
+from pipeline.report import Report
+from pipeline.run import PreparedRun, prepare, reduce_and_report
+from pipeline.store import RunStore, write_atomically
+from pipeline.votes import VoterSettings
+
+
+class AttackFailedError(RuntimeError):
+    """Some attacks could not be made; those that could are not made again."""
+
+
+def attack_run(
+    folder: Path, settings: AttackSettings, *, limit: int | None, say: Callable[[str], None]
+) -> tuple[Report, dict[str, Any]]:
+    """Attacks every certificate of a finished run at its radius, and every right image at the radii of the report.
+
+    Returns the report with the empirical accuracies in it, and the attacks' summary.
+
+    Raises:
+        BrokenCertificateError: a certificate was broken beyond doubt; the images are saved.
+        ValueError: the run is incomplete, or its model or data have changed.
+    """
+    from pipeline.tracking import Tracker
+
+    stop_on_signals()
+    store = RunStore(folder)
+    store.manifest()
+    run = prepare(load_config(str(folder / "run.toml")), folder)
+    with store.lock():
+        results = _results(run, store, settings, limit)
+        summary = summary_of(results, radii=run.config.certificate.radii, fingerprint=run.fingerprint)
+        write_atomically(folder / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+        report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=folder)
+        tracker = Tracker(experiment=run.config.experiment, folder=folder, law=run.law, fingerprint=run.fingerprint)
+        tracker.attacked(report, [folder / name for name in ("report.html", "curve.svg", "curve.png", SUMMARY)])
+    _raise_if_broken(folder, results)
+    say(
+        f"{summary['attacks_on_certificates']:,} attacks on {summary['certificates_attacked']:,} certificates at their "
+        f"radii: none broken; {summary['attacks_beyond']:,} attacks beyond them broke "
+        f"{summary['images_broken_beyond']:,} images"
+    )
+    return report, summary
+
+
+def _results(run: PreparedRun, store: RunStore, settings: AttackSettings, limit: int | None) -> list[dict[str, Any]]:
+    images = store.images()[:limit]
+    certified = certify_images(
+        store.all_evidence(fingerprint=run.fingerprint),
+        store.images(),
+        law=run.law,
+        num_classes=run.num_classes,
+        alpha=None,
+        resume_with=run.resume_command,
+    )
+    chosen = {image.image_id for image in images}
+    example_of = {example.image_id: example for example in run.examples}
+    rows = [
+        cell_row(item, example_of[item.image_id], run.config.certificate.radii)
+        for item in certified
+        if item.image_id in chosen
+    ]
+    voter = VoterSettings(run.config, str(run.folder.absolute()), run.law, run.fingerprint, num_classes=run.num_classes)
+    progress, results, failed = CountProgress("attacked", len(rows)), [], []
+    for receipt in stream(rows, AttackActor, AttackerSettings(voter, settings), compute=run.config.compute):
+        progress.add()
+        if receipt["error"]:
+            failed.append(receipt["error"])
+        else:
+            results.append(json.loads(receipt["result"]))
+    if failed:
+        listed = "\n".join(f"  {line}" for line in failed)
+        raise AttackFailedError(f"{len(failed)} of {len(rows)} attacks failed, the others are kept:\n{listed}")
+    return results
+
+
+def _raise_if_broken(folder: Path, results: list[dict[str, Any]]) -> None:
+    broken = [result for result in results if result["certificate"] and result["certificate"]["broken"]]
+    if broken:
+        listed = "\n".join(
+            f"  image {result['image_id']}, sigma_pixel {result['sigma_pixel']:g}: certified to "
+            f"{result['certified_radius']:.6f}, class {result['predicted']} lost at "
+            f"{result['certificate']['distance']:.6f}: "
+            f"{folder / 'attacks' / 'broken' / cell_id(result['image_id'], result['sigma_pixel'])}.png"
+            for result in broken
+        )
+        raise BrokenCertificateError(
+            f"CERTIFICATES BROKEN: {len(broken)} of {len(results)}. Each may fail with probability alpha; "
+            f"more than that is a fault of the program or of the run:\n{listed}"
+        )

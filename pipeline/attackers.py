@@ -1,0 +1,260 @@
+"""Attacks on a finished run: one cell (an image at one noise level) after the other, each result published at once.
+
+attacks/<settings>/<cell>.json   what the attacks of one cell found; settings are part of the name
+attacks/broken/<cell>.png        an image that breaks its certificate, should there be one (and .npy, exactly)
+attacks.json                     the summary that the report reads
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ndc_core.attacks import ScoreObjective, ascend, round_within
+from ndc_core.randomness import draw_generator
+from ndc_core.space import bytes_to_pixels
+from ndc_core.statistics import clopper_pearson_lower
+from ndc_core.voting import count_votes
+from pipeline.datasets import Example
+from pipeline.reduce import Attacked, CertifiedImage
+from pipeline.store import checksum, write_atomically
+from pipeline.votes import Columns, VoterSettings, load_voter, rows_of
+
+SUMMARY = "attacks.json"
+CONFIRM_FACTOR, CONFIRM_ALPHA = 20, 1e-4
+RIVALS = 2
+
+
+class BrokenCertificateError(RuntimeError):
+    """An image below the certified radius whose class is another one: named, and saved."""
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """`votes` judge each adversarial image; the gradient of each step is a mean over `draws`."""
+
+    restarts: int
+    steps: int
+    draws: int
+    votes: int
+
+    def folder(self, fingerprint: str) -> str:
+        """Results of other settings or another run are never taken for these."""
+        return checksum([asdict(self), fingerprint])[:12]
+
+
+@dataclass(frozen=True)
+class AttackerSettings:
+    """What an actor needs to know, small enough to send to each."""
+
+    voter: VoterSettings
+    attack: AttackSettings
+
+
+def cell_id(image_id: str, sigma_pixel: float) -> str:
+    return checksum([image_id, sigma_pixel])[:24]
+
+
+def cell_row(item: CertifiedImage, example: Example, radii: Sequence[float]) -> dict[str, Any]:
+    """A cell as one row of a Ray dataset: the certificate to break and the radii at which it promises nothing."""
+    certificate = item.certificate
+    right = max(range(len(item.counts)), key=lambda c: item.counts[c]) == item.label
+    return {
+        "right": right,
+        "image_id": item.image_id,
+        "label": item.label,
+        "sigma_pixel": certificate.sigma_pixel,
+        "predicted": -1 if certificate.predicted is None else certificate.predicted,
+        "certified_radius": certificate.radius,
+        "radii": [radius for radius in radii if radius > certificate.radius] if right else [],
+        "image": example.image.tobytes(),
+        "image_shape": list(example.image.shape),
+    }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`votes` per class at the most harmful image found, which is `distance` away; `broken` is beyond doubt."""
+
+    radius: float
+    attacks: int
+    success: bool
+    broken: bool
+    distance: float
+    votes: list[int]
+
+
+class AttackActor:
+    """Holds the model; for each cell attacks its certificate, then the label at growing radii until one falls."""
+
+    def __init__(self, settings: AttackerSettings) -> None:
+        self.settings = settings
+        self.config = settings.voter.config
+        self.classifier = load_voter(settings.voter)
+        self.folder = Path(settings.voter.run_folder) / "attacks"
+        self.results = self.folder / settings.attack.folder(settings.voter.fingerprint)
+
+    def __call__(self, batch: Columns) -> Columns:
+        results, errors = [], []
+        for row in rows_of(batch):
+            image = np.frombuffer(row.pop("image"), np.uint8).reshape(row.pop("image_shape"))
+            path = self.results / f"{cell_id(row['image_id'], row['sigma_pixel'])}.json"
+            try:
+                if not path.is_file():
+                    write_atomically(path, json.dumps(self.attack(row, image)).encode())
+                results.append(path.read_text())
+                errors.append("")
+            except Exception as error:  # whatever it is, it is this cell's: the others go on
+                results.append("")
+                errors.append(f"image {row['image_id']}, sigma_pixel {row['sigma_pixel']:g}: {error}")
+        return {"result": np.array(results), "error": np.array(errors)}
+
+    def attack(self, row: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
+        certificate, verdicts = None, []
+        if row["predicted"] >= 0:
+            certificate = self.strike(row, image, target=row["predicted"], radius=row["certified_radius"])
+        for radius in map(float, row["radii"]):
+            verdicts.append(asdict(self.strike(row, image, target=row["label"], radius=radius)))
+            if verdicts[-1]["success"]:
+                break
+        named = ("image_id", "label", "sigma_pixel", "predicted", "certified_radius", "right")
+        return {
+            **{key: row[key] for key in named},
+            "certificate": certificate and asdict(certificate),
+            "beyond": verdicts,
+        }
+
+    def strike(self, row: dict[str, Any], image: np.ndarray, *, target: int, radius: float) -> Verdict:
+        """All restarts at one radius; the verdict is on the image that left the target class the fewest votes."""
+        generator = self._generator(row, radius)
+        smoothed = self.config.certificate.method != "lipschitz"
+        ascended = ascend(
+            ScoreObjective(
+                self.classifier,
+                (target, *self._rivals(row, image, target)),
+                row["sigma_pixel"],
+                self.settings.attack.draws,
+                smoothed,
+                generator,
+            ),
+            image,
+            radius_pixel=radius,
+            steps=self.settings.attack.steps,
+            restarts=self.settings.attack.restarts,
+            generator=generator,
+        )
+        on_grid = self.config.noise == "integer"
+        adversarials = [round_within(one, image, radius_pixel=radius) if on_grid else one for one in ascended]
+        shares = [self._support(row, one, radius, restart) for restart, one in enumerate(adversarials)]
+        worst = min(range(len(shares)), key=lambda restart: _lead(shares[restart], target))
+        support, adversarial = shares[worst], adversarials[worst]
+        success = int(np.argmax(support)) != target
+        broken = success and radius <= row["certified_radius"] and self._confirmed(row, adversarial, radius, target)
+        if broken:
+            self._save(row, adversarial)
+        pixels = bytes_to_pixels(adversarial) if adversarial.dtype == np.uint8 else adversarial
+        distance = float(np.sqrt(((pixels - bytes_to_pixels(image)) ** 2).sum()))
+        return Verdict(radius, len(shares), success, broken, distance, support.tolist())
+
+    def _generator(self, row: dict[str, Any], radius: float) -> torch.Generator:
+        """Randomness of the attack itself: a function of the cell and the radius, so that results can be repeated."""
+        name = f"attack on {row['image_id']} at {radius} under {row['sigma_pixel']}"
+        source = draw_generator(seed=self.config.seed, image_id=name, phase="selection", draw=0)
+        return torch.Generator().manual_seed(int(source.integers(2**62)))
+
+    def _draw(self, row: dict[str, Any], image: np.ndarray, name: str, votes: int) -> Any:
+        return count_votes(
+            self.classifier,
+            image,
+            sigma_pixel=row["sigma_pixel"],
+            noise=self.config.noise,
+            seed=self.config.seed,
+            image_id=f"{name} on {row['image_id']}",
+            phase="estimation",
+            draws=range(votes),
+            keep_scores=True,
+        )
+
+    def _rivals(self, row: dict[str, Any], image: np.ndarray, target: int) -> list[int]:
+        """The classes with the next best scores on the image itself."""
+        scores = self._draw(row, image, "rivals", self.settings.attack.draws).scores
+        order = np.argsort(-np.nan_to_num(scores, neginf=scores[np.isfinite(scores)].min() - 1).mean(axis=0))
+        return [int(c) for c in order if c != target][:RIVALS]
+
+    def _support(self, row: dict[str, Any], image: np.ndarray, radius: float, restart: int) -> np.ndarray:
+        """What speaks for each class at an image: votes, or the mean score where that is what decides."""
+        drawn = self._draw(row, image, f"attack {restart} at {radius}", self.settings.attack.votes)
+        support: np.ndarray = (
+            drawn.scores.mean(axis=0) if self.config.certificate.method == "lipschitz" else drawn.votes
+        )
+        return support
+
+    def _confirmed(self, row: dict[str, Any], image: np.ndarray, radius: float, target: int) -> bool:
+        """Whether many fresh draws show beyond doubt that the target class does not win at the image."""
+        drawn = self._draw(row, image, f"confirmation at {radius}", CONFIRM_FACTOR * self.settings.attack.votes)
+        if self.config.certificate.method == "lipschitz":
+            margin = drawn.scores[:, [target]] - np.delete(drawn.scores, target, axis=1)
+            error = margin.std(axis=0, ddof=1) / math.sqrt(len(margin))
+            return bool((margin.mean(axis=0) < -4 * error).any())
+        total = int(drawn.votes.sum())
+        return clopper_pearson_lower(total - int(drawn.votes[target]), total, alpha=CONFIRM_ALPHA) > 0.5
+
+    def _save(self, row: dict[str, Any], adversarial: np.ndarray) -> None:
+        from pipeline.page import png_bytes
+
+        folder = self.folder / "broken"
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{cell_id(row['image_id'], row['sigma_pixel'])}"
+        pixels = bytes_to_pixels(adversarial) if adversarial.dtype == np.uint8 else adversarial
+        write_atomically(folder / f"{name}.png", png_bytes(pixels))
+        np.save(folder / f"{name}.npy", adversarial)
+
+
+def _lead(support: np.ndarray, target: int) -> float:
+    return float(support[target] - np.delete(support, target).max())
+
+
+def summary_of(results: Sequence[dict[str, Any]], *, radii: Sequence[float], fingerprint: str) -> dict[str, Any]:
+    """What the attacks of all cells found, by noise level: accuracy left standing, and broken certificates."""
+    levels: dict[str, dict[str, float]] = {}
+    for sigma_pixel in dict.fromkeys(result["sigma_pixel"] for result in results):
+        cells = [result for result in results if result["sigma_pixel"] == sigma_pixel]
+        levels[f"{sigma_pixel:g}"] = {str(r): sum(_stands(cell, r) for cell in cells) / len(cells) for r in radii}
+    certificates = [result["certificate"] for result in results if result["certificate"]]
+    return {
+        "fingerprint": fingerprint,
+        "images": len({result["image_id"] for result in results}),
+        "empirical_accuracy": levels,
+        "attacks_on_certificates": sum(verdict["attacks"] for verdict in certificates),
+        "certificates_attacked": len(certificates),
+        "certificates_where_an_attack_won_the_vote": sum(verdict["success"] for verdict in certificates),
+        "certificates_broken": sum(verdict["broken"] for verdict in certificates),
+        "attacks_beyond": sum(verdict["attacks"] for result in results for verdict in result["beyond"]),
+        "images_broken_beyond": sum(any(v["success"] for v in result["beyond"]) for result in results),
+    }
+
+
+def _stands(cell: dict[str, Any], radius: float) -> bool:
+    """Right on the image itself, and after every attack of at most the radius."""
+    certificate = cell["certificate"]
+    if cell["predicted"] == cell["label"] and radius <= cell["certified_radius"]:
+        return not (certificate and certificate["broken"])
+    fallen = [verdict["radius"] for verdict in cell["beyond"] if verdict["success"]]
+    return cell["right"] and not any(reached <= radius for reached in fallen)
+
+
+def empirical_accuracy(folder: Path, *, fingerprint: str) -> dict[str, Attacked]:
+    """What attacks left standing in this run, by level and radius; empty if it was not attacked."""
+    path = folder / SUMMARY
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if found.get("fingerprint") != fingerprint:
+        return {}
+    return {
+        level: Attacked(found["images"], {float(radius): share for radius, share in shares.items()})
+        for level, shares in found["empirical_accuracy"].items()
+    }

@@ -1,0 +1,35 @@
+"""The certificate that a run's law declares, as a procedure for one noise level."""
+
+import math
+from typing import Any
+
+from ndc_core.certificates import Method, Terms
+from ndc_core.grid import GridSpec
+from ndc_core.methods import CERTIFICATES
+from ndc_core.smoothing import NOISES
+
+
+def alpha_of_each(law: dict[str, Any], alpha: float | None = None) -> float:
+    """The failure probability of one noise level's certificate: a maximum over levels shares alpha among them (S5)."""
+    total: float = law["certificate"]["alpha"] if alpha is None else alpha
+    return total / len(law["sigma_pixel"]) if law["certificate"]["maximum_over_sigmas"] else total
+
+
+def method_of(law: dict[str, Any], sigma_pixel: float, *, alpha: float | None = None) -> Method:
+    """The declared procedure; with another `alpha` than the declared one, for what is proved, not for when to stop."""
+    noise, dimension = NOISES[law["noise"]](sigma_pixel), math.prod(law["dataset"]["image_shape"])
+    certificate, classifier = law["certificate"], law["classifier"]
+    terms = Terms(
+        sigma_pixel=sigma_pixel,
+        alpha=alpha_of_each(law, alpha),
+        votes=law["votes"]["estimation"],
+        radii=tuple(certificate.get("radii", ())),
+        distance=noise.distance(dimension),
+        scope=noise.scope,
+        grid=GridSpec(**classifier["grid"]),
+        weight=classifier["weight"],
+        loss_cap=classifier["loss_cap"],
+        dimension=dimension,
+        precision=certificate.get("precision", 0.1),
+    )
+    return CERTIFICATES[certificate["method"]](terms)

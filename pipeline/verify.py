@@ -1,0 +1,200 @@
+"""`ndc verify`: checks a finished run against itself, its model and its data; finds tampering and bit rot."""
+
+import json
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ndc_core.checkpoints import denoiser_digest
+from pipeline.config import RunConfig, load_config
+from pipeline.datasets import Example, load_dataset
+from pipeline.law import VOTE_VERSION, differences, fingerprint_of, law_of
+from pipeline.reduce import certificate_rows, certify_images
+from pipeline.run import reduce_and_report
+from pipeline.store import Evidence, RunStore, StoredImage, StoreError, evidence_digest, read_certificates
+from pipeline.units import plan_units
+from pipeline.votes import VoterSettings, load_voter, votes_of_unit
+from pipeline.waves import IncompleteRunError, cells_of
+
+COMPARED_FILES = ("certificates.tsv", "summary.json", "table.md", "table.tex")
+
+
+class VerificationError(RuntimeError):
+    """What was found to be different, one line each."""
+
+
+@dataclass
+class Findings:
+    """Says what was checked, and collects what is wrong."""
+
+    say: Callable[[str], None]
+    problems: list[str] = field(default_factory=list)
+
+    def check(self, what: str, problems: Sequence[str]) -> bool:
+        self.problems += problems
+        self.say(f"{'DIFFERS' if problems else 'ok':7}  {what}")
+        return not problems
+
+
+def verify_run(folder: Path, *, redraw: int, say: Callable[[str], None]) -> None:
+    """Recomputes all that a run states from its evidence, and `redraw` random units of the evidence from the model.
+
+    Raises:
+        VerificationError: naming every difference found.
+        ValueError: the folder holds no run.
+    """
+    store, findings = RunStore(folder), Findings(say)
+    manifest, config = store.manifest(), load_config(str(folder / "run.toml"))
+    law, fingerprint = manifest["law"], manifest["fingerprint"]
+    findings.check("run.json: its fingerprint is that of its law", _law_problems(law, fingerprint))
+    examples = load_dataset(config.dataset.name, split=config.dataset.split, limit=config.dataset.limit)
+    same = findings.check("run.toml, model and data are those of the law", _input_problems(config, examples, law))
+    findings.check("images.parquet: ids and labels are the data's", _image_problems(store.images(), examples))
+
+    planned = {unit.unit_id(fingerprint) for unit in plan_units(law, examples)}
+    evidence, unreadable = _read(store, fingerprint, planned)
+    findings.check(f"{len(evidence):,} evidence files: readable, unchanged, of this run", unreadable)
+    cells = cells_of(law, examples, [], num_classes=manifest["plan"]["classes"])
+    for item in evidence:
+        cells[item.unit.sigma_pixel, item.unit.image_id].take(item)
+    ranges = [problem for cell in cells.values() for problem in _range_problems(cell.finished, folder)]
+    votes = sum(item.unit.draws for item in evidence)
+    complete = findings.check(
+        f"{votes:,} votes of {len(cells):,} images and levels: no gap, no overlap, none too many", ranges
+    )
+    if complete:
+        findings.check(
+            "certificates.parquet: every certificate follows from the evidence", _certificates(store, evidence)
+        )
+        findings.check(", ".join(COMPARED_FILES) + ": follow from the evidence", _report_problems(store, config))
+    if redraw and same and evidence:
+        chosen = random.SystemRandom().sample(evidence, min(redraw, len(evidence)))
+        findings.check(
+            f"{len(chosen):,} of {len(evidence):,} units drawn again from the model: equal bit for bit",
+            list(_redrawn(chosen, config, examples, store, manifest)),
+        )
+    elif redraw:
+        say("left out: drawing again, which needs the run's own model, data and evidence")
+    if findings.problems:
+        listed = "\n".join(f"  {problem}" for problem in findings.problems)
+        raise VerificationError(f"{folder} is not what it states:\n{listed}")
+
+
+def _law_problems(law: dict[str, Any], fingerprint: str) -> list[str]:
+    if fingerprint_of(law) != fingerprint:
+        return ["run.json: the law was changed after the run was declared (its fingerprint does not fit)"]
+    if law.get("vote_version") != VOTE_VERSION:
+        return [f"run.json: votes of version {law.get('vote_version')}, this program's are {VOTE_VERSION}"]
+    return []
+
+
+def _input_problems(config: RunConfig, examples: Sequence[Example], law: dict[str, Any]) -> list[str]:
+    """A law computed from today's run.toml, model and data must be the declared one."""
+    try:
+        digest = denoiser_digest(config.model)
+    except (ValueError, OSError) as error:
+        return [f"model: {error}"]
+    changed = differences(law, law_of(config, examples, model_digest=digest))
+    return [f"declared -> found: {line}" for line in changed]
+
+
+def _image_problems(images: Sequence[StoredImage], examples: Sequence[Example]) -> list[str]:
+    stored, given = [(i.image_id, i.label) for i in images], [(e.image_id, e.label) for e in examples]
+    wrong = [f"images.parquet: {a} where the data have {b}" for a, b in zip(stored, given, strict=False) if a != b]
+    return wrong or ([] if len(stored) == len(given) else [f"images.parquet: {len(stored)} images, not {len(given)}"])
+
+
+def _read(store: RunStore, fingerprint: str, planned: set[str]) -> tuple[list[Evidence], list[str]]:
+    found, problems = [], []
+    for path in store.evidence_files():
+        try:
+            item = store.read_evidence(path, fingerprint=fingerprint)
+            if path.stem not in planned:
+                raise ValueError(f"{item.unit}: no unit of this run's plan")
+            found.append(item)
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+    return found, problems
+
+
+def _range_problems(finished: Callable[..., object], folder: Path) -> list[str]:
+    try:
+        finished(resume_with=f"ndc certify {folder}")
+    except IncompleteRunError as error:
+        return [str(error)]
+    return []
+
+
+def _certificates(store: RunStore, evidence: Sequence[Evidence]) -> list[str]:
+    manifest, path = store.manifest(), store.folder / "certificates.parquet"
+    try:
+        stored, digest = read_certificates(path)
+    except StoreError as error:
+        return [str(error)]
+    certified = certify_images(
+        evidence,
+        store.images(),
+        law=manifest["law"],
+        num_classes=manifest["plan"]["classes"],
+        alpha=None,
+        resume_with=f"ndc certify {store.folder}",
+    )
+    problems = []
+    if digest != evidence_digest(evidence, fingerprint=manifest["fingerprint"]):
+        problems.append(f"{path}: the evidence is not the one that it was made from")
+    rows = certificate_rows(certified)
+    if len(rows) != len(stored):
+        problems.append(f"{path}: {len(stored)} certificates, the evidence gives {len(rows)}")
+    for row, kept in zip(rows, stored, strict=False):
+        problems += [
+            f"{path}: image {row['image_id']}, sigma_pixel {row['sigma_pixel']:g}: {line}"
+            for line in differences(kept, row)
+        ]
+    return problems
+
+
+def _report_problems(store: RunStore, config: RunConfig) -> list[str]:
+    try:
+        radii = tuple(json.loads((store.folder / "summary.json").read_text())["radii"])  # `ndc report` may set others
+    except (OSError, ValueError, KeyError, TypeError):
+        radii = config.certificate.radii
+    with tempfile.TemporaryDirectory() as scratch:
+        reduce_and_report(store, alpha=None, radii=radii, folder=Path(scratch))
+        return [
+            f"{store.folder / name} does not follow from the evidence; run `ndc report {store.folder}` again"
+            for name in COMPARED_FILES
+            if not (store.folder / name).is_file()
+            or (store.folder / name).read_bytes() != (Path(scratch) / name).read_bytes()
+        ]
+
+
+def _scores_or_none(scores: np.ndarray | None) -> np.ndarray:
+    return np.empty(0) if scores is None else scores
+
+
+def _redrawn(
+    chosen: Sequence[Evidence],
+    config: RunConfig,
+    examples: Sequence[Example],
+    store: RunStore,
+    manifest: dict[str, Any],
+) -> Iterator[str]:
+    image_of = {example.image_id: example.image for example in examples}
+    law, fingerprint = manifest["law"], manifest["fingerprint"]
+    settings = VoterSettings(config, str(store.folder), law, fingerprint, num_classes=manifest["plan"]["classes"])
+    classifier = load_voter(settings)
+    for item in chosen:
+        drawn = votes_of_unit(classifier, config, item.unit, image_of[item.unit.image_id])
+        votes = {int(c): int(drawn.votes[c]) for c in drawn.votes.nonzero()[0]}
+        where = store.evidence_path(item.unit.unit_id(fingerprint))
+        if votes != item.votes:
+            yield f"{where}: {item.unit}: votes {json.dumps(item.votes)}, the model gives {json.dumps(votes)}"
+        elif drawn.evaluations != item.evaluations:
+            yield f"{where}: {item.unit}: {item.evaluations} evaluations, the model takes {drawn.evaluations}"
+        elif not np.array_equal(_scores_or_none(drawn.scores), _scores_or_none(item.scores)):
+            yield f"{where}: {item.unit}: the scores are not those that the model gives"

@@ -1,0 +1,191 @@
+"""A finished run, tampered with in every way that keeps its files well-formed: `ndc verify` names what differs."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from ndc_core.checkpoints import load_denoiser, save_denoiser
+from pipeline.law import fingerprint_of
+from pipeline.run import certify_run, prepare, reduce_and_report
+from pipeline.store import Evidence, RunStore
+from pipeline.verify import VerificationError, verify_run
+from tests.runs import small_config
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One image, 50 votes, with a model of its own beside it."""
+    place = tmp_path_factory.mktemp("verify")
+    shutil.copytree(tiny_model, place / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        certify_run(prepare(small_config(place / "model", "dataset.limit=2"), place / "run"), say=lambda line: None)
+        ray.shutdown()
+    return place
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> RunStore:
+    """A copy that may be tampered with; its model is the shared one."""
+    shutil.copytree(finished / "run", tmp_path / "run")
+    return RunStore(tmp_path / "run")
+
+
+def problems_of(run: RunStore, *, redraw: int = 0) -> str:
+    with pytest.raises(VerificationError) as caught:
+        verify_run(run.folder, redraw=redraw, say=lambda line: None)
+    return str(caught.value)
+
+
+def evidence_of(run: RunStore) -> list[Evidence]:
+    return run.all_evidence(fingerprint=run.manifest()["fingerprint"])
+
+
+def forge(run: RunStore, item: Evidence) -> None:
+    """Publishes evidence as an actor would: name, fingerprint and checksum fit."""
+    run.publish(item, fingerprint=run.manifest()["fingerprint"])
+
+
+def another_count(item: Evidence) -> Evidence:
+    """The same number of votes, one of them moved to another class."""
+    (first, *_) = item.votes
+    votes = dict(item.votes)
+    votes[first] -= 1
+    votes[(first + 1) % 10] = votes.get((first + 1) % 10, 0) + 1
+    return replace(item, votes={c: n for c, n in votes.items() if n})
+
+
+def test_an_untouched_run_passes_and_says_what_was_checked(run: RunStore) -> None:
+    said: list[str] = []
+    verify_run(run.folder, redraw=3, say=said.append)
+    assert len(said) == 8
+    assert all(line.startswith("ok ") for line in said)
+    assert any("6 evidence files" in line for line in said)
+    assert any("100 votes of 2 images and levels: no gap, no overlap" in line for line in said)
+    assert any("3 of 6 units drawn again from the model: equal bit for bit" in line for line in said)
+
+
+def test_a_count_changed_in_its_file_is_found(run: RunStore) -> None:
+    path = run.evidence_files()[2]
+    table = pq.read_table(path)
+    row = table.to_pylist()[0]
+    changed = another_count(replace(evidence_of(run)[2]))
+    row |= {"class_id": sorted(changed.votes), "votes": [changed.votes[c] for c in sorted(changed.votes)]}
+    pq.write_table(type(table).from_pylist([row], schema=table.schema), path)
+    found = problems_of(run)
+    assert f"{path}: its checksum does not fit its content: it was changed after it was written" in found
+
+
+def test_a_count_forged_with_its_checksum_does_not_fit_the_certificates(run: RunStore) -> None:
+    item = next(item for item in evidence_of(run) if item.unit.phase == "estimation")
+    forge(run, another_count(item))
+    found = problems_of(run)
+    assert "certificates.parquet: the evidence is not the one that it was made from" in found
+
+
+def test_a_forgery_that_was_reported_anew_is_found_by_drawing_again(run: RunStore) -> None:
+    item = next(item for item in evidence_of(run) if item.unit.phase == "estimation")
+    forge(run, another_count(item))
+    reduce_and_report(run, alpha=None, radii=(0.0, 0.1), folder=run.folder)
+    verify_run(run.folder, redraw=0, say=lambda line: None)
+    found = problems_of(run, redraw=99)
+    assert f"{item.unit}: votes" in found
+    assert "the model gives" in found
+
+
+def test_a_dropped_range_is_found(run: RunStore) -> None:
+    item = next(item for item in evidence_of(run) if item.unit.draw_start == 20)
+    run.evidence_path(item.unit.unit_id(run.manifest()["fingerprint"])).unlink()
+    assert f"image {item.unit.image_id}, sigma_pixel 0.25: 20 of 40 estimation votes present" in problems_of(run)
+
+
+def test_a_doubled_range_is_found_under_any_name(run: RunStore) -> None:
+    path = run.evidence_files()[0]
+    copy = path.with_name("0" * 32 + ".parquet")
+    shutil.copy(path, copy)
+    assert f"{copy}: its name is not that of the unit inside" in problems_of(run)
+    copy.unlink()
+    item = next(item for item in evidence_of(run) if item.unit.draw_start == 20)
+    forge(run, replace(item, unit=replace(item.unit, draw_start=30, draw_stop=50)))
+    assert "draws 30 to 49: no unit of this run's plan" in problems_of(run)
+
+
+def test_a_torn_file_is_found(run: RunStore) -> None:
+    path = run.evidence_files()[1]
+    path.write_bytes(path.read_bytes()[:-40])
+    assert f"{path}: not a readable Parquet file" in problems_of(run)
+
+
+def test_a_changed_certificate_is_named_with_its_column(run: RunStore) -> None:
+    path = run.folder / "certificates.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[0]["radius"] += 0.1
+    pq.write_table(type(table).from_pylist(rows, schema=table.schema), path)
+    found = problems_of(run)
+    assert f"image {rows[0]['image_id']}, sigma_pixel 0.25: radius: {rows[0]['radius']} -> " in found
+
+
+def test_a_changed_table_is_found(run: RunStore) -> None:
+    path = run.folder / "table.md"
+    path.write_text(path.read_text().replace("0.0 %", "9.0 %"))
+    assert f"{path} does not follow from the evidence" in problems_of(run)
+
+
+def test_a_changed_law_is_found(run: RunStore) -> None:
+    path = run.folder / "run.json"
+    manifest = json.loads(path.read_text())
+    manifest["law"]["certificate"]["alpha"] = 0.0001
+    path.write_text(json.dumps(manifest))
+    assert "the law was changed after the run was declared" in problems_of(run)
+    manifest["fingerprint"] = fingerprint_of(manifest["law"])
+    path.write_text(json.dumps(manifest))
+    found = problems_of(run)
+    assert "certificate.alpha: 0.0001 -> 0.001" in found
+    assert "evidence of another run" in found
+
+
+def test_a_swapped_model_is_found(run: RunStore, finished: Path, tmp_path: Path) -> None:
+    denoiser = load_denoiser(finished / "model")
+    arguments = json.loads((finished / "model/denoiser.json").read_text())["arguments"]
+    denoiser.network.conv_out.bias.add_(0.5)
+    save_denoiser(tmp_path / "other", denoiser, network="small", arguments=arguments, notes={})
+    config = run.folder / "run.toml"
+    config.write_text(config.read_text().replace(str(finished / "model"), str(tmp_path / "other")))
+    assert "declared -> found: model_sha256: " in problems_of(run)
+
+
+def test_a_swapped_label_is_found(run: RunStore) -> None:
+    path = run.folder / "images.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[1]["label"] = (rows[1]["label"] + 1) % 10
+    pq.write_table(type(table).from_pylist(rows, schema=table.schema), path)
+    assert f"images.parquet: ('{rows[1]['image_id']}', {rows[1]['label']}) where the data have" in problems_of(run)
+
+
+def test_scores_are_compared_too(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    from pipeline.config import load_config
+
+    small = ["dataset.limit=1", "votes.selection=10", "votes.estimation=100", "certificate.radii=[0.0]"]
+    config = load_config("lipschitz", [f"model={tiny_model}", *small, "classifier.grid.points=4"])
+    certify_run(prepare(config, Path("run")), say=lambda line: None)
+    ray.shutdown()
+    run = RunStore(tmp_path / "run")
+    verify_run(run.folder, redraw=9, say=lambda line: None)
+    item = next(item for item in evidence_of(run) if item.unit.phase == "estimation")
+    assert item.scores is not None
+    forge(run, replace(item, scores=item.scores + np.eye(1, 10) * 1e-9))
+    reduce_and_report(run, alpha=None, radii=(0.0,), folder=run.folder)
+    assert f"{item.unit}: the scores are not those that the model gives" in problems_of(run, redraw=9)
