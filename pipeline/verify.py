@@ -67,7 +67,7 @@ def verify_run(folder: Path, *, redraw: int, say: Callable[[str], None]) -> None
     complete = findings.check(
         f"{votes:,} votes of {len(cells):,} images and levels: no gap, no overlap, none too many", ranges
     )
-    if complete:
+    if complete and not unreadable:
         findings.check(
             "certificates.parquet: every certificate follows from the evidence", _certificates(store, evidence)
         )

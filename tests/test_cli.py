@@ -53,6 +53,43 @@ def test_certify_report_and_status_from_the_command_line(ndc, tiny_model: Path, 
     assert "all 200 votes are there already" in resumed.stderr
 
 
+def test_a_sequential_run_is_certified_verified_attacked_and_resumed_by_its_declared_radii(
+    ndc, tiny_model: Path, tmp_path: Path
+) -> None:
+    small = small_arguments(tiny_model, "votes.estimation=300", "dataset.limit=2")
+    command = ("certify", "--certificate", "sequential", "--run", "runs/a", *small, "--radii", "0.05,0.1")
+    done = ndc(*command)
+    assert done.returncode == 0, done.stderr
+    assert "at most" in done.stderr
+    assert "r = 0.05" in done.stdout
+    assert "votes an image" in done.stdout
+    status = ndc("status", "runs/a")
+    assert "2 of 2 images and noise levels decided" in status.stdout
+    assert status.stdout.splitlines()[-1] == "complete"
+
+    verified = ndc("verify", "runs/a", "--redraw", "2")
+    assert verified.returncode == 0, verified.stderr
+    assert "units drawn again from the model: equal bit for bit" in verified.stdout
+
+    attacked = ndc("attack", "runs/a", "--limit", "1", "--restarts", "1", "--steps", "1", "--votes", "10")
+    assert attacked.returncode == 0, attacked.stderr
+    assert "0.25, under attack (first 1" in attacked.stdout
+
+    other = ndc("report", "runs/a", "--radii", "0.07")
+    assert other.returncode == 1
+    assert "radius 0.07 was not declared" in other.stderr
+    changed = ndc("certify", "runs/a", "--radii", "0.07")
+    assert changed.returncode == 1
+    assert "certificate.radii: [0.05, 0.1] -> [0.07]" in changed.stderr
+
+    manifest = tmp_path / "runs/a/table.md"
+    manifest.write_text("better")
+    tampered = ndc("verify", "runs/a")
+    assert tampered.returncode == 1
+    assert "table.md does not follow from the evidence" in tampered.stderr
+    assert "DIFFERS" in tampered.stdout
+
+
 def test_a_dry_run_prints_the_cost_and_writes_nothing(ndc, tiny_model: Path, tmp_path: Path) -> None:
     done = ndc("certify", "demo", "--dry-run", "--run", "runs/a", *small_arguments(tiny_model))
     assert done.returncode == 0, done.stderr
@@ -69,6 +106,15 @@ def test_a_dry_run_prints_the_cost_and_writes_nothing(ndc, tiny_model: Path, tmp
         (["certify", "demo", "--sigma-pixel", "7"], "lower sigma_pixel"),
         (["certify", "demo", "--set", "model=nowhere"], "nowhere is no checkpoint"),
         (["certify", "demo", "--set", "compute.gpus_per_actor=1"], "no checkpoint|no CUDA device"),
+        (["certify", "demo", "--certificate", "lipschitz"], "start from the preset lipschitz"),
+        (
+            ["certify", "--certificate", "magic"],
+            "certificate.method 'magic' is unknown; there are: cohen, sequ",
+        ),
+        (["certify", "--certificate", "sequential", "--radii", "0.25,9"], "radius 9 can never be certified"),
+        (["certify", "--certificate", "sequential", "--radii", "wide"], "certificate.radii"),
+        (["verify", "nowhere"], "nowhere holds no run"),
+        (["attack", "nowhere"], "nowhere holds no run"),
         (["status", "nowhere"], "nowhere holds no run"),
         (["report", "nowhere"], "nowhere holds no run"),
         (["train", "--dataset", "mnist", "--out", "m"], "dataset 'mnist' is unknown"),
@@ -116,5 +162,5 @@ def test_training_writes_a_checkpoint_once_and_shows_loss_and_time_left(ndc, tmp
 def test_help_names_every_command(ndc) -> None:
     done = ndc("--help")
     assert done.returncode == 0
-    for command in ("train", "certify", "report", "status"):
+    for command in ("train", "certify", "report", "status", "verify", "attack"):
         assert command in done.stdout

@@ -43,6 +43,15 @@ def test_overrides_are_toml_or_plain_strings() -> None:
         ("votes.estimation=5", "can never certify|can never be certified"),
         ("certificate.radii=[0.0, 9.0]", "radius 9 can never be certified: if all 1,000 estimation votes agree"),
         ("certificate.radii=[-1.0]", "radii are not negative"),
+        (
+            "certificate.method=lipschitz",
+            "the lipschitz certificate is of the classifier dc without sift",
+        ),
+        ("noise=none", "the cohen certificate needs noise: set noise to 'integer' or 'float'"),
+        ("noise=gaussian", "noise: Input should be 'integer', 'float' or 'none'"),
+        ("certificate.radii=[]", "certificate.radii"),
+        ("certificate.precision=1.0", "certificate.precision"),
+        ("classifier.loss_cap=0", "classifier.loss_cap"),
         ("classifier.grid.points=2", "at least 3 points"),
         ("classifier.sift.keep=0", "at least 1 class"),
         ("seed", "not of the form key=value"),
@@ -53,6 +62,24 @@ def test_overrides_are_toml_or_plain_strings() -> None:
 def test_bad_settings_are_named(assignment: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config("demo", [assignment])
+
+
+def test_a_maximum_over_sigmas_needs_several() -> None:
+    with pytest.raises(ConfigError, match="needs at least two sigma_pixel: it splits alpha among them"):
+        load_config("demo", ["certificate.maximum_over_sigmas=true", "sigma_pixel=[0.25]"])
+
+
+def test_a_lipschitz_radius_out_of_reach_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"radius 1 can never be certified: .* the radius is 0\.\d+"):
+        load_config("lipschitz", ["certificate.radii=[0.0, 1.0]"])
+
+
+def test_a_sequential_certificate_without_radii_is_refused(tmp_path: Path) -> None:
+    source = Path(__file__).parent.parent / "pipeline/presets/sequential.toml"
+    path = tmp_path / "a.toml"
+    path.write_text("\n".join(line for line in source.read_text().splitlines() if not line.startswith("radii")))
+    with pytest.raises(ConfigError, match=r"key certificate\.radii is missing"):
+        load_config(str(path))
 
 
 def test_unknown_presets_are_refused_with_the_known_ones(tmp_path: Path) -> None:

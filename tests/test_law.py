@@ -33,5 +33,23 @@ def test_what_decides_a_vote_may_not_change(changed: dict, message: str) -> None
         refuse_changes(law(), changed, folder="runs/a")
 
 
+def sequential_law(*assignments: str) -> dict:
+    return law("certificate.method=sequential", *assignments)
+
+
+def test_radii_are_part_of_a_sequential_runs_law_only() -> None:
+    assert law("certificate.radii=[0.05]") == law()
+    with pytest.raises(LawChangedError, match=r"certificate\.radii: \[0\.0, 0\.1\] -> \[0\.05\]"):
+        refuse_changes(sequential_law(), sequential_law("certificate.radii=[0.05]"), folder="runs/a")
+
+
+def test_more_votes_after_a_look_are_refused_for_what_they_are() -> None:
+    with pytest.raises(LawChangedError, match="and another seed: votes that have been looked at would spend alpha"):
+        refuse_changes(law(), law("votes.estimation=60"), folder="runs/a")
+    with pytest.raises(LawChangedError) as caught:
+        refuse_changes(law(), law("seed=1"), folder="runs/a")
+    assert "alpha" not in str(caught.value)
+
+
 def test_where_it_is_computed_and_reported_may_change() -> None:
     assert law("compute.actors=7", "experiment=other", "certificate.radii=[0.05]", "model=elsewhere") == law()

@@ -1,6 +1,7 @@
 import pytest
 
-from pipeline.reduce import certificate_rows, certificate_tsv, certify_images
+from ndc_core.certificates import cohen
+from pipeline.reduce import LARGEST, CertifiedImage, by_level, certificate_rows, certificate_tsv, certify_images
 from pipeline.store import Evidence, StoredImage
 from pipeline.units import WorkUnit
 from pipeline.waves import IncompleteRunError
@@ -32,7 +33,7 @@ def complete() -> list[Evidence]:
 
 
 def certify(items: list[Evidence]):
-    return certify_images(items, IMAGES, law=LAW, num_classes=3, alpha=0.001, resume_with="ndc certify runs/a")
+    return certify_images(items, IMAGES, law=LAW, num_classes=3, alpha=None, resume_with="ndc certify runs/a")
 
 
 def test_counts_are_summed_and_certified_in_the_order_of_the_data() -> None:
@@ -63,6 +64,20 @@ def test_a_missing_vote_makes_the_image_incomplete_not_smaller(missing: int, mes
 def test_a_draw_counted_twice_is_refused() -> None:
     with pytest.raises(IncompleteRunError, match=r"image a.* estimation draw 0 was counted twice"):
         certify([*complete(), evidence("a", "estimation", 0, 50, {1: 50})])
+
+
+def test_the_largest_radius_of_an_image_is_chosen_without_its_label() -> None:
+    def item(image_id: str, sigma_pixel: float, wins: int) -> CertifiedImage:
+        certificate = cohen([0, 10], [1000 - wins, wins], sigma_pixel=sigma_pixel, alpha=0.0005)
+        return CertifiedImage(image_id, 0, certificate, (), 10, 1.0)
+
+    items = [item("a", 0.25, 1000), item("b", 0.25, 1000), item("a", 0.5, 600), item("b", 0.5, 990)]
+    levels = by_level(items, maximum_over_sigmas=True)
+    assert list(levels) == ["0.25", "0.5", LARGEST]
+    assert [best.certificate.sigma_pixel for best in levels[LARGEST]] == [0.25, 0.5]
+    assert all(best.evaluations == 20 for best in levels[LARGEST])
+    assert not any(best.holds(0.0) for best in levels[LARGEST]), "class 1 was certified, the label is 0"
+    assert list(by_level(items, maximum_over_sigmas=False)) == ["0.25", "0.5"]
 
 
 def test_rows_say_what_was_certified() -> None:

@@ -1,0 +1,50 @@
+import pytest
+
+from ndc_core.certificates import Cohen
+from ndc_core.lipschitz import Lipschitz
+from ndc_core.sequential import Sequential
+from pipeline.config import load_config
+from pipeline.datasets import load_dataset
+from pipeline.law import LawChangedError, law_of, refuse_undeclared_radii
+from pipeline.methods import alpha_of_each, method_of
+
+EXAMPLES = load_dataset("digits", split="test", limit=1)
+
+
+def law(preset: str, *assignments: str) -> dict:
+    return law_of(load_config(preset, list(assignments)), EXAMPLES, model_digest="m")
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind", "sigma_pixel"),
+    [("demo", Cohen, 0.25), ("sequential", Sequential, 0.25), ("lipschitz", Lipschitz, 0)],
+)
+def test_the_law_says_all_that_a_procedure_needs(preset: str, kind: type, sigma_pixel: float) -> None:
+    config = load_config(preset)
+    method = method_of(law(preset), sigma_pixel)
+    assert isinstance(method, kind)
+    assert method.looks[-1] == config.votes.estimation
+    assert method.terms.alpha == 0.001
+    assert method.terms.dimension == 64
+
+
+def test_a_maximum_over_sigmas_shares_alpha() -> None:
+    shared = law("demo", "certificate.maximum_over_sigmas=true")
+    assert alpha_of_each(shared) == 0.0005
+    assert alpha_of_each(shared, 0.01) == 0.005
+    assert method_of(shared, 0.25).largest_radius < method_of(law("demo"), 0.25).largest_radius
+    assert alpha_of_each(law("demo")) == 0.001
+
+
+def test_integer_noise_lowers_the_bound_and_names_its_scope() -> None:
+    whole, real = method_of(law("demo"), 0.25), method_of(law("demo", "noise=float"), 0.25)
+    assert 0 < whole.terms.distance < 1e-13
+    assert whole.terms.scope == "8-bit images"
+    assert real.terms.distance == 0
+
+
+def test_radii_that_a_sequential_run_did_not_declare_are_refused() -> None:
+    refuse_undeclared_radii(law("sequential"), (0.25,))
+    refuse_undeclared_radii(law("demo"), (0.3,))
+    with pytest.raises(LawChangedError, match=r"radius 0\.3 was not declared: this run stopped sampling"):
+        refuse_undeclared_radii(law("sequential"), (0.25, 0.3))
