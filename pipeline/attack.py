@@ -55,9 +55,9 @@ def attack_run(
         tracker.attacked(report, [folder / name for name in ("report.html", "curve.svg", "curve.png", SUMMARY)])
     _raise_if_broken(folder, results)
     say(
-        f"{summary['attacks_on_certificates']:,} attacks on {summary['certificates_attacked']:,} certificates at their "
-        f"radii: none broken; {summary['attacks_beyond']:,} attacks beyond them broke "
-        f"{summary['images_broken_beyond']:,} images"
+        f"{summary['attacks_on_certificates']:,} attacks on {summary['certificates_attacked']:,} certificates "
+        f"at their radii: none broken; {summary['attacks_beyond']:,} attacks beyond them broke "
+        f"{summary['cells_broken_beyond']:,} of {summary['cells']:,} images and noise levels"
     )
     return report, summary
 

@@ -1,6 +1,6 @@
 """Attacks on a finished run: one cell (an image at one noise level) after the other, each result published at once.
 
-attacks/<settings>/<cell>.json   what the attacks of one cell found; settings are part of the name
+attacks/<settings>/<cell>.json   what the attacks of one cell found; the names change with all that was asked
 attacks/broken/<cell>.png        an image that breaks its certificate, should there be one (and .npy, exactly)
 attacks.json                     the summary that the report reads
 """
@@ -103,7 +103,8 @@ class AttackActor:
         results, errors = [], []
         for row in rows_of(batch):
             image = np.frombuffer(row.pop("image"), np.uint8).reshape(row.pop("image_shape"))
-            path = self.results / f"{cell_id(row['image_id'], row['sigma_pixel'])}.json"
+            asked = [row["image_id"], row["sigma_pixel"], row["certified_radius"], list(map(float, row["radii"]))]
+            path = self.results / f"{checksum(asked)[:24]}.json"
             try:
                 if not path.is_file():
                     write_atomically(path, json.dumps(self.attack(row, image)).encode())
@@ -235,7 +236,8 @@ def summary_of(results: Sequence[dict[str, Any]], *, radii: Sequence[float], fin
         "certificates_where_an_attack_won_the_vote": sum(verdict["success"] for verdict in certificates),
         "certificates_broken": sum(verdict["broken"] for verdict in certificates),
         "attacks_beyond": sum(verdict["attacks"] for result in results for verdict in result["beyond"]),
-        "images_broken_beyond": sum(any(v["success"] for v in result["beyond"]) for result in results),
+        "cells": len(results),
+        "cells_broken_beyond": sum(any(v["success"] for v in result["beyond"]) for result in results),
     }
 
 

@@ -44,11 +44,12 @@ def certified_accuracy_figure(
             axes.step(ends, shares, where="pre", color=colour, linewidth=2, label=label)
             if attacked := empirical.get(name):
                 reached = sorted(attacked.accuracy)
-                axes.plot(
+                axes.plot(  # an attack of one radius is an attack of every larger one
                     reached,
                     [100 * attacked.accuracy[radius] for radius in reached],
                     color=colour,
                     linestyle="--",
+                    drawstyle="steps-post",
                     marker="o",
                     markersize=4,
                     label=f"{label}, under attack",

@@ -15,6 +15,7 @@ import torch
 from scipy.special import ndtr, ndtri
 from scipy.stats import binomtest
 
+from ndc_core import sequential
 from ndc_core.certificates import Certificate, Cohen, Method, Tally, Terms
 from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.grid import GridSpec, build_grid
@@ -118,30 +119,20 @@ RADII = (0.1, 0.25)
 SEQUENTIAL = Sequential(Terms(sigma_pixel=SIGMA, alpha=ALPHA, votes=1000, radii=RADII))
 
 
-class CachedSequential(Sequential):
-    """The same decisions, remembered: 100,000 simulations ask the same questions."""
-
-    def __init__(self, terms: Terms) -> None:
-        super().__init__(terms)
-        object.__setattr__(self, "_decided", lru_cache(maxsize=None)(self._ask))
-        object.__setattr__(self, "_certified", cached(super().certificate))
-
-    def _ask(self, selection: tuple, looks: tuple) -> bool:
-        return super().decided(Tally(selection, looks))
-
-    def decided(self, tally: Tally) -> bool:
-        return self._decided(tuple(tally.selection), tuple(map(tuple, tally.looks)))
-
-    def certificate(self, tally: Tally) -> Certificate:
-        return self._certified(tuple(tally.selection), tuple(map(tuple, tally.looks)))
+@pytest.fixture
+def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100,000 simulations ask the same questions of the statistics: each is computed once."""
+    for name in ("log_wealth_above", "probability_lower"):
+        monkeypatch.setattr(sequential, name, lru_cache(maxsize=None)(getattr(sequential, name)))
 
 
+@pytest.mark.usefixtures("remembered")
 @pytest.mark.parametrize("margin", [0.1, 0.25])
 def test_sequential(margin: float) -> None:
     """The true radius is one of the declared ones: stopping as soon as it is proved is where it could go wrong."""
     votes = halfspace_votes(margin, SEQUENTIAL.looks[-1], seed=4)
     wins = np.stack([votes[:, :end].sum(1) for end in SEQUENTIAL.looks], axis=1).tolist()
-    method, false, drawn = CachedSequential(SEQUENTIAL.terms), 0, 0
+    method, false, drawn = SEQUENTIAL, 0, 0
     for path in wins:
         for reached, end in enumerate(method.looks, start=1):
             looks = tuple((at - won, won) for at, won in zip(method.looks[:reached], path, strict=False))
@@ -158,11 +149,12 @@ def evidence_of(unit: WorkUnit, votes: np.ndarray) -> Evidence:
     return Evidence(unit, counts, 0, 0.0, 0.0, "cpu")
 
 
+@pytest.mark.usefixtures("remembered")
 def test_sequential_across_interruptions() -> None:
     """Each image is interrupted at a random unit, forgotten, and taken up again from its evidence in any order."""
     margin, per_unit = 0.25, 120
     outcomes = halfspace_votes(margin, SEQUENTIAL.looks[-1], seed=5)
-    method, generator = CachedSequential(SEQUENTIAL.terms), np.random.default_rng(6)
+    method, generator = SEQUENTIAL, np.random.default_rng(6)
     stops = generator.integers(0, 12, SIMULATIONS)
     units = [WorkUnit("a", 1, SIGMA, "selection", 0, SELECTION)]
     for begin, end in zip((0, *method.looks), method.looks, strict=False):
@@ -214,46 +206,40 @@ def test_maximum_over_sigmas_shares_alpha() -> None:
 
 
 def test_lipschitz() -> None:
-    """Two rivals whose loss at each draw is one of two values, as a step denoiser's: the mean margins are exact.
+    """Two rivals whose losses at each draw take one of two values together, so the mean margins are exact.
 
     Sampling stops by the certificate's own rule.
     """
     grid = GridSpec(3, 2.0, "log", 0.5)
     method = Lipschitz(
-        Terms(sigma_pixel=0.0, alpha=ALPHA, votes=507, grid=grid, weight="elbo", dimension=1, precision=0.3)
+        Terms(sigma_pixel=0.0, alpha=ALPHA, votes=761, grid=grid, weight="elbo", dimension=1, precision=0.3)
     )
-    largest = -method.lowest_margin
+    largest, share = -method.lowest_margin, 0.6
     assert len(build_grid(grid, tau_model=0.0).level) == 1
-    shares, generator = (
-        (0.62, 0.65),
-        np.random.default_rng(7),
-    )  # of draws in which the rival loses by 1, else it wins by 1
-    truth = 0.25 * largest * min(2 * share - 1 for share in shares)
-    outcomes = [generator.random((SIMULATIONS, method.looks[-1])) < share for share in shares]
-    counts = np.stack([[rival[:, :end].sum(1) for end in method.looks] for rival in outcomes], axis=-1).transpose(
-        1, 0, 2
-    )
+    truth = 0.5 * largest * (2 * share - 1)  # of the closer rival
+    outcomes = np.random.default_rng(7).random((SIMULATIONS, method.looks[-1])) < share
+    wins = np.stack([outcomes[:, :end].sum(1) for end in method.looks], axis=1)
 
-    def tally_of(end: int, wins: tuple[int, int]) -> Tally:
-        margins = np.stack([np.where(np.arange(end) < won, 0.25, -0.25) * largest for won in wins], axis=1)
-        scores = np.concatenate([np.zeros((end, 1)), -margins], axis=1)
+    def tally_of(end: int, won: int) -> Tally:
+        sign = np.where(np.arange(end) < won, 1.0, -1.0)[:, None]
+        scores = sign * largest * np.array([[0.0, -0.5, -0.8]])
         return Tally([1, 0, 0], [[end, 0, 0]], np.array([[1.0, 0.0, 0.0]]), scores)
 
-    decided = lru_cache(maxsize=None)(lambda end, wins: method.decided(tally_of(end, wins)))
-    lower = lru_cache(maxsize=None)(lambda end, wins: method.certificate(tally_of(end, wins)).margin_lower)
+    decided = lru_cache(maxsize=None)(lambda end, won: method.decided(tally_of(end, won)))
+    lower = lru_cache(maxsize=None)(lambda end, won: method.certificate(tally_of(end, won)).margin_lower)
     false = 0
-    for path in counts.tolist():
-        for end, wins in zip(method.looks, path, strict=True):
-            if end == method.looks[-1] or decided(end, tuple(wins)):
+    for path in wins.tolist():
+        for end, won in zip(method.looks, path, strict=True):
+            if end == method.looks[-1] or decided(end, won):
                 break
-        false += lower(end, tuple(wins)) > truth
+        false += lower(end, won) > truth
     check_rate("lipschitz, 2 rivals", false)
 
 
 def test_cohen_with_sift_and_refine() -> None:
     """The real classifier between two classes of three: by symmetry each has probability below 1/2, so the true radius
     is 0 and every certificate is false."""
-    means = torch.tensor([[-0.3, 0.0], [0.3, 0.0], [0.0, 0.7]])
+    means = torch.tensor([[-0.3, 0.0], [0.3, 0.0], [0.0, 1.0]])
     denoiser = GaussianDenoiser(means, 0.05)
     sift = SiftSpec(GridSpec(4, 1.5, "log"), threshold_per_dim=0.05, keep=1)
     grid = GridSpec(4, 1.5, "log")

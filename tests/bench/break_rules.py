@@ -1,0 +1,196 @@
+"""Breaks each rule of docs/soundness.md in a copy of the code and shows that the test that holds it fails.
+
+.venv/bin/python -m tests.bench.break_rules
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).parent.parent.parent
+FOLDERS = ("ndc_core", "pipeline", "tests")
+
+
+@dataclass(frozen=True)
+class Breakage:
+    rule: str
+    how: str
+    file: str
+    sound: str
+    broken: str
+    test: str
+
+
+BREAKAGES = (
+    Breakage(
+        "S1",
+        "every draw of an image replays the same noise",
+        "ndc_core/randomness.py",
+        "json.dumps([seed, image_id, phase, draw])",
+        "json.dumps([seed, image_id, phase])",
+        "test_randomness.py",
+    ),
+    Breakage(
+        "S1",
+        "the last pass of a batch has fewer rows",
+        "ndc_core/scores.py",
+        "padded = -(-total // self.rows_per_pass) * self.rows_per_pass",
+        "padded = total",
+        "test_classifiers.py::test_every_forward_pass_has_the_same_number_of_rows",
+    ),
+    Breakage(
+        "S2",
+        "a sift compares with the best class of all draws in the batch",
+        "ndc_core/sift.py",
+        "np.where(alive, accumulated, np.inf).min(axis=1, keepdims=True)",
+        "np.where(alive, accumulated, np.inf).min()",
+        "test_sift.py",
+    ),
+    Breakage(
+        "S3",
+        "the bound counts the selection votes too",
+        "ndc_core/certificates.py",
+        "        counts = tally.looks[-1]\n        p_lower",
+        "        counts = [a + b for a, b in zip(tally.looks[-1], tally.selection)]\n        p_lower",
+        "test_certificates.py",
+    ),
+    Breakage(
+        "S3",
+        "votes beyond the look that decided are taken",
+        "pipeline/waves.py",
+        "if present > needed:",
+        "if False:",
+        "test_waves.py",
+    ),
+    Breakage(
+        "S3",
+        "a fixed-sample bound is looked at after every wave",
+        "ndc_core/sequential.py",
+        "probability_lower(int(look[tally.top]), int(sum(look)), alpha=self.terms.alpha)",
+        "__import__('ndc_core.statistics').statistics.clopper_pearson_lower("
+        "int(look[tally.top]), int(sum(look)), alpha=self.terms.alpha)",
+        "test_calibration.py::test_sequential[0.25]",
+    ),
+    Breakage(
+        "S4",
+        "an image is certified from the votes that are there",
+        "pipeline/waves.py",
+        "if self.drawn(phase) != needed:",
+        "if False:",
+        "test_reduce.py",
+    ),
+    Breakage(
+        "S4",
+        "counts are scaled by ten",
+        "pipeline/waves.py",
+        "counts[class_id] += votes",
+        "counts[class_id] += 10 * votes",
+        "test_reduce.py",
+    ),
+    Breakage(
+        "S5",
+        "each level of a maximum keeps all of alpha",
+        "pipeline/methods.py",
+        'return total / len(law["sigma_pixel"]) if law["certificate"]["maximum_over_sigmas"] else total',
+        "return total",
+        "test_methods.py",
+    ),
+    Breakage(
+        "S6",
+        "an abstention counts as right at radius 0",
+        "ndc_core/certificates.py",
+        "return self.predicted == label and self.radius >= radius",
+        "return self.predicted in (label, None) and self.radius >= radius",
+        "test_certificates.py",
+    ),
+    Breakage(
+        "S7",
+        "a radius is rounded to the nearest float of an inexact formula",
+        "ndc_core/certificates.py",
+        "math.nextafter(sigma_pixel * float(ndtri(p_lower)) * (1 - RELATIVE_MARGIN), 0.0)",
+        "sigma_pixel * float(ndtri(p_lower))",
+        "test_certificates.py",
+    ),
+    Breakage(
+        "S7",
+        "a radius is rounded to the nearest in the log",
+        "pipeline/reduce.py",
+        "math.floor(certificate.radius * 1e6) / 1e6",
+        "round(certificate.radius, 3)",
+        "test_reduce.py",
+    ),
+    Breakage(
+        "S8",
+        "integer noise is a float that was not rounded",
+        "ndc_core/smoothing.py",
+        'np.searchsorted(table, uniform, side="right") - len(table) // 2',
+        "generator.standard_normal(shape) * LEVELS * self.sigma_pixel + 0 * uniform",
+        "test_smoothing.py",
+    ),
+    Breakage(
+        "S9",
+        "a value that is not finite is taken for a large loss",
+        "ndc_core/scores.py",
+        "        if not np.isfinite(result).all():\n",
+        "        result = np.nan_to_num(result)\n        if not np.isfinite(result).all():\n",
+        "test_classifiers.py",
+    ),
+    Breakage(
+        "lipschitz",
+        "the constant of a mean is used for a score that is a sum",
+        "ndc_core/lipschitz.py",
+        "return float((weight * dimension * (through_noise + through_target)).sum())",
+        "return float((weight * (through_noise + through_target)).sum())",
+        "test_lipschitz.py",
+    ),
+    Breakage(
+        "lipschitz",
+        "a point estimate of the margin is certified",
+        "ndc_core/lipschitz.py",
+        "lower = smallest_mean_lower(margins, lowest=self.lowest_margin, alpha=self.terms.alpha)",
+        "lower = float(margins.mean(axis=0).min())",
+        "test_lipschitz.py",
+    ),
+)
+
+
+def passes(tests: list[str], breakage: Breakage | None) -> bool:
+    """Runs tests on a copy of the code, broken or not."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in FOLDERS:
+            shutil.copytree(ROOT / name, Path(scratch) / name)
+        shutil.copy(ROOT / "pyproject.toml", scratch)
+        if breakage:
+            path = Path(scratch) / breakage.file
+            source = path.read_text()
+            if source.count(breakage.sound) != 1:
+                raise click.ClickException(f"{breakage.file} has changed: {breakage.sound!r} is not there once")
+            path.write_text(source.replace(breakage.sound, breakage.broken))
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "slow or not slow", *tests]
+        found = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
+        assert found.returncode in (0, 1), found.stdout + found.stderr
+        return found.returncode == 0
+
+
+@click.command()
+def main() -> None:
+    tests = sorted({f"tests/{breakage.test}" for breakage in BREAKAGES})
+    if not passes(tests, None):
+        raise click.ClickException("the tests fail on the code as it is; mend it first")
+    click.echo(f"{len(tests)} tests and files of tests pass on the code as it is")
+    held = 0
+    for breakage in BREAKAGES:
+        noticed = not passes([f"tests/{breakage.test}"], breakage)
+        held += noticed
+        click.echo(f"{breakage.rule:9}  {'noticed' if noticed else 'NOT NOTICED'} by {breakage.test}: {breakage.how}")
+    click.echo(f"{held} of {len(BREAKAGES)} noticed")
+    sys.exit(0 if held == len(BREAKAGES) else 1)
+
+
+if __name__ == "__main__":
+    main()
