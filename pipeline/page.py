@@ -76,6 +76,7 @@ def html_page(
     figure: str,
     alpha: float,
     scope: str,
+    attacked: bool,
     certified: Sequence[CertifiedImage],
     images: Sequence[StoredImage],
     law: dict[str, Any],
@@ -96,6 +97,7 @@ def html_page(
         figure=figure[figure.index("<svg") :],
         alpha=alpha,
         scope=scope,
+        attacked=attacked,
         law=law,
         cards=[gallery_card(item, shown[item.image_id], law=law) for item in certified if item.image_id in shown],
     )

@@ -170,6 +170,7 @@ def write_report(
             figure=figure.svg,
             alpha=alpha,
             scope=summary.scope,
+            attacked=bool(empirical),
             certified=certified,
             images=images,
             law=law,

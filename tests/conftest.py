@@ -1,6 +1,8 @@
 """Shapes and types of ndc_core are checked at every call while the tests run."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 from jaxtyping import install_import_hook
 
@@ -14,6 +16,18 @@ import pytest
 import torch
 
 from ndc_core.training import TrainingSpec, save_trained, train_denoiser
+
+
+@pytest.fixture
+def ray_workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder of its own to run in, on a local Ray that ends with the test."""
+    import ray
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

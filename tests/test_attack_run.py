@@ -1,13 +1,11 @@
 """`ndc attack` on whole runs: incomplete ones, sound ones, and one whose certificates are forged."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 
 from pipeline.attack import attack_run
 from pipeline.attackers import AttackSettings, BrokenCertificateError, cell_id, summary_of
@@ -17,16 +15,9 @@ from pipeline.verify import verify_run
 from pipeline.waves import IncompleteRunError
 from tests.runs import small_config
 
+pytestmark = pytest.mark.usefixtures("ray_workplace")
+
 QUICK = AttackSettings(restarts=2, steps=2, draws=2, votes=20)
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    yield
-    ray.shutdown()
 
 
 def certified(model: Path) -> RunStore:

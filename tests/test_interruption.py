@@ -19,12 +19,14 @@ KILLS = 12
 TAG = "NDC_TEST_TAG"
 # 100 units of about 0.3 s: long enough to be hit, more than enough for all kills.
 LONGER = ["dataset.limit=20", "votes.estimation=400", "votes.per_unit=100", "compute.actors=2"]
+# The same votes and more units, whose number depends on the votes.
+WAVES = [*LONGER, "certificate.method=sequential", "votes.per_unit=20", "dataset.limit=40"]
 
 
 class Driver:
     """`ndc certify` in a process of its own; Ray's processes inherit its tag."""
 
-    def __init__(self, workplace: Path, model: Path, folder: str) -> None:
+    def __init__(self, workplace: Path, model: Path, folder: str, settings: list[str] = LONGER) -> None:
         self.tag = uuid.uuid4().hex
         command = [sys.executable, "-c", "from pipeline.cli import main; main()", "certify", "demo", "--run", folder]
         self.log = (workplace / f"{folder}.log").open("a")
@@ -32,7 +34,7 @@ class Driver:
             key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
         }
         self.process = subprocess.Popen(
-            [*command, *small_arguments(model, *LONGER)],
+            [*command, *small_arguments(model, *settings)],
             cwd=workplace,
             env=environment | {TAG: self.tag},
             stdout=self.log,
@@ -47,7 +49,7 @@ class Driver:
                 environment = (folder / "environ").read_bytes()
             except OSError:  # gone, or not ours to read
                 continue
-            if b"VoteActor" in name and f"{TAG}={self.tag}".encode() in environment:
+            if (b"VoteActor" in name or b"WaveActor" in name) and f"{TAG}={self.tag}".encode() in environment:
                 found.append(int(folder.name))
         return found
 
@@ -75,13 +77,16 @@ def kill_something(driver: Driver, *, whom: str) -> bool:
 
 
 @pytest.mark.timeout(900)
-def test_killing_driver_and_actors_at_random_moments_changes_no_count(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [LONGER, pytest.param(WAVES, marks=pytest.mark.slow)], ids=["fixed", "waves"])
+def test_killing_driver_and_actors_at_random_moments_changes_no_count(
+    tiny_model: Path, tmp_path: Path, settings: list[str]
+) -> None:
     random.seed(os.environ.get("NDC_TEST_SEED", "0"))
-    undisturbed = Driver(tmp_path, tiny_model, "whole")
+    undisturbed = Driver(tmp_path, tiny_model, "whole", settings)
     assert undisturbed.process.wait(300) == 0, (tmp_path / "whole.log").read_text()
 
     folder, killed, first_seen = tmp_path / "killed", {"driver": 0, "actor": 0}, {}
-    driver = Driver(tmp_path, tiny_model, "killed")
+    driver = Driver(tmp_path, tiny_model, "killed", settings)
     while sum(killed.values()) < KILLS:
         alive = wait_for_more(driver, folder, more=random.randint(1, 6))
         first_seen = published(folder) | first_seen
@@ -92,7 +97,7 @@ def test_killing_driver_and_actors_at_random_moments_changes_no_count(tiny_model
             killed[whom] += 1
             first_seen = published(folder) | first_seen
             if whom == "driver":
-                driver = Driver(tmp_path, tiny_model, "killed")
+                driver = Driver(tmp_path, tiny_model, "killed", settings)
     assert driver.process.wait(300) == 0, (tmp_path / "killed.log").read_text()
 
     assert min(killed.values()) >= 5

@@ -1,6 +1,5 @@
 """Whole runs on a local Ray, in this process."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,7 @@ from pipeline.store import RunStore
 from pipeline.votes import build_classifier
 from tests.runs import small_config
 
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_workplace")
 
 
 def evidence_of(folder: Path) -> dict[str, tuple]:

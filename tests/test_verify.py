@@ -172,16 +172,13 @@ def test_a_swapped_label_is_found(run: RunStore) -> None:
     assert f"images.parquet: ('{rows[1]['image_id']}', {rows[1]['label']}) where the data have" in problems_of(run)
 
 
-def test_scores_are_compared_too(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+@pytest.mark.usefixtures("ray_workplace")
+def test_scores_are_compared_too(tiny_model: Path, tmp_path: Path) -> None:
     from pipeline.config import load_config
 
     small = ["dataset.limit=1", "votes.selection=10", "votes.estimation=100", "certificate.radii=[0.0]"]
     config = load_config("lipschitz", [f"model={tiny_model}", *small, "classifier.grid.points=4"])
     certify_run(prepare(config, Path("run")), say=lambda line: None)
-    ray.shutdown()
     run = RunStore(tmp_path / "run")
     verify_run(run.folder, redraw=9, say=lambda line: None)
     item = next(item for item in evidence_of(run) if item.unit.phase == "estimation")

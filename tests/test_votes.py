@@ -7,7 +7,8 @@ import pytest
 from ndc_core.voting import count_votes
 from pipeline.run import prepare
 from pipeline.store import RunStore
-from pipeline.votes import RECEIPT_COLUMNS, VoteActor, VoterSettings, pick_device, rows_of, unit_row
+from pipeline.votes import RECEIPT_COLUMNS, VoteActor, VoterSettings, WaveActor, pick_device, rows_of, unit_row
+from pipeline.waves import cells_of
 from tests.runs import small_config
 
 
@@ -62,6 +63,29 @@ def test_what_is_published_is_not_computed_again(tiny_model: Path, tmp_path: Pat
     again = receipts_of(actor, batch)
     assert [receipt["evaluations"] for receipt in again] == [0, 0]
     assert not any(receipt["error"] for receipt in again)
+
+
+def test_waves_are_followed_to_the_decision_and_taken_up_again(tiny_model: Path, tmp_path: Path) -> None:
+    settings = ("certificate.method=sequential", "votes.estimation=400", "votes.per_unit=60", "dataset.limit=1")
+    run = prepare(small_config(tiny_model, *settings), tmp_path)
+    first = next(iter(run.units.values()))
+    receipts = receipts_of(WaveActor(settings_of(run, tmp_path)), batch_of(run, [first]))
+    store = RunStore(tmp_path)
+    known = {str(item.unit): item for item in store.all_evidence(fingerprint=run.fingerprint)}
+    assert len(receipts) == len(known) >= 3
+    (cell,) = cells_of(run.law, run.examples, known.values(), num_classes=10).values()
+    assert cell.standing().decided
+    assert not run.missing({(0.25, cell.image_id): cell})
+
+    kept, *lost = known.values()
+    for item in lost:
+        store.evidence_path(item.unit.unit_id(run.fingerprint)).unlink()
+    again = receipts_of(WaveActor(settings_of(run, tmp_path)), batch_of(run, [first]))
+    assert [row["unit"] for row in again] == [row["unit"] for row in receipts]
+    assert sum(row["evaluations"] == 0 for row in again) == 1, "what was published is not computed again"
+    recomputed = {str(item.unit): item for item in store.all_evidence(fingerprint=run.fingerprint)}
+    assert {name: item.votes for name, item in recomputed.items()} == {n: item.votes for n, item in known.items()}
+    assert recomputed[str(kept.unit)] == kept
 
 
 def test_a_unit_with_nan_fails_by_name_and_the_next_one_goes_on(tiny_model: Path, tmp_path: Path) -> None:
