@@ -14,7 +14,7 @@ from scipy.special import betaincc, betaln, logsumexp
 LOG_WEALTH_MARGIN = 1e-6
 BISECTIONS = 50
 
-# Shares of its wealth that each bettor on a mean stakes on every draw; finer sets bound no more tightly.
+# Shares of its wealth that each bettor on a mean stakes on every draw, from nearly all to a sixtieth.
 STAKES = (0.98, 0.8, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
 
 

@@ -62,7 +62,8 @@ def count_votes(
             raise NonFiniteScoreError(where, row=error.row) from error
         votes += np.bincount(prediction.winners, minlength=len(votes))
         evaluations += prediction.evaluations
-        scores.append(prediction.scores)
+        if keep_scores:
+            scores.append(prediction.scores)
     return VoteCounts(votes, evaluations, np.concatenate(scores) if keep_scores else None)
 
 

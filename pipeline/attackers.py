@@ -63,7 +63,8 @@ def cell_id(image_id: str, sigma_pixel: float) -> str:
 def cell_row(item: CertifiedImage, example: Example, radii: Sequence[float]) -> dict[str, Any]:
     """A cell as one row of a Ray dataset: the certificate to break and the radii at which it promises nothing."""
     certificate = item.certificate
-    right = max(range(len(item.counts)), key=lambda c: item.counts[c]) == item.label
+    most_voted = max(range(len(item.counts)), key=lambda c: item.counts[c])
+    right = (most_voted if certificate.predicted is None else certificate.predicted) == item.label
     return {
         "right": right,
         "image_id": item.image_id,
@@ -79,14 +80,15 @@ def cell_row(item: CertifiedImage, example: Example, radii: Sequence[float]) -> 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`votes` per class at the most harmful image found, which is `distance` away; `broken` is beyond doubt."""
+    """On the most harmful image found, which is `distance` away: its votes for each class, or the mean scores where
+    those decide (`support`). `broken` is beyond doubt."""
 
     radius: float
     attacks: int
     success: bool
     broken: bool
     distance: float
-    votes: list[int]
+    support: list[float]
 
 
 class AttackActor:

@@ -6,7 +6,6 @@ their 99 % confidence intervals.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -178,15 +177,13 @@ def test_sequential_across_interruptions() -> None:
     check_rate(f"sequential, {interrupted:,} interrupted", false)
 
 
-@dataclass(frozen=True)
-class _Levels:
-    sigmas: tuple[float, ...] = (0.15, 0.25, 0.4)
+SIGMAS = (0.15, 0.25, 0.4)
 
 
 def rate_of_maximum(alpha_each: float, margin: float = 0.25) -> int:
     """A half-space has the same true radius at every noise level, so the maximum exceeds it whenever any level does."""
     certificates = []
-    for index, sigma in enumerate(_Levels.sigmas):
+    for index, sigma in enumerate(SIGMAS):
         votes = halfspace_votes(margin, ESTIMATION, seed=10 + index, sigma=sigma).sum(1)
         certify = cached(Cohen(Terms(sigma_pixel=sigma, alpha=alpha_each, votes=ESTIMATION)).certificate)
         certificates.append([certify((0, 1), ((ESTIMATION - won, won),)) for won in votes.tolist()])
