@@ -120,8 +120,9 @@ class ScoreObjective:
 
     def _estimate(self, z: Float[Tensor, "draws c h w"], tau_model: float) -> Float[Tensor, "draws c h w"]:
         level = torch.full((len(z),), tau_model, device=z.device)
-        none = torch.zeros(len(z), self.classifier.denoiser.num_classes, device=z.device)
-        return self.classifier.denoiser(z, level, none)
+        estimator = self.classifier.estimator
+        labels = estimator.labels.to(z.device)
+        return torch.stack([estimator.denoiser(z, level, label.expand(len(z), -1)) for label in labels]).mean(dim=0)
 
 
 def _rows(

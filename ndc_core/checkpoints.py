@@ -2,22 +2,31 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from ndc_core.denoiser import EDMDenoiser
+from ndc_core.execution import DTYPES, Execution
+from ndc_core.networks.edm2 import EDM2UNet
+from ndc_core.networks.edm_adm import DhariwalUNet
+from ndc_core.networks.edm_song import SongUNet
 from ndc_core.networks.small import SmallUNet
 
 FORMAT = "ndc-denoiser/1"
 WEIGHTS_FILE, DESCRIPTION_FILE = "denoiser.safetensors", "denoiser.json"
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"small": SmallUNet}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "small": SmallUNet,
+    "edm-song": SongUNet,
+    "edm-adm": DhariwalUNet,
+    "edm2": EDM2UNet,
+}
 
 
 class CheckpointError(ValueError):
@@ -27,23 +36,54 @@ class CheckpointError(ValueError):
 def save_denoiser(
     folder: Path, denoiser: EDMDenoiser, *, network: str, arguments: dict[str, Any], notes: dict[str, Any]
 ) -> None:
-    """Writes a checkpoint: `arguments` build the network, `notes` (training, source) are kept for readers."""
+    """Writes a denoiser as a checkpoint: `arguments` build its network, `notes` (training) are kept for readers."""
+    write_checkpoint(
+        folder,
+        denoiser.network.state_dict(),
+        network=network,
+        arguments=arguments,
+        image_shape=denoiser.image_shape,
+        num_classes=denoiser.num_classes,
+        sigma_data=denoiser.sigma_data,
+        knows_no_label=denoiser.knows_no_label,
+        notes=notes,
+    )
+
+
+def write_checkpoint(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    network: str,
+    arguments: dict[str, Any],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    sigma_data: float,
+    knows_no_label: bool,
+    notes: dict[str, Any],
+) -> None:
+    """Writes weights with all that is needed to use them; the weights' file comes last, so that no half is taken."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / WEIGHTS_FILE
-    partial = weights.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in denoiser.network.state_dict().items()}, partial)
+    partial = folder / f"{WEIGHTS_FILE}.partial"
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
     description = {
         "format": FORMAT,
         "network": network,
         "arguments": arguments,
-        "image_shape": list(denoiser.image_shape),
-        "num_classes": denoiser.num_classes,
-        "sigma_data": denoiser.sigma_data,
-        "weights_sha256": hashlib.sha256(partial.read_bytes()).hexdigest(),
+        "image_shape": list(image_shape),
+        "num_classes": num_classes,
+        "sigma_data": sigma_data,
+        "knows_no_label": knows_no_label,
+        "weights_sha256": file_sha256(partial),
         "notes": notes,
     }
     (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
-    partial.replace(weights)
+    partial.replace(folder / WEIGHTS_FILE)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def describe_denoiser(folder: Path) -> dict[str, Any]:
@@ -54,7 +94,7 @@ def describe_denoiser(folder: Path) -> dict[str, Any]:
     """
     path = Path(folder) / DESCRIPTION_FILE
     if not path.is_file():
-        raise CheckpointError(f"{folder} is no checkpoint: {path} is missing (make one with `ndc train`)")
+        raise CheckpointError(f"{folder} is no checkpoint: {path} is missing ({_remedy(Path(folder))})")
     try:
         description = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -64,7 +104,13 @@ def describe_denoiser(folder: Path) -> dict[str, Any]:
     return description
 
 
-def load_denoiser(folder: str | Path, *, device: str = "cpu") -> EDMDenoiser:
+def _remedy(source: Path) -> str:
+    foreign = source.is_file() or (source / "config.json").is_file()
+    made_by = f"ndc convert {source} models/{source.stem}"
+    return f"models of other programs are taken in with `{made_by}`" if foreign else "make one with `ndc train`"
+
+
+def load_denoiser(folder: str | Path, *, device: str = "cpu", execution: Execution | None = None) -> EDMDenoiser:
     """Loads a checkpoint for inference. Nothing in it is executed.
 
     Raises:
@@ -74,13 +120,16 @@ def load_denoiser(folder: str | Path, *, device: str = "cpu") -> EDMDenoiser:
     description = describe_denoiser(folder)
     network = _build(folder, description)
     network.load_state_dict(_weights(folder, description, network), strict=True)
-    denoiser = EDMDenoiser(
-        network,
+    execution = execution or Execution()
+    return EDMDenoiser(
+        execution.apply(network, device=device),
         image_shape=tuple(description["image_shape"]),
         num_classes=description["num_classes"],
         sigma_data=description["sigma_data"],
-    )
-    return denoiser.to(device).eval().requires_grad_(False)
+        # Checkpoints from before this key were all trained by `ndc train`, with label dropout.
+        knows_no_label=description.get("knows_no_label", True),
+        network_dtype=DTYPES[execution.precision],
+    ).eval()
 
 
 def _build(folder: Path, description: dict[str, Any]) -> nn.Module:
@@ -97,14 +146,13 @@ def _weights(folder: Path, description: dict[str, Any], network: nn.Module) -> d
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} is no checkpoint: {path} is missing")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != description.get("weights_sha256"):
+    if file_sha256(path) != description.get("weights_sha256"):
         raise CheckpointError(
             f"{path} is not the file that {DESCRIPTION_FILE} was written for (SHA-256 differs): "
             "truncated or replaced; train or copy the checkpoint again"
         )
     try:
-        weights = load(content)
+        weights = load_file(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}

@@ -18,6 +18,7 @@ from ndc_core.grid import WEIGHTS, Grid, GridSpec, Levels, build_grid, tau_corre
 from ndc_core.randomness import DrawNoise
 from ndc_core.scores import Images, Path, ScoreLoop
 from ndc_core.sift import SiftSpec, sift
+from ndc_core.unconditional import Unconditional, null_label
 
 Estimate = Callable[[], Images]
 Shape = tuple[Images, Images, Levels, Levels]  # start, anchor, input_scale, target_scale
@@ -70,8 +71,8 @@ class DiffusionClassifier:
     """A class-conditional denoiser as a classifier of noisy images.
 
     A step's squared error counts for at most `loss_cap` times the dimension, if that is set. Every forward pass has
-    exactly `rows_per_pass` rows (the last is padded), so that no vote depends on
-    what else is computed (rule S1).
+    exactly `rows_per_pass` rows (the last is padded), so that no vote depends on what else is computed (rule S1).
+    `unconditional` gives APNDC its target; left out, it is the denoiser's own at the all-zero label.
 
     Raises:
         ValueError: an unknown name or weight, or a number of rows below 1.
@@ -85,6 +86,7 @@ class DiffusionClassifier:
     loss_cap: float | None = None
     rows_per_pass: int = 256
     device: str = "cpu"
+    unconditional: Unconditional | None = None
 
     def __post_init__(self) -> None:
         for value, known, what in ((self.name, CLASSIFIERS, "classifier"), (self.weight, WEIGHTS, "weight")):
@@ -94,6 +96,10 @@ class DiffusionClassifier:
             raise ValueError(f"rows_per_pass must be at least 1, not {self.rows_per_pass}")
         if self.loss_cap is not None and not self.loss_cap > 0:
             raise ValueError(f"loss_cap must be above 0, not {self.loss_cap}")
+
+    @property
+    def estimator(self) -> Unconditional:
+        return self.unconditional or null_label(self.denoiser)
 
     @property
     def active_sift(self) -> SiftSpec | None:
@@ -158,7 +164,7 @@ class _Scorer:
 
     def _estimate(self) -> Images:
         if self._clean is None:
-            self._clean = self.loop.estimate(self.z, sigma_model=self.tau_model)
+            self._clean = self.loop.estimate(self.z, self.classifier.estimator, sigma_model=self.tau_model)
         return self._clean
 
     def _path(self, spec: GridSpec, noise: np.ndarray) -> tuple[Path, Levels]:

@@ -2,6 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -34,7 +35,9 @@ def clip_to_image_range(estimate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 class EDMDenoiser(nn.Module):
     """EDM's preconditioning around a network, with the output clipped.
 
-    Source: Karras et al. 2022, Eq. 7 and Table 1. The network is called as F(x, c_noise, label).
+    The network runs in `network_dtype`, all around it in the precision of z. `knows_no_label` says whether the all-zero
+    label was trained. Source: Karras et al. 2022, Eq. 7 and Table 1. The network is called as
+    F(x, c_noise, label).
     """
 
     def __init__(
@@ -44,9 +47,13 @@ class EDMDenoiser(nn.Module):
         image_shape: tuple[int, int, int],
         num_classes: int,
         sigma_data: float = 0.5,
+        knows_no_label: bool = True,
+        network_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.network = network
+        self.network_dtype = network_dtype
+        self.knows_no_label = knows_no_label
         self.image_shape = image_shape
         self.num_classes = num_classes
         self.sigma_data = sigma_data
@@ -64,7 +71,8 @@ class EDMDenoiser(nn.Module):
         c_out = sigma * self.sigma_data / variance.sqrt()
         c_in = 1 / variance.sqrt()
         c_noise = sigma_model.log() / 4
-        return c_skip * z + c_out * self.network(c_in * z, c_noise, label)
+        predicted = self.network((c_in * z).to(self.network_dtype), c_noise, label)
+        return c_skip * z + c_out * predicted.to(z.dtype)
 
     def forward(
         self,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ndc_core.denoiser import Denoiser
 from ndc_core.grid import Levels
+from ndc_core.unconditional import Unconditional
 
 Images = Float[Tensor, "draws c h w"]
 
@@ -84,12 +85,25 @@ class ScoreLoop:
         rows = torch.arange(padded, device=self.device).clamp_(max=total - 1)
         return rows, [slice(first, first + self.rows_per_pass) for first in range(0, padded, self.rows_per_pass)]
 
-    def estimate(self, z: Images, *, sigma_model: float) -> Images:
+    def estimate(self, z: Images, unconditional: Unconditional, *, sigma_model: float) -> Images:
         """The unconditional estimate of the clean image behind each z."""
-        label = torch.zeros(self.rows_per_pass, self.denoiser.num_classes, device=self.device)
+        labels = unconditional.labels.to(self.device)
+        at_once = max(1, self.rows_per_pass // len(labels))  # draws, so that memory does not grow with the labels
+        return torch.cat(
+            [
+                self._estimate(z[first : first + at_once], unconditional.denoiser, labels, sigma_model)
+                for first in range(0, len(z), at_once)
+            ]
+        )
+
+    def _estimate(
+        self, z: Images, denoiser: Denoiser, labels: Float[Tensor, "labels classes"], sigma_model: float
+    ) -> Images:
         sigma = torch.full((self.rows_per_pass,), sigma_model, device=self.device)
-        rows, windows = self._rows(len(z))
-        return torch.cat([self.denoiser(z[rows[window]], sigma, label) for window in windows])[: len(z)]
+        rows, windows = self._rows(len(z) * len(labels))
+        draw, label = rows // len(labels), rows % len(labels)
+        found = torch.cat([denoiser(z[draw[window]], sigma, labels[label[window]]) for window in windows])
+        return found[: len(z) * len(labels)].unflatten(0, (len(z), len(labels))).mean(dim=1)
 
     def losses(
         self, path: Path, draw_of_pair: Int[np.ndarray, " pairs"], class_of_pair: Int[np.ndarray, " pairs"]

@@ -10,6 +10,7 @@ from ndc_core.grid import GridSpec, build_grid
 from ndc_core.randomness import DrawNoise
 from ndc_core.scores import NonFiniteScoreError, ScoreLoop
 from ndc_core.sift import SiftSpec
+from ndc_core.unconditional import null_label
 from tests.fakes import ConstantDenoiser, GaussianDenoiser, two_gaussians
 
 
@@ -196,5 +197,5 @@ def test_estimate_pads_and_counts() -> None:
     loop = ScoreLoop(denoiser, rows_per_pass=4, device=torch.device("cpu"))
     z = torch.randn(6, *denoiser.image_shape, generator=torch.Generator().manual_seed(0))
     whole = denoiser(z, torch.full((6,), 0.5), torch.zeros(6, 2))
-    assert torch.allclose(loop.estimate(z, sigma_model=0.5), whole)
+    assert torch.allclose(loop.estimate(z, null_label(denoiser), sigma_model=0.5), whole)
     assert loop.evaluations == 6

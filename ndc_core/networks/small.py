@@ -69,8 +69,8 @@ class SmallUNet(nn.Module):
         c_noise: Float[Tensor, " rows"],
         label: Float[Tensor, "rows classes"],
     ) -> Float[Tensor, "rows c h w"]:
-        embedding = noise_embedding(c_noise, channels=self.channels_embedding // 2)
-        embedding = F.silu(self.noise0(embedding) + self.label(label))
+        embedding = noise_embedding(c_noise, channels=self.channels_embedding // 2).to(x.dtype)
+        embedding = F.silu(self.noise0(embedding) + self.label(label.to(x.dtype)))
         embedding = F.silu(self.noise1(embedding))
         full = self.encoder(self.conv_in(x), embedding)
         half = self.middle(self.down(full), embedding)
