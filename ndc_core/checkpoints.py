@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ndc_core.denoiser import EDMDenoiser
 from ndc_core.execution import DTYPES, Execution
+from ndc_core.networks.diffusers_unet import DiffusersUNet
 from ndc_core.networks.edm2 import EDM2UNet
 from ndc_core.networks.edm_adm import DhariwalUNet
 from ndc_core.networks.edm_song import SongUNet
@@ -26,6 +27,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "edm-song": SongUNet,
     "edm-adm": DhariwalUNet,
     "edm2": EDM2UNet,
+    "diffusers-unet2d": DiffusersUNet,
 }
 
 
@@ -92,9 +94,17 @@ def describe_denoiser(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none, or it is not of our format.
     """
-    path = Path(folder) / DESCRIPTION_FILE
+    source = Path(folder)
+    path = source / DESCRIPTION_FILE
+    if source.is_file() or (source / "config.json").is_file():
+        raise CheckpointError(
+            f"{source} is a model of another program, which is never loaded as it is (a pickle runs code): "
+            f"run `ndc convert {source} models/{source.stem}` and use that folder"
+        )
     if not path.is_file():
-        raise CheckpointError(f"{folder} is no checkpoint: {path} is missing ({_remedy(Path(folder))})")
+        raise CheckpointError(
+            f"{folder} is no checkpoint: {path} is missing (make one with `ndc train` or `ndc convert`)"
+        )
     try:
         description = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -102,12 +112,6 @@ def describe_denoiser(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise CheckpointError(f"{path} does not say format {FORMAT!r}: not a checkpoint of this version of ndc")
     return description
-
-
-def _remedy(source: Path) -> str:
-    foreign = source.is_file() or (source / "config.json").is_file()
-    made_by = f"ndc convert {source} models/{source.stem}"
-    return f"models of other programs are taken in with `{made_by}`" if foreign else "make one with `ndc train`"
 
 
 def load_denoiser(folder: str | Path, *, device: str = "cpu", execution: Execution | None = None) -> EDMDenoiser:

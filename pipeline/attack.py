@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+from upath import UPath
 
 from pipeline.attackers import (
     SUMMARY,
@@ -17,11 +18,12 @@ from pipeline.attackers import (
 )
 from pipeline.cluster import stop_on_signals, stream
 from pipeline.config import load_config
+from pipeline.locations import absolute, publish
 from pipeline.progress import CountProgress
 from pipeline.reduce import certify_images
 from pipeline.report import Report
 from pipeline.run import PreparedRun, prepare, reduce_and_report
-from pipeline.store import RunStore, write_atomically
+from pipeline.store import RunStore
 from pipeline.votes import VoterSettings
 
 
@@ -30,7 +32,7 @@ class AttackFailedError(RuntimeError):
 
 
 def attack_run(
-    folder: Path, settings: AttackSettings, *, limit: int | None, say: Callable[[str], None]
+    folder: UPath, settings: AttackSettings, *, limit: int | None, say: Callable[[str], None]
 ) -> tuple[Report, dict[str, Any]]:
     """Attacks every certificate of a finished run at its radius, and every right image at the radii of the report.
 
@@ -49,9 +51,15 @@ def attack_run(
     with store.lock():
         results = _results(run, store, settings, limit)
         summary = summary_of(results, radii=run.config.certificate.radii, fingerprint=run.fingerprint)
-        write_atomically(folder / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+        publish(folder / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
         report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=folder)
-        tracker = Tracker(experiment=run.config.experiment, folder=folder, law=run.law, fingerprint=run.fingerprint)
+        tracker = Tracker(
+            experiment=run.config.experiment,
+            folder=folder,
+            law=run.law,
+            fingerprint=run.fingerprint,
+            data=run.config.dataset,
+        )
         tracker.attacked(report, [folder / name for name in ("report.html", "curve.svg", "curve.png", SUMMARY)])
     _raise_if_broken(folder, results)
     say(
@@ -73,13 +81,13 @@ def _results(run: PreparedRun, store: RunStore, settings: AttackSettings, limit:
         resume_with=run.resume_command,
     )
     chosen = {image.image_id for image in images}
-    example_of = {example.image_id: example for example in run.examples}
+    record_of = {record.image_id: record for record in run.records}
     rows = [
-        cell_row(item, example_of[item.image_id], run.config.certificate.radii)
+        cell_row(item, record_of[item.image_id], run.config.certificate.radii)
         for item in certified
         if item.image_id in chosen
     ]
-    voter = VoterSettings(run.config, str(run.folder.absolute()), run.law, run.fingerprint, num_classes=run.num_classes)
+    voter = VoterSettings(run.config, absolute(run.folder), run.law, run.fingerprint, num_classes=run.num_classes)
     progress, results, failed = CountProgress("attacked", len(rows)), [], []
     for receipt in stream(rows, AttackActor, AttackerSettings(voter, settings), compute=run.config.compute):
         progress.add()
@@ -93,7 +101,7 @@ def _results(run: PreparedRun, store: RunStore, settings: AttackSettings, limit:
     return results
 
 
-def _raise_if_broken(folder: Path, results: list[dict[str, Any]]) -> None:
+def _raise_if_broken(folder: UPath, results: list[dict[str, Any]]) -> None:
     broken = [result for result in results if result["certificate"] and result["certificate"]["broken"]]
     if broken:
         listed = "\n".join(

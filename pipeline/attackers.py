@@ -5,24 +5,26 @@ attacks/broken/<cell>.png        an image that breaks its certificate, should th
 attacks.json                     the summary that the report reads
 """
 
+import io
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from upath import UPath
 
 from ndc_core.attacks import ScoreObjective, ascend, round_within
 from ndc_core.randomness import draw_generator
 from ndc_core.space import bytes_to_pixels
 from ndc_core.statistics import clopper_pearson_lower
 from ndc_core.voting import count_votes
-from pipeline.datasets import Example
+from pipeline.datasets import ImageRecord
+from pipeline.locations import exists, location, publish, read
 from pipeline.reduce import Attacked, CertifiedImage
-from pipeline.store import checksum, write_atomically
+from pipeline.store import RunStore, checksum
 from pipeline.votes import Columns, VoterSettings, load_voter, rows_of
 
 SUMMARY = "attacks.json"
@@ -60,21 +62,18 @@ def cell_id(image_id: str, sigma_pixel: float) -> str:
     return checksum([image_id, sigma_pixel])[:24]
 
 
-def cell_row(item: CertifiedImage, example: Example, radii: Sequence[float]) -> dict[str, Any]:
+def cell_row(item: CertifiedImage, record: ImageRecord, radii: Sequence[float]) -> dict[str, Any]:
     """A cell as one row of a Ray dataset: the certificate to break and the radii at which it promises nothing."""
     certificate = item.certificate
     most_voted = max(range(len(item.counts)), key=lambda c: item.counts[c])
     right = (most_voted if certificate.predicted is None else certificate.predicted) == item.label
     return {
         "right": right,
-        "image_id": item.image_id,
-        "label": item.label,
+        **record.__dict__,
         "sigma_pixel": certificate.sigma_pixel,
         "predicted": -1 if certificate.predicted is None else certificate.predicted,
         "certified_radius": certificate.radius,
         "radii": [radius for radius in radii if radius > certificate.radius] if right else [],
-        "image": example.image.tobytes(),
-        "image_shape": list(example.image.shape),
     }
 
 
@@ -98,19 +97,20 @@ class AttackActor:
         self.settings = settings
         self.config = settings.voter.config
         self.classifier = load_voter(settings.voter)
-        self.folder = Path(settings.voter.run_folder) / "attacks"
+        self.pictures = RunStore(settings.voter.run_folder).pictures
+        self.folder = location(settings.voter.run_folder) / "attacks"
         self.results = self.folder / settings.attack.folder(settings.voter.fingerprint)
 
     def __call__(self, batch: Columns) -> Columns:
         results, errors = [], []
         for row in rows_of(batch):
-            image = np.frombuffer(row.pop("image"), np.uint8).reshape(row.pop("image_shape"))
             asked = [row["image_id"], row["sigma_pixel"], row["certified_radius"], list(map(float, row["radii"]))]
             path = self.results / f"{checksum(asked)[:24]}.json"
             try:
-                if not path.is_file():
-                    write_atomically(path, json.dumps(self.attack(row, image)).encode())
-                results.append(path.read_text())
+                if not exists(path):
+                    record = ImageRecord(**{name: row[name] for name in ImageRecord.__dataclass_fields__})
+                    publish(path, json.dumps(self.attack(row, self.pictures.pixels(record))).encode())
+                results.append(read(path).decode())
                 errors.append("")
             except Exception as error:  # whatever it is, it is this cell's: the others go on
                 results.append("")
@@ -211,11 +211,12 @@ class AttackActor:
         from pipeline.page import png_bytes
 
         folder = self.folder / "broken"
-        folder.mkdir(parents=True, exist_ok=True)
         name = f"{cell_id(row['image_id'], row['sigma_pixel'])}"
         pixels = bytes_to_pixels(adversarial) if adversarial.dtype == np.uint8 else adversarial
-        write_atomically(folder / f"{name}.png", png_bytes(pixels))
-        np.save(folder / f"{name}.npy", adversarial)
+        publish(folder / f"{name}.png", png_bytes(pixels))
+        exactly = io.BytesIO()
+        np.save(exactly, adversarial)
+        publish(folder / f"{name}.npy", exactly.getvalue())
 
 
 def _lead(support: np.ndarray, target: int) -> float:
@@ -252,10 +253,10 @@ def _stands(cell: dict[str, Any], radius: float) -> bool:
     return cell["right"] and not any(reached <= radius for reached in fallen)
 
 
-def empirical_accuracy(folder: Path, *, fingerprint: str) -> dict[str, Attacked]:
+def empirical_accuracy(folder: UPath, *, fingerprint: str) -> dict[str, Attacked]:
     """What attacks left standing in this run, by level and radius; empty if it was not attacked."""
     path = folder / SUMMARY
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    found: dict[str, Any] = json.loads(read(path)) if exists(path) else {}
     if found.get("fingerprint") != fingerprint:
         return {}
     return {

@@ -3,12 +3,39 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+if TYPE_CHECKING:
+    from upath import UPath
+
 EXIT_INTERRUPTED = 130
+# Flags of `ndc certify` that are short for a key of the configuration.
+KEY_OF = {
+    "model": "model",
+    "dataset": "dataset.name",
+    "data_format": "dataset.format",
+    "limit": "dataset.limit",
+    "every": "dataset.every",
+    "offset": "dataset.offset",
+    "skip_corrupt": "dataset.skip_corrupt",
+}
 PRESET_OF = {"cohen": "demo", "sequential": "sequential", "lipschitz": "lipschitz"}
+
+
+class Place(click.ParamType):
+    """A path, or a URI that fsspec knows."""
+
+    name = "path or URI"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        from pipeline.locations import location
+
+        return location(value) if isinstance(value, str) else value
+
+
+PLACE = Place()
 
 
 class Commands(click.Group):
@@ -46,11 +73,36 @@ def train(dataset: str, out: Path, steps: int | None, seed: int) -> None:
 
 
 @main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def convert(source: Path, out: Path) -> None:
+    """Take in a model of another program: SOURCE becomes the checkpoint folder OUT.
+
+    NVIDIA's EDM and EDM2 pickles, training states, state dicts (.pt, .safetensors) of EDM's networks, and diffusers'
+    UNet2DModel folders. Nothing in a pickle is executed.
+    """
+    from ndc_core.conversion import convert as convert_model
+
+    found = convert_model(source, out)
+    click.echo(
+        f"{out}: {found['network']}, {found['num_classes']} classes, images of {found['image_shape']}, "
+        f"{'knows' if found['knows_no_label'] else 'does not know'} images without a label"
+    )
+
+
+@main.command()
 @click.argument("source", metavar="[PRESET_OR_TOML_OR_RUN]", required=False)
 @click.option("--certificate", "method", help="cohen, sequential or lipschitz.")
 @click.option("--radii", help="Radii of the table, and the sequential certificate's aims, as 0.25,0.5.")
-@click.option("--run", "folder", type=click.Path(path_type=Path), help="Run folder [default: runs/<preset>].")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
+@click.option("--run", "folder", type=PLACE, help="Run folder, here or s3://... [default: runs/<preset>].")
+@click.option("--model", help="Folder or URI of a checkpoint.")
+@click.option("--data", "dataset", help="A data set: digits, or the path or URI of your images.")
+@click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most N images.")
+@click.option("--every", type=click.IntRange(min=1), help="Only every N-th image.")
+@click.option("--offset", type=click.IntRange(min=0), help="Leave out the first N images.")
+@click.option("--ids", type=click.File(), help="A file with the ids of the images to take, one a line.")
+@click.option("--skip-corrupt", is_flag=True, help="Leave out images that cannot be decoded.")
 @click.option("--sigma-pixel", type=float, multiple=True, help="Noise level for pixels in [0, 1]; repeatable.")
 @click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Override a key: votes.estimation=99.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the cost; compute nothing.")
@@ -58,11 +110,12 @@ def certify(
     source: str | None,
     method: str | None,
     radii: str | None,
-    folder: Path | None,
-    limit: int | None,
+    folder: "UPath | None",
+    ids: TextIO | None,
     sigma_pixel: tuple[float, ...],
     assignments: tuple[str, ...],
     dry_run: bool,
+    **flags: Any,
 ) -> None:
     """Certify images, going on where a run in the same folder stopped.
 
@@ -70,22 +123,23 @@ def certify(
     that goes with --certificate.
     """
     from pipeline.config import load_config
+    from pipeline.locations import exists, location
     from pipeline.run import certify_run, prepare
 
     source = source or PRESET_OF.get(method or "cohen", "demo")
-    if (Path(source) / "run.toml").is_file():
-        source, folder = str(Path(source) / "run.toml"), folder or Path(source)
-    folder = folder or Path("runs") / Path(source).stem
-    overrides = ([f"certificate.method={method}"] if method else []) + list(assignments)
+    if exists(location(source) / "run.toml"):
+        source, folder = f"{source.rstrip('/')}/run.toml", folder or location(source)
+    folder = folder or location("runs") / Path(source).stem
+    overrides = [f"{KEY_OF[name]}={json.dumps(value)}" for name, value in flags.items() if value not in (None, False)]
+    overrides += [f"certificate.method={json.dumps(method)}"] if method else []
     overrides += [f"certificate.radii=[{radii}]"] if radii else []
-    if limit is not None:
-        overrides.append(f"dataset.limit={limit}")
-    if sigma_pixel:
-        overrides.append(f"sigma_pixel={list(sigma_pixel)}")
-    run = prepare(load_config(source, overrides), folder)
+    overrides += [f"sigma_pixel={list(sigma_pixel)}"] if sigma_pixel else []
+    overrides += [f"dataset.ids={json.dumps(ids.read().splitlines())}"] if ids else []
+    run = prepare(load_config(source, [*assignments, *overrides]), folder)
     cost = run.votes * run.most_evaluations_per_vote
+    click.echo("\n".join(run.remarks), err=True)
     click.echo(
-        f"{len(run.examples):,} images, {run.at_most}{len(run.units):,} units, {run.at_most}{run.votes:,} votes, "
+        f"{len(run.records):,} images, {run.at_most}{len(run.units):,} units, {run.at_most}{run.votes:,} votes, "
         f"at most {cost:,} evaluations, in {folder}",
         err=True,
     )
@@ -103,9 +157,9 @@ def certify(
 
 
 @main.command()
-@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="RUN", type=PLACE)
 @click.option("--redraw", type=click.IntRange(min=0), default=0, help="Also draw N random units again from the model.")
-def verify(folder: Path, redraw: int) -> None:
+def verify(folder: "UPath", redraw: int) -> None:
     """Recompute all that a finished run states from its evidence, and name every difference."""
     from pipeline.verify import verify_run
 
@@ -114,13 +168,13 @@ def verify(folder: Path, redraw: int) -> None:
 
 
 @main.command()
-@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="RUN", type=PLACE)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
 @click.option("--restarts", type=click.IntRange(min=1), default=4, show_default=True, help="Attacks on each radius.")
 @click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Gradient steps of an attack.")
 @click.option("--draws", type=click.IntRange(min=1), default=4, show_default=True, help="Noise draws of a gradient.")
 @click.option("--votes", type=click.IntRange(min=1), default=64, show_default=True, help="Votes that judge an attack.")
-def attack(folder: Path, limit: int | None, **settings: int) -> None:
+def attack(folder: "UPath", limit: int | None, **settings: int) -> None:
     """Try to break a finished run's certificates; measure what attacks leave of its accuracy beyond them."""
     from pipeline.attack import attack_run
     from pipeline.attackers import AttackSettings
@@ -134,12 +188,12 @@ def attack(folder: Path, limit: int | None, **settings: int) -> None:
 
 
 @main.command()
-@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="RUN", type=PLACE)
 @click.option("--alpha", type=float, help="Another failure probability than the run's; the votes stay as they are.")
 @click.option("--radii", help="Radii of the table, as 0,0.25,0.5 [default: the run's].")
-@click.option("--out", type=click.Path(path_type=Path), help="Where to write [default: RUN, or RUN/alpha-<alpha>].")
+@click.option("--out", type=PLACE, help="Where to write [default: RUN, or RUN/alpha-<alpha>].")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def report(folder: Path, alpha: float | None, radii: str | None, out: Path | None, as_json: bool) -> None:
+def report(folder: "UPath", alpha: float | None, radii: str | None, out: "UPath | None", as_json: bool) -> None:
     """Derive certificates, tables and pictures again from a run's evidence. Needs no model."""
     from pipeline.config import load_config
     from pipeline.report import summary_json
@@ -160,9 +214,9 @@ def report(folder: Path, alpha: float | None, radii: str | None, out: Path | Non
 
 
 @main.command()
-@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="RUN", type=PLACE)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def status(folder: Path, as_json: bool) -> None:
+def status(folder: "UPath", as_json: bool) -> None:
     """Say how far a run is: units, votes, evaluations per second, time left, failed units."""
     from pipeline.status import status_lines, status_of
 

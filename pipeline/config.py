@@ -3,20 +3,23 @@
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from ndc_core.classifiers import CLASSIFIERS
+from ndc_core.execution import Precision
 from ndc_core.grid import WEIGHTS, GridSpec, build_grid
 from ndc_core.methods import CERTIFICATES
 from ndc_core.sift import SiftSpec
 from ndc_core.smoothing import NoiseName
 from ndc_core.space import sigma_to_model
-from pipeline.datasets import DATASETS
+from pipeline.datasets import DatasetSpec
+from pipeline.locations import LocationError, location, read
 from pipeline.methods import method_of
+from pipeline.readers import FORMATS
 
 STRICT = ConfigDict(extra="forbid")
 
@@ -39,10 +42,9 @@ class SiftConfig(SiftSpec):
     grid: GridConfig
 
 
-class DatasetConfig(Section):
-    name: str
-    split: Literal["train", "test"] = "test"
-    limit: int | None = Field(default=None, ge=1)
+@dataclass(frozen=True, config=STRICT)
+class DatasetConfig(DatasetSpec):
+    pass
 
 
 class ClassifierConfig(Section):
@@ -75,6 +77,9 @@ class ComputeConfig(Section):
     """`actors` unset means one per CPU (or GPU) of the cluster. It alone may change on resume."""
 
     rows_per_pass: int = Field(ge=1)
+    precision: Precision = "float32"
+    channels_last: bool = False
+    compile: bool = False
     threads_per_actor: int = Field(default=1, ge=1)
     gpus_per_actor: float = Field(default=0, ge=0)
     actors: int | None = Field(default=None, ge=1)
@@ -83,6 +88,7 @@ class ComputeConfig(Section):
 class RunConfig(Section):
     seed: int = Field(default=0, ge=0)
     model: str
+    unconditional: str = "null_label"
     sigma_pixel: tuple[float, ...] = Field(min_length=1)
     noise: NoiseName = "integer"
     experiment: str = "ndc"
@@ -95,13 +101,13 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
         for value, known, what in (
-            (self.dataset.name, DATASETS, "dataset.name"),
+            (self.dataset.format, (None, *FORMATS), "dataset.format"),
             (self.classifier.name, CLASSIFIERS, "classifier.name"),
             (self.classifier.weight, WEIGHTS, "classifier.weight"),
             (self.certificate.method, CERTIFICATES, "certificate.method"),
         ):
             if value not in known:
-                raise ValueError(f"{what} {value!r} is unknown; there are: {', '.join(known)}")
+                raise ValueError(f"{what} {value!r} is unknown; there are: {', '.join(filter(None, known))}")
         return self
 
     @model_validator(mode="after")
@@ -165,16 +171,21 @@ def preset_names() -> list[str]:
 
 
 def read_source(source: str) -> dict[str, Any]:
-    """The raw TOML of a preset's name or a file's path."""
+    """The raw TOML of a preset's name, or of a file's path or URI."""
     if source in preset_names():
         text = (resources.files("pipeline") / "presets" / f"{source}.toml").read_text()
-    elif Path(source).is_file():
-        text = Path(source).read_text()
     else:
-        raise ConfigError(f"{source!r} is neither a preset ({', '.join(preset_names())}) nor the path of a TOML file")
+        try:
+            text = read(location(source)).decode()
+        except (FileNotFoundError, LocationError) as error:
+            if isinstance(error, LocationError) and "://" in source:
+                raise
+            raise ConfigError(
+                f"{source!r} is neither a preset ({', '.join(preset_names())}) nor the path of a TOML file"
+            ) from error
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source} is not TOML: {error}") from error
 
 

@@ -1,17 +1,25 @@
-"""Labelled 8-bit images with stable ids."""
+"""Labelled 8-bit images with stable ids: which of them a run takes, and what it makes of them before it measures."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
-Split = Literal["train", "test"]
+from pipeline.decoding import CorruptImageError, decode
+from pipeline.entries import DataError, Entry, Source, Split
+from pipeline.locations import location
+from pipeline.readers import open_source
 
 DIGITS_TRAINING_IMAGES = 1297  # of 1,797; the other 500 are held out
 DIGITS_SPLIT_SEED = 0
+NAMED_AT_MOST = 5  # of many bad images
+
+CHANNELS = {"grey": 1, "rgb": 3}
 
 
 @dataclass(frozen=True)
@@ -20,8 +28,69 @@ class Example:
     image: UInt8[np.ndarray, "c h w"]
     label: int
 
+    def record(self, index: int) -> "ImageRecord":
+        pixels = f"{self.image.dtype}{self.image.shape}\n".encode() + self.image.tobytes()
+        return ImageRecord(index, self.image_id, self.label, hashlib.sha256(pixels).hexdigest())
 
-def digits(split: Split) -> list[Example]:
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """What a run keeps in mind of an image: its place among the run's, and a hash of its pixels as certified."""
+
+    index: int
+    image_id: str
+    label: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Which images to take, in the order of the data: every `every`-th from `offset` on, at most `limit`; or `ids`.
+
+    `name` is that of a built-in data set, or a path or URI. `resize` makes images square with the named `filter`;
+    radii are measured after it. `channels` left out is what the model takes.
+    """
+
+    name: str
+    format: str | None = None
+    split: Split = "test"
+    offset: int = 0
+    every: int = 1
+    limit: int | None = None
+    ids: tuple[str, ...] | None = None
+    channels: Literal["grey", "rgb"] | None = None
+    resize: int | None = None
+    filter: str | None = None
+    skip_corrupt: bool = False
+
+    def __post_init__(self) -> None:
+        for key, value, least in (("offset", self.offset, 0), ("every", self.every, 1), ("limit", self.limit, 1)):
+            if value is not None and value < least:
+                raise ValueError(f"dataset.{key} must be at least {least}, not {value}")
+        if (self.resize is None) != (self.filter is None):
+            raise ValueError("dataset.resize and dataset.filter go together: radii are measured after the resize")
+        if self.ids is not None and (self.offset, self.every, self.limit) != (0, 1, None):
+            raise ValueError("dataset.ids names the images: leave out offset, every and limit")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images that a run takes; `corrupt` ones were left out on request."""
+
+    records: list[ImageRecord]
+    image_shape: tuple[int, ...]
+    corrupt: list[str] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over ids, labels and pixels, in order."""
+        digest = hashlib.sha256()
+        for record in self.records:
+            digest.update(f"{record.image_id}\n{record.label}\n{record.sha256}\n".encode())
+        return digest.hexdigest()
+
+
+def digits(split: Split) -> Source:
     """scikit-learn's 1,797 handwritten digits (8x8, grey): a fixed, seeded split, in shuffled order."""
     from sklearn.datasets import load_digits
 
@@ -29,50 +98,120 @@ def digits(split: Split) -> list[Example]:
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
     order = np.random.default_rng(DIGITS_SPLIT_SEED).permutation(len(images))
     chosen = order[:DIGITS_TRAINING_IMAGES] if split == "train" else order[DIGITS_TRAINING_IMAGES:]
-    return [Example(f"digits-{index:04d}", images[index], int(bunch.target[index])) for index in chosen]
+
+    def entries() -> Iterator[Entry]:
+        for index in chosen:
+            yield Entry(f"digits-{index:04d}", int(bunch.target[index]), partial(images.__getitem__, index))
+
+    return Source("digits", entries, tuple(str(name) for name in bunch.target_names))
 
 
-DATASETS: dict[str, Callable[[Split], list[Example]]] = {"digits": digits}
+DATASETS = {"digits": digits}
 
 
-def load_dataset(name: str, *, split: Split, limit: int | None = None) -> list[Example]:
-    """The first `limit` examples of a dataset's split, all of them without a limit."""
-    return DATASETS[name](split)[:limit]
-
-
-def check_examples(examples: Sequence[Example], *, image_shape: tuple[int, ...], num_classes: int, noise: str) -> None:
-    """Refuses data that do not fit the model or the noise.
+def source_of(spec: DatasetSpec) -> Source:
+    """The data set's entries, unread.
 
     Raises:
-        ValueError: no images, an id that occurs twice, an image of another shape or not of 8 bits, or a label out of
-            range.
+        DataError: it does not exist, or its format cannot be told.
     """
-    if not examples:
-        raise ValueError("the dataset is empty: there is nothing to certify")
-    seen: set[str] = set()
-    for example in examples:
-        if example.image_id in seen:
-            raise ValueError(f"image id {example.image_id} occurs twice in the dataset")
-        seen.add(example.image_id)
-        if example.image.shape != image_shape:
-            raise ValueError(
-                f"image {example.image_id} has shape {example.image.shape} (channels, height, width), "
-                f"the model takes {image_shape}; choose another model or dataset"
-            )
-        if example.image.dtype != np.uint8:
-            remedy = "; integer noise is for 8-bit images" if noise == "integer" else ""
-            raise ValueError(f"image {example.image_id} is {example.image.dtype}, images must have 8 bits{remedy}")
-        if not 0 <= example.label < num_classes:
-            raise ValueError(
-                f"image {example.image_id} has label {example.label}, the model knows the classes "
-                f"0 to {num_classes - 1}; choose another model or dataset"
-            )
+    if spec.name in DATASETS:
+        return DATASETS[spec.name](spec.split)
+    try:
+        return open_source(location(spec.name), format=spec.format, split=spec.split)
+    except DataError as error:
+        if "/" in spec.name or "." in spec.name:
+            raise
+        raise DataError(
+            f"dataset {spec.name!r} is unknown; there are: {', '.join(DATASETS)}, and your paths"
+        ) from error
 
 
-def dataset_digest(examples: Sequence[Example]) -> str:
-    """SHA-256 over ids, labels and pixels, in order."""
-    digest = hashlib.sha256()
-    for example in examples:
-        header = f"{example.image_id}\n{example.label}\n{example.image.shape}\n"
-        digest.update(header.encode() + example.image.tobytes())
-    return digest.hexdigest()
+def selected(spec: DatasetSpec, source: Source) -> Iterator[Entry]:
+    """The entries that a run takes.
+
+    Raises:
+        DataError: an id that the data do not have.
+    """
+    if spec.ids is None:
+        chosen = islice(source.entries(), spec.offset, None, spec.every)
+        yield from islice(chosen, spec.limit)
+        return
+    wanted = set(spec.ids)
+    for entry in source.entries():
+        if entry.image_id in wanted:
+            wanted.discard(entry.image_id)
+            yield entry
+        if not wanted:
+            return
+    raise DataError(f"{len(wanted):,} of {len(spec.ids):,} dataset.ids are not in {spec.name}: {_some(sorted(wanted))}")
+
+
+def examples_of(spec: DatasetSpec, source: Source, *, channels: int, corrupt: list[str]) -> Iterator[Example]:
+    """Reads and decodes the chosen images one by one; what cannot be decoded is added to `corrupt`, with the reason."""
+    channels = CHANNELS[spec.channels] if spec.channels else channels
+    for entry in selected(spec, source):
+        try:
+            image = decode(entry.read(), channels=channels, size=spec.resize, resample=spec.filter)
+        except CorruptImageError as error:
+            corrupt.append(f"{entry.image_id} ({error})")
+        else:
+            yield Example(entry.image_id, image, entry.label)
+
+
+def list_images(
+    spec: DatasetSpec, source: Source, *, image_shape: tuple[int, ...], num_classes: int, noise: str
+) -> Listing:
+    """Reads every chosen image once and checks that it fits the model; pixels are not kept.
+
+    Raises:
+        DataError: no images, an id that occurs twice, an image of another shape, a label that the model does not know,
+            or corrupt images (unless they shall be skipped).
+    """
+    check_classes(spec, source, num_classes=num_classes)
+    corrupt: list[str] = []
+    records: dict[str, ImageRecord] = {}
+    for example in examples_of(spec, source, channels=image_shape[0], corrupt=corrupt):
+        if example.image_id in records:
+            raise DataError(f"image id {example.image_id} occurs twice in {spec.name}; votes of the two would be mixed")
+        check_example(example, image_shape=image_shape, num_classes=num_classes, noise=noise)
+        records[example.image_id] = example.record(len(records))
+    if corrupt and not spec.skip_corrupt:
+        raise DataError(
+            f"{len(corrupt):,} of {len(records) + len(corrupt):,} images cannot be decoded: {_some(corrupt)}; "
+            "mend them, or leave them out with --skip-corrupt"
+        )
+    if not records:
+        raise DataError("the dataset is empty: there is nothing to certify")
+    return Listing(list(records.values()), image_shape, corrupt)
+
+
+def check_classes(spec: DatasetSpec, source: Source, *, num_classes: int) -> None:
+    names = source.class_names
+    if names is not None and len(names) != num_classes:
+        raise DataError(
+            f"{spec.name} has {len(names)} classes ({_some(list(names))}), the model knows {num_classes}: labels would "
+            "not mean the same; choose another model or data set"
+        )
+
+
+def check_example(example: Example, *, image_shape: tuple[int, ...], num_classes: int, noise: str) -> None:
+    """Refuses an image that does not fit the model or the noise."""
+    if example.image.shape != image_shape:
+        raise DataError(
+            f"image {example.image_id} has shape {example.image.shape} (channels, height, width), the model takes "
+            f"{image_shape}; declare a resize (dataset.resize and dataset.filter), or choose another model or dataset"
+        )
+    if example.image.dtype != np.uint8:
+        remedy = "; integer noise is for 8-bit images" if noise == "integer" else ""
+        raise DataError(f"image {example.image_id} is {example.image.dtype}, images must have 8 bits{remedy}")
+    if not 0 <= example.label < num_classes:
+        raise DataError(
+            f"image {example.image_id} has label {example.label}, the model knows the classes "
+            f"0 to {num_classes - 1}; choose another model or dataset"
+        )
+
+
+def _some(things: Sequence[str]) -> str:
+    more = f", and {len(things) - NAMED_AT_MOST:,} more" if len(things) > NAMED_AT_MOST else ""
+    return ", ".join(things[:NAMED_AT_MOST]) + more

@@ -6,37 +6,41 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.config import RunConfig
-from pipeline.datasets import Example, dataset_digest
+from pipeline.datasets import Listing
 
 # Raised whenever the code changes what a vote is: evidence of another version is never mixed in.
-VOTE_VERSION = 2
+VOTE_VERSION = 3
+
+
+# Each changes the rounding of a forward pass, and with it a near-tie's winner.
+DECISIVE_COMPUTE = ("rows_per_pass", "threads_per_actor", "precision", "channels_last", "compile")
 
 
 class LawChangedError(ValueError):
     """The run folder was declared with other settings, another model or other data."""
 
 
-def law_of(config: RunConfig, examples: Sequence[Example], *, model_digest: str) -> dict[str, Any]:
-    """The law of a run: where it is computed (actors, folders, experiment) is not in it."""
+def law_of(config: RunConfig, listing: Listing, *, models: dict[str, str]) -> dict[str, Any]:
+    """The law of a run: where it is computed, and where models and data lie, is not in it."""
     content = config.model_dump(mode="json")
     return {
         "vote_version": VOTE_VERSION,
         "seed": config.seed,
-        "model_sha256": model_digest,
+        **models,
         "dataset": {
-            "name": config.dataset.name,
-            "split": config.dataset.split,
-            "images": len(examples),
-            "image_shape": list(examples[0].image.shape),
-            "sha256": dataset_digest(examples),
+            "images": len(listing.records),
+            "corrupt": len(listing.corrupt),
+            "image_shape": list(listing.image_shape),
+            "resize": config.dataset.resize,
+            "filter": config.dataset.filter,
+            "sha256": listing.digest,
         },
         "sigma_pixel": content["sigma_pixel"],
         "noise": config.noise,
         "classifier": content["classifier"],
         "votes": content["votes"],
         "certificate": {key: content["certificate"][key] for key in _declared_keys(config)},
-        "rows_per_pass": config.compute.rows_per_pass,
-        "threads_per_actor": config.compute.threads_per_actor,
+        "compute": {key: content["compute"][key] for key in DECISIVE_COMPUTE},
     }
 
 

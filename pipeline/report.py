@@ -3,13 +3,15 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from upath import UPath
+
 from pipeline.figures import certified_accuracy_figure
+from pipeline.locations import publish
 from pipeline.page import html_page
 from pipeline.reduce import Attacked, CertifiedImage, by_level, certificate_rows, certificate_tsv
-from pipeline.store import StoredImage, write_atomically, write_certificates
+from pipeline.store import StoredImage, write_certificates
 
 Empirical = Mapping[str, Attacked]  # by level
 
@@ -133,15 +135,15 @@ def summary_json(summary: Summary) -> dict[str, Any]:
 class Report:
     summary: Summary
     levels: dict[str, list[CertifiedImage]]
-    folder: Path
+    folder: UPath
 
     @property
-    def page(self) -> Path:
+    def page(self) -> UPath:
         return self.folder / "report.html"
 
 
 def write_report(
-    folder: Path,
+    folder: UPath,
     certified: Sequence[CertifiedImage],
     images: Sequence[StoredImage],
     *,
@@ -153,7 +155,6 @@ def write_report(
     empirical: Empirical | None = None,
 ) -> Report:
     """Writes certificates, tables, pictures and the page into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     levels = by_level(certified, maximum_over_sigmas=law["certificate"]["maximum_over_sigmas"])
     summary = summarise(levels, alpha=alpha, radii=radii, empirical=empirical)
     write_certificates(folder / "certificates.parquet", certificate_rows(certified), evidence_digest=evidence_digest)
@@ -177,6 +178,6 @@ def write_report(
         ),
     }
     for name, text in texts.items():
-        write_atomically(folder / name, text.encode())
-    write_atomically(folder / "curve.png", figure.png)
+        publish(folder / name, text.encode())
+    publish(folder / "curve.png", figure.png)
     return Report(summary, levels, folder)

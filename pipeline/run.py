@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ndc_core.checkpoints import denoiser_digest, load_denoiser
+from upath import UPath
+
 from pipeline.attackers import empirical_accuracy
 from pipeline.cluster import stop_on_signals, stream
 from pipeline.config import RunConfig
-from pipeline.datasets import Example, check_examples, load_dataset
+from pipeline.datasets import DATASETS, ImageRecord, Listing, examples_of, list_images, source_of
+from pipeline.entries import Source
 from pipeline.law import fingerprint_of, law_of, refuse_changes, refuse_undeclared_radii
+from pipeline.locations import LocationError, absolute
+from pipeline.models import load_models, model_digests
 from pipeline.progress import VoteProgress
 from pipeline.reduce import certify_images
 from pipeline.report import Report, write_report
@@ -31,12 +34,18 @@ class PreparedRun:
     """A run that passed every check that can be made before work starts."""
 
     config: RunConfig
-    folder: Path
-    examples: list[Example]
+    folder: UPath
+    source: Source
+    listing: Listing
     units: dict[str, WorkUnit]  # by unit id
     law: dict[str, Any]
     fingerprint: str
     num_classes: int
+    estimate_evaluations: int  # of the clean image behind a vote, without a label
+
+    @property
+    def records(self) -> list[ImageRecord]:
+        return self.listing.records
 
     @property
     def votes(self) -> int:
@@ -62,6 +71,16 @@ class PreparedRun:
         }
 
     @property
+    def remarks(self) -> list[str]:
+        """What was decided about the data without being asked."""
+        data, (channels, height, width) = self.config.dataset, self.listing.image_shape
+        guess = "" if data.format or data.name in DATASETS else f", read as {self.source.format} (--format overrides)"
+        resized = f", resized with the filter {data.filter}" if data.resize else ""
+        lines = [f"data: {data.name}{guess}: {channels} x {height} x {width} pixels{resized}"]
+        corrupt = self.listing.corrupt
+        return lines + ([f"left out {len(corrupt):,} corrupt images: {', '.join(corrupt)}"] if corrupt else [])
+
+    @property
     def resume_command(self) -> str:
         return f"ndc certify {self.folder}"
 
@@ -72,7 +91,8 @@ class PreparedRun:
         sift = classifier.sift if classifier.sift and classifier.sift.keep < self.num_classes else None
         kept = sift.keep if sift else self.num_classes
         sifting = sift.grid.steps * self.num_classes if sift else 0
-        return sifting + kept * classifier.grid.steps + int(classifier.name.startswith("apndc"))
+        estimating = self.estimate_evaluations if classifier.name.startswith("apndc") else 0
+        return sifting + kept * classifier.grid.steps + estimating
 
     def manifest(self) -> dict[str, Any]:
         plan = {
@@ -84,22 +104,31 @@ class PreparedRun:
         return {"fingerprint": self.fingerprint, "law": self.law, "plan": plan}
 
 
-def prepare(config: RunConfig, folder: Path) -> PreparedRun:
-    """Loads and checks everything, writing nothing.
+def prepare(config: RunConfig, folder: UPath) -> PreparedRun:
+    """Loads and checks everything, writing nothing (a model in an object store is copied to this node's cache).
 
     Raises:
         ValueError: a model or data that cannot be used, or a folder that belongs to another run.
     """
-    denoiser = load_denoiser(config.model)
     pick_device(config.compute.gpus_per_actor)
-    dataset = config.dataset
-    examples = load_dataset(dataset.name, split=dataset.split, limit=dataset.limit)
-    check_examples(examples, image_shape=denoiser.image_shape, num_classes=denoiser.num_classes, noise=config.noise)
-    law = law_of(config, examples, model_digest=denoiser_digest(config.model))
+    store = RunStore(folder)
+    store.is_declared()  # says at once whether the place can be reached at all
+    denoiser, unconditional = load_models(config, device="cpu")
+    source = source_of(config.dataset)
+    listing = list_images(
+        config.dataset,
+        source,
+        image_shape=denoiser.image_shape,
+        num_classes=denoiser.num_classes,
+        noise=config.noise,
+    )
+    law = law_of(config, listing, models=model_digests(config))
     fingerprint = fingerprint_of(law)
-    refuse_other_law(RunStore(folder), law)
-    units = {unit.unit_id(fingerprint): unit for unit in plan_units(law, examples)}
-    return PreparedRun(config, folder, examples, units, law, fingerprint, denoiser.num_classes)
+    refuse_other_law(store, law)
+    units = {unit.unit_id(fingerprint): unit for unit in plan_units(law, listing.records)}
+    return PreparedRun(
+        config, folder, source, listing, units, law, fingerprint, denoiser.num_classes, unconditional.evaluations
+    )
 
 
 def refuse_other_law(store: RunStore, law: dict[str, Any]) -> None:
@@ -122,8 +151,15 @@ def certify_run(run: PreparedRun, *, say: Say) -> tuple[Report, Any]:
     with store.lock():
         refuse_other_law(store, run.law)  # another driver may have been here since `prepare`
         if not store.is_declared():
-            store.declare(run.manifest(), config_toml=run.config.to_toml(), examples=run.examples)
-        tracker = Tracker(experiment=run.config.experiment, folder=run.folder, law=run.law, fingerprint=run.fingerprint)
+            examples = examples_of(run.config.dataset, run.source, channels=run.listing.image_shape[0], corrupt=[])
+            store.declare(run.manifest(), config_toml=run.config.to_toml(), records=run.records, examples=examples)
+        tracker = Tracker(
+            experiment=run.config.experiment,
+            folder=run.folder,
+            law=run.law,
+            fingerprint=run.fingerprint,
+            data=run.config.dataset,
+        )
         try:
             _vote(run, store, say)
             report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=run.folder)
@@ -140,7 +176,7 @@ def _vote(run: PreparedRun, store: RunStore, say: Say) -> None:
     evidence, unusable = store.sort_out_evidence(fingerprint=run.fingerprint, planned=set(run.units))
     for path, problem in unusable:
         say(f"set aside {path}: {problem}; its unit is computed again")
-    cells = cells_of(run.law, run.examples, evidence, num_classes=run.num_classes)
+    cells = cells_of(run.law, run.records, evidence, num_classes=run.num_classes)
     votes_done = sum(item.unit.draws for item in evidence)
     missing = run.missing(cells)
     if not missing:
@@ -155,6 +191,11 @@ def _vote(run: PreparedRun, store: RunStore, say: Say) -> None:
             done += 1
             if receipt.error:
                 failed.append(receipt)
+            if receipt.error.startswith(LocationError.__name__):
+                raise UnitsFailedError(
+                    f"{receipt.unit}: {receipt.error}\nstopped, since nothing can be kept; what was published is: "
+                    f"run `{run.resume_command}` to go on"
+                )
     if failed:
         listed = "\n".join(f"  {receipt.unit}: {receipt.error}" for receipt in failed)
         raise UnitsFailedError(
@@ -169,17 +210,15 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit]) -> Iterator[Rec
     Where the number of votes depends on the votes, an actor is sent one unit of each image and noise level, and goes on
     from there wave by wave.
     """
-    example_of = {example.image_id: example for example in run.examples}
+    record_of = {record.image_id: record for record in run.records}
     sent = list({unit.cell: unit for unit in units}.values()) if run.stops_early else units
-    rows = [unit_row(unit, example_of[unit.image_id]) for unit in sent]
-    settings = VoterSettings(
-        run.config, str(run.folder.absolute()), run.law, run.fingerprint, num_classes=run.num_classes
-    )
+    rows = [unit_row(unit, record_of[unit.image_id]) for unit in sent]
+    settings = VoterSettings(run.config, absolute(run.folder), run.law, run.fingerprint, num_classes=run.num_classes)
     for row in stream(rows, WaveActor if run.stops_early else VoteActor, settings, compute=run.config.compute):
         yield Receipt(**row)
 
 
-def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[float], folder: Path) -> Report:
+def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[float], folder: UPath) -> Report:
     """Derives certificates and report from a run's evidence alone; another alpha needs no model and no votes.
 
     Raises:

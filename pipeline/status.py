@@ -2,8 +2,9 @@
 
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
+
+from upath import UPath
 
 from pipeline.progress import duration
 from pipeline.store import RunStore
@@ -34,7 +35,7 @@ class RunStatus:
         return asdict(self)
 
 
-def status_of(folder: Path, *, now_unix: float | None = None) -> RunStatus:
+def status_of(folder: UPath, *, now_unix: float | None = None) -> RunStatus:
     """Counts a run's evidence.
 
     Raises:

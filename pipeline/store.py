@@ -2,7 +2,7 @@
 
 run.json               the law (all that decides a vote), its fingerprint, and the plan
 run.toml               the configuration as resolved
-images.parquet         the images' ids and labels; pixels of the first few, for the report
+images.parquet images/ ids, labels and pixels: see pipeline/images.py
 evidence/ab/<id>.parquet   one file a work unit, published whole or not at all
 failures/<id>.json     the last failed attempt of a unit without evidence
 set-aside/             files found among the evidence that are none
@@ -10,21 +10,35 @@ set-aside/             files found among the evidence that are none
 
 import hashlib
 import json
-import os
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
+from upath import UPath
 
-from pipeline.datasets import Example
+from pipeline.datasets import Example, ImageRecord
+from pipeline.images import RunImages, parquet_bytes, parquet_table
+from pipeline.locations import (
+    LocationError,
+    Where,
+    check_writable,
+    exists,
+    files_of,
+    files_of_shards,
+    is_local,
+    location,
+    move,
+    publish,
+    publish_patiently,
+    read,
+    read_each,
+    remove,
+)
 from pipeline.units import WorkUnit
 
 GALLERY_IMAGES = 64
@@ -132,66 +146,54 @@ class StoredImage:
     pixels: np.ndarray | None
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Publishes a file whole or not at all, also across a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    with partial.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-
-
-def write_certificates(path: Path, rows: Sequence[dict[str, Any]], *, evidence_digest: str) -> None:
+def write_certificates(path: UPath, rows: Sequence[dict[str, Any]], *, evidence_digest: str) -> None:
     """Certificates as Parquet, one row an image and noise level; the file names the evidence it was made from."""
     schema = CERTIFICATE_SCHEMA.with_metadata({EVIDENCE_KEY: evidence_digest.encode()})
-    write_atomically(path, parquet_bytes(pa.Table.from_pylist(list(rows), schema=schema)))
+    publish(path, parquet_bytes(pa.Table.from_pylist(list(rows), schema=schema)))
 
 
-def read_certificates(path: Path) -> tuple[list[dict[str, Any]], str]:
+def read_certificates(path: UPath) -> tuple[list[dict[str, Any]], str]:
     """Rows of certificates.parquet, and the digest of the evidence that they were made from.
 
     Raises:
         StoreError: there is no such file, or it is damaged.
     """
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
-    except (pa.ArrowException, OSError) as error:
+        table = parquet_table(read(path))
+    except (ValueError, FileNotFoundError) as error:
         raise StoreError(f"{path} is no readable file of certificates; run `ndc report` on the run again") from error
     return table.to_pylist(), (table.schema.metadata or {}).get(EVIDENCE_KEY, b"").decode()
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, write_page_checksum=True)
-    return bytes(sink.getvalue())
-
-
 class RunStore:
-    """Reads and writes one run's folder."""
+    """Reads and writes one run's folder, on this machine or in an object store."""
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Where) -> None:
+        self.folder = location(folder)
+        self.pictures = RunImages(self.folder)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the run for one driver; the system lets go of it when the process dies, however it dies.
 
+        In an object store there is no such lock: two drivers of one run compute the same evidence twice, which costs
+        time, and is counted once.
+
         Raises:
-            StoreError: the folder cannot be written, or another driver holds it.
+            StoreError: another driver holds the folder.
+            LocationError: the folder cannot be written.
         """
+        check_writable(self.folder)
+        if not is_local(self.folder):
+            yield
+            return
+        lock = FileLock(str(self.folder / "run.lock"))
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / "run.lock")
             lock.acquire(timeout=0)
         except Timeout as error:
             raise StoreError(
                 f"{self.folder} is in use by another `ndc certify`; wait for it, or choose another --run"
             ) from error
-        except OSError as error:
-            raise StoreError(f"the run folder {self.folder} cannot be written: {error.strerror}") from error
         try:
             yield
         finally:
@@ -206,47 +208,48 @@ class RunStore:
             StoreError: the folder holds no run, or its manifest is damaged.
         """
         path = self.folder / "run.json"
-        if not path.is_file():
-            raise StoreError(f"{self.folder} holds no run (no run.json); start one with `ndc certify PRESET --run DIR`")
         try:
-            manifest: dict[str, Any] = json.loads(path.read_text())
+            manifest: dict[str, Any] = json.loads(read(path))
             return {key: manifest[key] for key in ("law", "fingerprint", "plan")}
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"{self.folder} holds no run (no run.json); start one with `ndc certify PRESET --run DIR`"
+            ) from error
+        except LocationError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path} is damaged ({error}); restore it, or start again in another folder") from error
 
     def is_declared(self) -> bool:
-        return (self.folder / "run.json").is_file()
+        return exists(self.folder / "run.json")
 
-    def declare(self, manifest: dict[str, Any], *, config_toml: str, examples: Sequence[Example]) -> None:
+    def declare(
+        self,
+        manifest: dict[str, Any],
+        *,
+        config_toml: str,
+        records: list[ImageRecord],
+        examples: Iterable[Example],
+    ) -> None:
         """Writes what the run is; run.json comes last, so that a folder with it is complete."""
-        shown = [example.image.tobytes() for example in examples[:GALLERY_IMAGES]]
-        pixels = shown + [None] * (len(examples) - len(shown))
-        table = pa.table(
-            {
-                "image_id": pa.array([example.image_id for example in examples], pa.string()),
-                "label": pa.array([example.label for example in examples], pa.int32()),
-                "shape": pa.array([list(example.image.shape) for example in examples], pa.list_(pa.int32())),
-                "pixels": pa.array(pixels, pa.binary()),
-            }
-        )
-        write_atomically(self.folder / "images.parquet", parquet_bytes(table))
-        write_atomically(self.folder / "run.toml", config_toml.encode())
-        write_atomically(self.folder / "run.json", json.dumps(manifest, indent=2).encode())
+        self.pictures.write(examples, expected=records)
+        publish(self.folder / "run.toml", config_toml.encode())
+        publish(self.folder / "run.json", json.dumps(manifest, indent=2).encode())
 
     def images(self) -> list[StoredImage]:
-        rows = pq.read_table(self.folder / "images.parquet").to_pylist()
+        """All images, the first few with their pixels."""
         return [
             StoredImage(
-                row["image_id"],
-                row["label"],
-                np.frombuffer(row["pixels"], np.uint8).reshape(row["shape"]) if row["pixels"] is not None else None,
+                record.image_id,
+                record.label,
+                self.pictures.pixels(record) if record.index < GALLERY_IMAGES else None,
             )
-            for row in rows
+            for record in self.pictures.records()
         ]
 
     # Evidence
 
-    def evidence_path(self, unit_id: str) -> Path:
+    def evidence_path(self, unit_id: str) -> UPath:
         return self.folder / "evidence" / unit_id[:2] / f"{unit_id}.parquet"
 
     def publish(self, evidence: Evidence, *, fingerprint: str) -> None:
@@ -254,41 +257,31 @@ class RunStore:
         unit_id = evidence.unit.unit_id(fingerprint)
         schema = EVIDENCE_SCHEMA.with_metadata({FINGERPRINT_KEY: fingerprint.encode()})
         table = pa.Table.from_pylist([evidence.row(unit_id)], schema=schema)
-        write_atomically(self.evidence_path(unit_id), parquet_bytes(table))
-        self.failure_path(unit_id).unlink(missing_ok=True)
+        publish_patiently(self.evidence_path(unit_id), parquet_bytes(table))
+        remove(self.failure_path(unit_id))
 
     def has_evidence(self, unit_id: str) -> bool:
-        return self.evidence_path(unit_id).is_file()
+        return exists(self.evidence_path(unit_id))
 
-    def read_evidence(self, path: Path, *, fingerprint: str) -> Evidence:
+    def read_evidence(self, path: UPath, *, fingerprint: str) -> Evidence:
         """One unit's evidence.
 
         Raises:
             ValueError: a torn, changed or foreign file, another run's, or counts that do not add up.
         """
-        try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                table = file.read()
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"not a readable Parquet file ({str(error).splitlines()[0]})") from error
-        if not table.schema.equals(EVIDENCE_SCHEMA) or table.num_rows != 1:
-            raise ValueError("a Parquet file, but not one unit's evidence")
-        if (table.schema.metadata or {}).get(FINGERPRINT_KEY) != fingerprint.encode():
-            raise ValueError("evidence of another run")
-        row = table.to_pylist()[0]
-        unit = WorkUnit(**{name: row[name] for name in WorkUnit.__dataclass_fields__})
-        if not unit.unit_id(fingerprint) == row["unit_id"] == path.stem:
-            raise ValueError("its name is not that of the unit inside")
-        votes = dict(zip(row["class_id"], row["votes"], strict=True))
-        scores = None if row["scores"] is None else np.array(row["scores"]).reshape(unit.draws, -1)
-        cost = row["evaluations"], row["seconds"], row["finished_unix"], row["device"]
-        evidence = Evidence(unit, votes, *cost, scores)
-        if evidence.row(path.stem) != row:
-            raise ValueError("its checksum does not fit its content: it was changed after it was written")
-        return evidence
+        return parse_evidence(read(path), unit_id=path.stem, fingerprint=fingerprint)
 
-    def evidence_files(self) -> list[Path]:
-        return sorted((self.folder / "evidence").glob("*/*.parquet"))
+    def evidence_files(self) -> list[UPath]:
+        return [path for path in files_of_shards(self.folder / "evidence") if path.suffix == ".parquet"]
+
+    def each_evidence(self, *, fingerprint: str) -> Iterator[tuple[UPath, Evidence | ValueError]]:
+        """Every file among the evidence, with what is in it or why it is none."""
+        paths = self.evidence_files()
+        for path, content in zip(paths, read_each(paths), strict=True):
+            try:
+                yield path, parse_evidence(content, unit_id=path.stem, fingerprint=fingerprint)
+            except ValueError as error:
+                yield path, error
 
     def all_evidence(self, *, fingerprint: str) -> list[Evidence]:
         """All evidence of the run.
@@ -297,48 +290,68 @@ class RunStore:
             StoreError: naming the first file that is none.
         """
         found = []
-        for path in self.evidence_files():
-            try:
-                found.append(self.read_evidence(path, fingerprint=fingerprint))
-            except ValueError as error:
+        for path, item in self.each_evidence(fingerprint=fingerprint):
+            if isinstance(item, ValueError):
                 raise StoreError(
-                    f"{path}: {error}; run `ndc certify` on this run again to set it aside and recompute it"
-                ) from error
+                    f"{path}: {item}; run `ndc certify` on this run again to set it aside and recompute it"
+                ) from item
+            found.append(item)
         return found
 
     def sort_out_evidence(
         self, *, fingerprint: str, planned: set[str]
-    ) -> tuple[list[Evidence], list[tuple[Path, str]]]:
+    ) -> tuple[list[Evidence], list[tuple[UPath, str]]]:
         """All evidence of the run, after moving out of its folder what is none: each such file's new place, and why.
 
         Only for a driver that holds the lock: half-written files are removed as well.
         """
         sound, unusable = [], []
-        for partial in (self.folder / "evidence").glob("*/*.partial"):
-            partial.unlink(missing_ok=True)
-        for path in self.evidence_files():
-            try:
-                evidence = self.read_evidence(path, fingerprint=fingerprint)
-                if path.stem not in planned:
-                    raise ValueError("evidence of a unit that this run does not plan")
-                sound.append(evidence)
-            except ValueError as error:
-                target = self.folder / "set-aside" / f"{path.name}.{time.time_ns()}"
-                target.parent.mkdir(exist_ok=True)
-                path.replace(target)
-                unusable.append((target, str(error)))
+        for path in files_of_shards(self.folder / "evidence"):
+            if path.suffix == ".partial":
+                remove(path)
+        for path, item in self.each_evidence(fingerprint=fingerprint):
+            if isinstance(item, Evidence) and path.stem in planned:
+                sound.append(item)
+                continue
+            why = str(item) if isinstance(item, ValueError) else "evidence of a unit that this run does not plan"
+            target = self.folder / "set-aside" / f"{path.name}.{time.time_ns()}"
+            move(path, target)
+            unusable.append((target, why))
         return sound, unusable
 
     # Failures
 
-    def failure_path(self, unit_id: str) -> Path:
+    def failure_path(self, unit_id: str) -> UPath:
         return self.folder / "failures" / f"{unit_id}.json"
 
     def record_failure(self, unit: WorkUnit, error: str, *, fingerprint: str) -> None:
         unit_id = unit.unit_id(fingerprint)
         record = {"unit": str(unit), "error": error, "failed_unix": time.time()}
-        write_atomically(self.failure_path(unit_id), json.dumps(record, indent=2).encode())
+        publish(self.failure_path(unit_id), json.dumps(record, indent=2).encode())
 
     def failures(self) -> Iterable[dict[str, Any]]:
-        for path in sorted((self.folder / "failures").glob("*.json")):
-            yield json.loads(path.read_text())
+        return [json.loads(content) for content in read_each(files_of(self.folder / "failures"))]
+
+
+def parse_evidence(content: bytes, *, unit_id: str, fingerprint: str) -> Evidence:
+    """What a file among the evidence says.
+
+    Raises:
+        ValueError: it is torn, changed or foreign, another run's, or its counts do not add up.
+    """
+    table = parquet_table(content)
+    if not table.schema.equals(EVIDENCE_SCHEMA) or table.num_rows != 1:
+        raise ValueError("a Parquet file, but not one unit's evidence")
+    if (table.schema.metadata or {}).get(FINGERPRINT_KEY) != fingerprint.encode():
+        raise ValueError("evidence of another run")
+    row = table.to_pylist()[0]
+    unit = WorkUnit(**{name: row[name] for name in WorkUnit.__dataclass_fields__})
+    if not unit.unit_id(fingerprint) == row["unit_id"] == unit_id:
+        raise ValueError("its name is not that of the unit inside")
+    votes = dict(zip(row["class_id"], row["votes"], strict=True))
+    scores = None if row["scores"] is None else np.array(row["scores"]).reshape(unit.draws, -1)
+    cost = row["evaluations"], row["seconds"], row["finished_unix"], row["device"]
+    evidence = Evidence(unit, votes, *cost, scores)
+    if evidence.row(unit_id) != row:
+        raise ValueError("its checksum does not fit its content: it was changed after it was written")
+    return evidence

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from urllib.parse import urlparse
 from urllib.request import urlopen
 
 from filelock import FileLock
+from upath import UPath
 
+from pipeline.datasets import DatasetSpec
+from pipeline.locations import absolute, read
 from pipeline.reduce import CertifiedImage
 from pipeline.report import Report, Summary, accuracy_at
 
@@ -47,7 +51,9 @@ def check_server(uri: str) -> None:
 class Tracker:
     """The MLflow run that belongs to one law and one run folder."""
 
-    def __init__(self, *, experiment: str, folder: Path, law: dict[str, Any], fingerprint: str) -> None:
+    def __init__(
+        self, *, experiment: str, folder: UPath, law: dict[str, Any], fingerprint: str, data: DatasetSpec
+    ) -> None:
         self.uri = tracking_uri()
         check_server(self.uri)
         from mlflow import MlflowClient
@@ -56,7 +62,7 @@ class Tracker:
         with FileLock(f"{DEFAULT_DATABASE}.lock"):  # the first initialisation races between processes
             self.client = MlflowClient(tracking_uri=self.uri)
             self.experiment_id = self._experiment(experiment)
-        self.run_id = self._find(folder, fingerprint) or self._create(folder, law, fingerprint)
+        self.run_id = self._find(folder, fingerprint) or self._create(folder, law, fingerprint, data)
         self.client.update_run(self.run_id, status="RUNNING")
 
     def _experiment(self, name: str) -> str:
@@ -67,23 +73,21 @@ class Tracker:
         location = Path(DEFAULT_ARTIFACTS).absolute().as_uri() if local else None
         return str(self.client.create_experiment(name, artifact_location=location))
 
-    def _find(self, folder: Path, fingerprint: str) -> str | None:
+    def _find(self, folder: UPath, fingerprint: str) -> str | None:
         query = f"tags.`ndc.fingerprint` = '{fingerprint}'"
         for run in self.client.search_runs([self.experiment_id], query):
-            if run.data.tags.get("ndc.folder") == str(folder.absolute()):
+            if run.data.tags.get("ndc.folder") == absolute(folder):
                 return str(run.info.run_id)
         return None
 
-    def _create(self, folder: Path, law: dict[str, Any], fingerprint: str) -> str:
+    def _create(self, folder: UPath, law: dict[str, Any], fingerprint: str, data: DatasetSpec) -> str:
         from mlflow.entities import Dataset, DatasetInput
 
-        tags = {"ndc.fingerprint": fingerprint, "ndc.folder": str(folder.absolute())}
+        tags = {"ndc.fingerprint": fingerprint, "ndc.folder": absolute(folder)}
         run = self.client.create_run(self.experiment_id, run_name=folder.name, tags=tags)
         for key, value in flatten(law).items():
             self.client.log_param(run.info.run_id, key, value)
-        data = law["dataset"]
-        name = f"{data['name']}-{data['split']}"
-        dataset = Dataset(name=name, digest=data["sha256"][:32], source_type="ndc", source=data["name"])
+        dataset = Dataset(name=data.name, digest=law["dataset"]["sha256"][:32], source_type="ndc", source=data.name)
         self.client.log_inputs(run.info.run_id, [DatasetInput(dataset)])
         return str(run.info.run_id)
 
@@ -103,26 +107,31 @@ class Tracker:
     def stopped(self, *, failed: bool) -> None:
         self.client.set_terminated(self.run_id, status="FAILED" if failed else "KILLED")
 
-    def finish(self, report: Report, artifacts: list[Path]) -> None:
+    def finish(self, report: Report, artifacts: list[UPath]) -> None:
         """Logs figures and curve once (a second time would zigzag), and ends the MLflow run."""
         if self.client.get_run(self.run_id).data.tags.get("ndc.reported") != "true":
             for name, value in scalars(report.summary).items():
                 self.client.log_metric(self.run_id, name, value)
             for name, step, value in curve_points(report.levels):
                 self.client.log_metric(self.run_id, name, value, step=step)
-            for artifact in artifacts:
-                self.client.log_artifact(self.run_id, str(artifact))
+            self._log(artifacts)
             self.client.set_tag(self.run_id, "ndc.reported", "true")
         self.client.set_terminated(self.run_id)
 
-    def attacked(self, report: Report, artifacts: list[Path]) -> None:
+    def attacked(self, report: Report, artifacts: list[UPath]) -> None:
         """Adds what attacks left standing to a run that is reported already."""
         for name, value in scalars(report.summary).items():
             if name.startswith("attacked_"):
                 self.client.log_metric(self.run_id, name, value)
-        for artifact in artifacts:
-            self.client.log_artifact(self.run_id, str(artifact))
+        self._log(artifacts)
         self.client.set_terminated(self.run_id)
+
+    def _log(self, artifacts: list[UPath]) -> None:
+        with tempfile.TemporaryDirectory() as scratch:  # a run folder may be in an object store
+            for artifact in artifacts:
+                copy = Path(scratch) / artifact.name
+                copy.write_bytes(read(artifact))
+                self.client.log_artifact(self.run_id, str(copy))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from ndc_core.checkpoints import WEIGHTS_FILE
 from ndc_core.training import TrainingProgress, TrainingSpec, save_trained, train_denoiser
-from pipeline.datasets import DATASETS, dataset_digest, load_dataset
+from pipeline.datasets import DATASETS, DatasetSpec, Listing, examples_of, source_of
 from pipeline.memory import keep_freed_memory
 from pipeline.progress import duration
 
@@ -25,12 +25,13 @@ def train_on(dataset: str, out: Path, *, steps: int | None, seed: int) -> None:
     Raises:
         ValueError: an unknown data set, or a folder that holds a checkpoint already.
     """
-    if dataset not in DATASETS:
-        raise ValueError(f"dataset {dataset!r} is unknown; there are: {', '.join(DATASETS)}")
+    data = DatasetSpec(dataset, split="train")
+    source = source_of(data)
     if (out / WEIGHTS_FILE).exists():
         raise ValueError(f"{out} holds a checkpoint already, which runs may depend on; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    examples = load_dataset(dataset, split="train")
+    examples = list(examples_of(data, source, channels=1 if dataset in DATASETS else 3, corrupt=[]))
+    digest = Listing([example.record(index) for index, example in enumerate(examples)], examples[0].image.shape).digest
     spec = TrainingSpec(seed=seed)
     if steps is not None:
         spec = replace(spec, steps=steps)
@@ -45,7 +46,7 @@ def train_on(dataset: str, out: Path, *, steps: int | None, seed: int) -> None:
             spec=spec,
             on_step=bar.show,
         )
-    notes = {"dataset": dataset, "split": "train", "images": len(examples), "sha256": dataset_digest(examples)}
+    notes = {"dataset": dataset, "split": "train", "images": len(examples), "sha256": digest}
     save_trained(out, denoiser, spec=spec, notes=notes)
 
 

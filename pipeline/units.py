@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from ndc_core.randomness import Phase
-from pipeline.datasets import Example
+from pipeline.datasets import ImageRecord
 from pipeline.methods import method_of
 
 
@@ -65,10 +65,10 @@ def draw_ranges(law: dict[str, Any], sigma_pixel: float) -> Iterator[tuple[Phase
                 yield phase, start, min(end, start + per_unit)
 
 
-def plan_units(law: dict[str, Any], examples: Sequence[Example]) -> Iterator[WorkUnit]:
+def plan_units(law: dict[str, Any], records: Sequence[ImageRecord]) -> Iterator[WorkUnit]:
     """Every unit that a run may need; a function of its law and its data only."""
     ranges = {sigma_pixel: list(draw_ranges(law, sigma_pixel)) for sigma_pixel in law["sigma_pixel"]}
-    for example in examples:
+    for record in records:
         for sigma_pixel, pieces in ranges.items():
             for piece in pieces:
-                yield WorkUnit(example.image_id, example.label, sigma_pixel, *piece)
+                yield WorkUnit(record.image_id, record.label, sigma_pixel, *piece)

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from upath import UPath
 
-from ndc_core.checkpoints import denoiser_digest
 from pipeline.config import RunConfig, load_config
-from pipeline.datasets import Example, load_dataset
+from pipeline.datasets import ImageRecord, Listing, list_images, source_of
 from pipeline.law import VOTE_VERSION, differences, fingerprint_of, law_of
+from pipeline.locations import absolute, exists, location, read
+from pipeline.models import load_models, model_digests
 from pipeline.reduce import certificate_rows, certify_images
 from pipeline.run import reduce_and_report
-from pipeline.store import Evidence, RunStore, StoredImage, StoreError, evidence_digest, read_certificates
+from pipeline.store import Evidence, RunStore, StoreError, evidence_digest, read_certificates
 from pipeline.units import plan_units
 from pipeline.votes import VoterSettings, load_voter, votes_of_unit
 from pipeline.waves import IncompleteRunError, cells_of
@@ -40,8 +42,14 @@ class Findings:
         self.say(f"{'DIFFERS' if problems else 'ok':7}  {what}")
         return not problems
 
+    def end(self, folder: UPath) -> None:
+        """Raises VerificationError if anything is wrong."""
+        if self.problems:
+            listed = "\n".join(f"  {problem}" for problem in self.problems)
+            raise VerificationError(f"{folder} is not what it states:\n{listed}")
 
-def verify_run(folder: Path, *, redraw: int, say: Callable[[str], None]) -> None:
+
+def verify_run(folder: UPath, *, redraw: int, say: Callable[[str], None]) -> None:
     """Recomputes all that a run states from its evidence, and `redraw` random units of the evidence from the model.
 
     Raises:
@@ -52,14 +60,14 @@ def verify_run(folder: Path, *, redraw: int, say: Callable[[str], None]) -> None
     manifest, config = store.manifest(), load_config(str(folder / "run.toml"))
     law, fingerprint = manifest["law"], manifest["fingerprint"]
     findings.check("run.json: its fingerprint is that of its law", _law_problems(law, fingerprint))
-    examples = load_dataset(config.dataset.name, split=config.dataset.split, limit=config.dataset.limit)
-    same = findings.check("run.toml, model and data are those of the law", _input_problems(config, examples, law))
-    findings.check("images.parquet: ids and labels are the data's", _image_problems(store.images(), examples))
-
-    planned = {unit.unit_id(fingerprint) for unit in plan_units(law, examples)}
+    same = findings.check("run.toml, model and data are those of the law", _input_problems(config, law))
+    records, problems = _records(store, law)
+    if not findings.check("images.parquet, images: ids, labels and pixels are those of the law", problems):
+        findings.end(folder)
+    planned = {unit.unit_id(fingerprint) for unit in plan_units(law, records)}
     evidence, unreadable = _read(store, fingerprint, planned)
     findings.check(f"{len(evidence):,} evidence files: readable, unchanged, of this run", unreadable)
-    cells = cells_of(law, examples, [], num_classes=manifest["plan"]["classes"])
+    cells = cells_of(law, records, [], num_classes=manifest["plan"]["classes"])
     for item in evidence:
         cells[item.unit.sigma_pixel, item.unit.image_id].take(item)
     ranges = [problem for cell in cells.values() for problem in _range_problems(cell.finished, folder)]
@@ -76,13 +84,11 @@ def verify_run(folder: Path, *, redraw: int, say: Callable[[str], None]) -> None
         chosen = random.SystemRandom().sample(evidence, min(redraw, len(evidence)))
         findings.check(
             f"{len(chosen):,} of {len(evidence):,} units drawn again from the model: equal bit for bit",
-            list(_redrawn(chosen, config, examples, store, manifest)),
+            list(_redrawn(chosen, config, records, store, manifest)),
         )
     elif redraw:
         say("left out: drawing again, which needs the run's own model, data and evidence")
-    if findings.problems:
-        listed = "\n".join(f"  {problem}" for problem in findings.problems)
-        raise VerificationError(f"{folder} is not what it states:\n{listed}")
+    findings.end(folder)
 
 
 def _law_problems(law: dict[str, Any], fingerprint: str) -> list[str]:
@@ -93,36 +99,47 @@ def _law_problems(law: dict[str, Any], fingerprint: str) -> list[str]:
     return []
 
 
-def _input_problems(config: RunConfig, examples: Sequence[Example], law: dict[str, Any]) -> list[str]:
-    """A law computed from today's run.toml, model and data must be the declared one."""
+def _input_problems(config: RunConfig, law: dict[str, Any]) -> list[str]:
+    """A law computed from today's run.toml, models and data must be the declared one."""
     try:
-        digest = denoiser_digest(config.model)
+        denoiser, _ = load_models(config, device="cpu")
+        shape, classes = denoiser.image_shape, denoiser.num_classes
+        listing = list_images(
+            config.dataset, source_of(config.dataset), image_shape=shape, num_classes=classes, noise=config.noise
+        )
+        changed = differences(law, law_of(config, listing, models=model_digests(config)))
     except (ValueError, OSError) as error:
-        return [f"model: {error}"]
-    changed = differences(law, law_of(config, examples, model_digest=digest))
+        return [f"model or data: {error}"]
     return [f"declared -> found: {line}" for line in changed]
 
 
-def _image_problems(images: Sequence[StoredImage], examples: Sequence[Example]) -> list[str]:
-    stored, given = [(i.image_id, i.label) for i in images], [(e.image_id, e.label) for e in examples]
-    wrong = [f"images.parquet: {a} where the data have {b}" for a, b in zip(stored, given, strict=False) if a != b]
-    return wrong or ([] if len(stored) == len(given) else [f"images.parquet: {len(stored)} images, not {len(given)}"])
+def _records(store: RunStore, law: dict[str, Any]) -> tuple[list[ImageRecord], list[str]]:
+    """The images of the run's own copy, whose pixels must be those of the law."""
+    try:
+        records = store.pictures.records()
+        for record in records:
+            store.pictures.pixels(record)
+    except (ValueError, LookupError, FileNotFoundError) as error:
+        return [], [str(error)]
+    listing = Listing(records, tuple(law["dataset"]["image_shape"]))
+    if listing.digest != law["dataset"]["sha256"]:
+        return records, ["images.parquet: ids, labels or hashes are not those that the run was declared with"]
+    return records, []
 
 
 def _read(store: RunStore, fingerprint: str, planned: set[str]) -> tuple[list[Evidence], list[str]]:
     found, problems = [], []
-    for path in store.evidence_files():
-        try:
-            item = store.read_evidence(path, fingerprint=fingerprint)
-            if path.stem not in planned:
-                raise ValueError(f"{item.unit}: no unit of this run's plan")
+    for path, item in store.each_evidence(fingerprint=fingerprint):
+        if isinstance(item, ValueError):
+            problems.append(f"{path}: {item}")
+        elif path.stem not in planned:
+            problems.append(f"{path}: {item.unit}: no unit of this run's plan")
+        else:
             found.append(item)
-        except ValueError as error:
-            problems.append(f"{path}: {error}")
     return found, problems
 
 
-def _range_problems(finished: Callable[..., object], folder: Path) -> list[str]:
+def _range_problems(finished: Callable[..., object], folder: UPath) -> list[str]:
     try:
         finished(resume_with=f"ndc certify {folder}")
     except IncompleteRunError as error:
@@ -160,16 +177,15 @@ def _certificates(store: RunStore, evidence: Sequence[Evidence]) -> list[str]:
 
 def _report_problems(store: RunStore, config: RunConfig) -> list[str]:
     try:
-        radii = tuple(json.loads((store.folder / "summary.json").read_text())["radii"])  # `ndc report` may set others
+        radii = tuple(json.loads(read(store.folder / "summary.json"))["radii"])  # `ndc report` may set others
     except (OSError, ValueError, KeyError, TypeError):
         radii = config.certificate.radii
     with tempfile.TemporaryDirectory() as scratch:
-        reduce_and_report(store, alpha=None, radii=radii, folder=Path(scratch))
+        reduce_and_report(store, alpha=None, radii=radii, folder=location(scratch))
         return [
             f"{store.folder / name} does not follow from the evidence; run `ndc report {store.folder}` again"
             for name in COMPARED_FILES
-            if not (store.folder / name).is_file()
-            or (store.folder / name).read_bytes() != (Path(scratch) / name).read_bytes()
+            if not exists(store.folder / name) or read(store.folder / name) != (Path(scratch) / name).read_bytes()
         ]
 
 
@@ -180,16 +196,16 @@ def _scores_or_none(scores: np.ndarray | None) -> np.ndarray:
 def _redrawn(
     chosen: Sequence[Evidence],
     config: RunConfig,
-    examples: Sequence[Example],
+    records: Sequence[ImageRecord],
     store: RunStore,
     manifest: dict[str, Any],
 ) -> Iterator[str]:
-    image_of = {example.image_id: example.image for example in examples}
+    record_of = {record.image_id: record for record in records}
     law, fingerprint = manifest["law"], manifest["fingerprint"]
-    settings = VoterSettings(config, str(store.folder), law, fingerprint, num_classes=manifest["plan"]["classes"])
+    settings = VoterSettings(config, absolute(store.folder), law, fingerprint, num_classes=manifest["plan"]["classes"])
     classifier = load_voter(settings)
     for item in chosen:
-        drawn = votes_of_unit(classifier, config, item.unit, image_of[item.unit.image_id])
+        drawn = votes_of_unit(classifier, config, item.unit, store.pictures.pixels(record_of[item.unit.image_id]))
         votes = {int(c): int(drawn.votes[c]) for c in drawn.votes.nonzero()[0]}
         where = store.evidence_path(item.unit.unit_id(fingerprint))
         if votes != item.votes:

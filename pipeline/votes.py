@@ -2,20 +2,21 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ndc_core.checkpoints import denoiser_digest, load_denoiser
 from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.voting import VoteCounts, count_votes
 from pipeline.config import RunConfig
-from pipeline.datasets import Example
+from pipeline.datasets import ImageRecord
+from pipeline.locations import LocationError
 from pipeline.memory import keep_freed_memory
 from pipeline.methods import method_of
+from pipeline.models import load_models, model_digests
 from pipeline.store import Evidence, RunStore
 from pipeline.units import WorkUnit, draw_ranges
 from pipeline.waves import Cell
@@ -49,10 +50,14 @@ class VoterSettings:
     num_classes: int
 
 
-def unit_row(unit: WorkUnit, example: Example) -> dict[str, Any]:
-    """A unit with its image, as one row of a Ray dataset."""
-    shape = list(example.image.shape)
-    return {**unit.__dict__, "image": example.image.tobytes(), "image_shape": shape}
+def unit_row(unit: WorkUnit, record: ImageRecord) -> dict[str, Any]:
+    """A unit and its image's record as one row of a Ray dataset."""
+    return {**unit.__dict__, **record.__dict__}
+
+
+def unit_of_row(row: dict[str, Any]) -> tuple[WorkUnit, ImageRecord]:
+    unit, record = ({name: row[name] for name in kind.__dataclass_fields__} for kind in (WorkUnit, ImageRecord))
+    return WorkUnit(**unit), ImageRecord(**record)
 
 
 def rows_of(batch: Columns) -> Iterator[dict[str, Any]]:
@@ -74,9 +79,10 @@ def pick_device(gpus_per_actor: float) -> str:
 
 
 def build_classifier(config: RunConfig, *, device: str) -> DiffusionClassifier:
-    """The classifier of a run, its model loaded."""
+    """The classifier of a run, its models loaded."""
+    denoiser, unconditional = load_models(config, device=device)
     return DiffusionClassifier(
-        load_denoiser(config.model, device=device),
+        denoiser,
         config.classifier.name,
         grid=config.classifier.grid,
         weight=config.classifier.weight,
@@ -84,6 +90,7 @@ def build_classifier(config: RunConfig, *, device: str) -> DiffusionClassifier:
         loss_cap=config.classifier.loss_cap,
         rows_per_pass=config.compute.rows_per_pass,
         device=device,
+        unconditional=unconditional,
     )
 
 
@@ -95,8 +102,10 @@ def load_voter(settings: VoterSettings) -> DiffusionClassifier:
     """
     keep_freed_memory()
     torch.set_num_threads(settings.config.compute.threads_per_actor)
-    if denoiser_digest(settings.config.model) != settings.law["model_sha256"]:
-        raise ValueError(f"the model at {settings.config.model} is not the one this run was started with")
+    for name, digest in model_digests(settings.config).items():
+        if digest != settings.law[name]:
+            where = settings.config.model if name == "model_sha256" else settings.config.unconditional
+            raise ValueError(f"the model at {where} is not the one this run was started with")
     return build_classifier(settings.config, device=pick_device(settings.config.compute.gpus_per_actor))
 
 
@@ -128,30 +137,30 @@ class VoteActor:
     def __init__(self, settings: VoterSettings) -> None:
         self.settings = settings
         self.classifier = load_voter(settings)
-        self.store = RunStore(Path(settings.run_folder))
+        self.store = RunStore(settings.run_folder)
 
     def __call__(self, batch: Columns) -> Iterator[Columns]:
         for row in rows_of(batch):
-            image = np.frombuffer(row.pop("image"), np.uint8).reshape(row.pop("image_shape"))
-            for receipt in self.receipts(WorkUnit(**row), image):
+            for receipt in self.receipts(*unit_of_row(row)):
                 yield {name: np.array([getattr(receipt, name)]) for name in RECEIPT_COLUMNS}
 
-    def receipts(self, unit: WorkUnit, image: np.ndarray) -> Iterator[Receipt]:
-        yield self.vote(unit, image)
+    def receipts(self, unit: WorkUnit, record: ImageRecord) -> Iterator[Receipt]:
+        yield self.vote(unit, record)
 
-    def vote(self, unit: WorkUnit, image: np.ndarray) -> Receipt:
+    def vote(self, unit: WorkUnit, record: ImageRecord) -> Receipt:
         """Makes sure that the unit's evidence is in the store."""
         fingerprint = self.settings.fingerprint
         unit_id = unit.unit_id(fingerprint)
-        if self.store.has_evidence(unit_id):
-            return Receipt(unit_id, str(unit), unit.draws, 0, 0.0, "")
         started = time.perf_counter()
         try:
-            evidence = self.compute(unit, image, started=started)
+            if self.store.has_evidence(unit_id):
+                return Receipt(unit_id, str(unit), unit.draws, 0, 0.0, "")
+            evidence = self.compute(unit, self.store.pictures.pixels(record), started=started)
             self.store.publish(evidence, fingerprint=fingerprint)
         except Exception as error:  # whatever it is, it is this unit's: the others go on
             message = f"{type(error).__name__}: {error}"
-            self.store.record_failure(unit, message, fingerprint=fingerprint)
+            with suppress(LocationError):  # a store that is away cannot be told; the receipt says it
+                self.store.record_failure(unit, message, fingerprint=fingerprint)
             return Receipt(unit_id, str(unit), unit.draws, 0, time.perf_counter() - started, message)
         return Receipt(unit_id, str(unit), unit.draws, evidence.evaluations, evidence.seconds, "")
 
@@ -169,7 +178,7 @@ class WaveActor(VoteActor):
     from another, or a run that is resumed, goes on as if nothing had happened.
     """
 
-    def receipts(self, unit: WorkUnit, image: np.ndarray) -> Iterator[Receipt]:
+    def receipts(self, unit: WorkUnit, record: ImageRecord) -> Iterator[Receipt]:
         settings = self.settings
         cell = Cell(
             unit.image_id,
@@ -182,9 +191,13 @@ class WaveActor(VoteActor):
             ahead = WorkUnit(unit.image_id, unit.label, unit.sigma_pixel, *piece)
             if ahead.phase == "estimation" and ahead.draw_stop > cell.standing().needed:
                 return
-            receipt = self.vote(ahead, image)
+            receipt = self.vote(ahead, record)
             yield receipt
             if receipt.error:
                 return
             path = self.store.evidence_path(receipt.unit_id)
-            cell.take(self.store.read_evidence(path, fingerprint=settings.fingerprint))
+            try:
+                cell.take(self.store.read_evidence(path, fingerprint=settings.fingerprint))
+            except (ValueError, FileNotFoundError) as error:
+                yield replace(receipt, error=str(error))
+                return

@@ -1,6 +1,7 @@
 """Shapes and types of ndc_core are checked at every call while the tests run."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from ndc_core.training import TrainingSpec, save_trained, train_denoiser
+from tests.servers import s3_environment
 
 
 @pytest.fixture
@@ -31,9 +33,33 @@ def ray_workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
 
 @pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """An imitation of S3 on loopback."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a bucket in the imitation, to which the environment leads."""
+    import s3fs
+
+    for name, value in s3_environment(s3_endpoint).items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem(use_listings_cache=False).makedirs("bucket", exist_ok=True)
+    return f"s3://bucket/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory):
     """A barely trained digits checkpoint: its votes are poor, and as deterministic as any."""
-    from pipeline.datasets import digits
+    from tests.runs import digits
 
     torch.set_num_threads(1)
     examples = digits("train")

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from pipeline.config import RunConfig, load_config
+from pipeline.datasets import DatasetSpec, Example, Listing, examples_of, source_of
+from pipeline.entries import Split
 
 SMALL = [
     "sigma_pixel=[0.25]",
@@ -15,6 +17,15 @@ SMALL = [
     "classifier.sift.grid.points=3",
     "compute.rows_per_pass=32",
 ]
+
+
+def digits(split: Split, *, limit: int | None = None) -> list[Example]:
+    spec = DatasetSpec("digits", split=split, limit=limit)
+    return list(examples_of(spec, source_of(spec), channels=1, corrupt=[]))
+
+
+def listing_of(examples: list[Example]) -> Listing:
+    return Listing([example.record(index) for index, example in enumerate(examples)], examples[0].image.shape)
 
 
 def small_config(model: Path, *assignments: str) -> RunConfig:

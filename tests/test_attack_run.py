@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.attack import attack_run
 from pipeline.attackers import AttackSettings, BrokenCertificateError, cell_id, summary_of
+from pipeline.locations import location
 from pipeline.run import certify_run, prepare, reduce_and_report
 from pipeline.store import RunStore
 from pipeline.verify import verify_run
@@ -21,7 +22,7 @@ QUICK = AttackSettings(restarts=2, steps=2, draws=2, votes=20)
 
 
 def certified(model: Path) -> RunStore:
-    certify_run(prepare(small_config(model), Path("run")), say=lambda line: None)
+    certify_run(prepare(small_config(model), location("run")), say=lambda line: None)
     return RunStore(Path("run"))
 
 

@@ -154,7 +154,7 @@ def test_an_undefended_classifier_is_broken() -> None:
     """Logistic regression on digits, at a distance of 1."""
     from sklearn.linear_model import LogisticRegression
 
-    from pipeline.datasets import digits
+    from tests.runs import digits
 
     train, test = digits("train"), digits("test")[:40]
     pixels = np.stack([example.image.ravel() / 255 for example in train])

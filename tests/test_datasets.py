@@ -1,7 +1,41 @@
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from pipeline.datasets import Example, check_examples, dataset_digest, digits, load_dataset
+from pipeline.datasets import DatasetSpec, Example, Listing, examples_of, list_images, selected, source_of
+from pipeline.entries import DataError
+from tests.runs import digits, listing_of
+
+
+def png(pixels: np.ndarray) -> bytes:
+    stream = BytesIO()
+    Image.fromarray(pixels).save(stream, "png")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of six colour images of 8 x 8 pixels."""
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for index in range(6):
+            (tmp_path / name / f"{index}.png").write_bytes(png(random.integers(0, 256, (8, 8, 3), np.uint8)))
+    return tmp_path
+
+
+def listed(
+    spec: DatasetSpec, *, shape: tuple[int, ...] = (3, 8, 8), classes: int = 2, noise: str = "integer"
+) -> Listing:
+    return list_images(spec, source_of(spec), image_shape=shape, num_classes=classes, noise=noise)
+
+
+def ids(spec: DatasetSpec) -> list[str]:
+    return [entry.image_id for entry in selected(spec, source_of(spec))]
 
 
 def test_digits_are_split_once_and_for_all() -> None:
@@ -12,13 +46,91 @@ def test_digits_are_split_once_and_for_all() -> None:
     assert train[0].image.dtype == np.uint8
     assert max(example.image.max() for example in test) == 255
     # Pinned: another split would mix held-out digits into the training of published models.
-    assert dataset_digest(test).startswith("769341d2028166ff")
+    assert listing_of(test).digest.startswith("9cc213b37185e399")
 
 
-def test_a_limit_takes_the_first_examples() -> None:
-    whole = load_dataset("digits", split="test")
-    some = load_dataset("digits", split="test", limit=7)
-    assert [example.image_id for example in some] == [example.image_id for example in whole[:7]]
+def test_images_are_chosen_by_place_or_by_id(folder: Path) -> None:
+    everything = ids(DatasetSpec(str(folder)))
+    assert everything == [f"{name}/{index}.png" for name in ("cat", "dog") for index in range(6)]
+    assert ids(DatasetSpec(str(folder), offset=1, every=3, limit=3)) == everything[1::3][:3]
+    assert ids(DatasetSpec(str(folder), ids=("dog/4.png", "cat/2.png"))) == ["cat/2.png", "dog/4.png"]
+    with pytest.raises(DataError, match=r"2 of 3 dataset\.ids are not in .*: cow/1\.png, dog/9\.png"):
+        ids(DatasetSpec(str(folder), ids=("dog/9.png", "cat/2.png", "cow/1.png")))
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"every": 0}, "dataset.every must be at least 1, not 0"),
+        ({"offset": -1}, "dataset.offset must be at least 0"),
+        ({"limit": 0}, "dataset.limit must be at least 1"),
+        ({"resize": 8}, "dataset.resize and dataset.filter go together"),
+        ({"ids": ("a",), "limit": 1}, "leave out offset, every and limit"),
+    ],
+)
+def test_choices_that_mean_nothing_are_refused(choice: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DatasetSpec("digits", **choice)
+
+
+def test_colours_and_sizes_are_what_was_declared(folder: Path) -> None:
+    as_stored = listed(DatasetSpec(str(folder)))
+    assert listed(DatasetSpec(str(folder), channels="rgb")) == as_stored
+    grey = listed(DatasetSpec(str(folder), limit=3), shape=(1, 8, 8))
+    assert grey == listed(DatasetSpec(str(folder), limit=3, channels="grey"), shape=(1, 8, 8))
+    with pytest.raises(DataError, match=r"cat/0.png has shape \(1, 8, 8\)"):
+        listed(DatasetSpec(str(folder), channels="grey"))
+    box, nearest = (
+        listed(DatasetSpec(str(folder), resize=4, filter=name), shape=(3, 4, 4)) for name in ("box", "nearest")
+    )
+    assert box.image_shape == (3, 4, 4)
+    assert box.digest != nearest.digest
+
+
+def test_mixed_sizes_and_labels_that_do_not_fit_are_refused(folder: Path) -> None:
+    (folder / "dog" / "3.png").write_bytes(png(np.zeros((9, 8, 3), np.uint8)))
+    with pytest.raises(DataError, match=r"dog/3.png has shape \(3, 9, 8\).*declare a resize"):
+        listed(DatasetSpec(str(folder)))
+    with pytest.raises(DataError, match=r"has 2 classes \(cat, dog\), the model knows 10: labels would not mean"):
+        listed(DatasetSpec(str(folder)), classes=10)
+
+
+def truncated(content: bytes) -> bytes:
+    return content[:-40]
+
+
+def empty(content: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize("damage", [truncated, empty])
+def test_corrupt_images_are_named_and_counted_or_left_out_on_request(
+    folder: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    for name in ("cat/1.png", "dog/5.png"):
+        path = folder / name
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=r"2 of 12 images cannot be decoded: cat/1.png \(.*dog/5.png .*--skip-corrupt"):
+        listed(DatasetSpec(str(folder)))
+    found = listed(DatasetSpec(str(folder), skip_corrupt=True))
+    assert len(found.records) == 10
+    assert [line.split()[0] for line in found.corrupt] == ["cat/1.png", "dog/5.png"]
+    assert [record.index for record in found.records] == list(range(10))
+    whole = list(examples_of(DatasetSpec(str(folder)), source_of(DatasetSpec(str(folder))), channels=3, corrupt=[]))
+    assert [example.record(index) for index, example in enumerate(whole)] == found.records
+
+
+def test_an_id_that_occurs_twice_and_no_images_at_all_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "none.npz", images=np.zeros((0, 8, 8, 3), np.uint8), labels=np.zeros(0, np.int64))
+    with pytest.raises(DataError, match="empty: there is nothing to certify"):
+        listed(DatasetSpec(str(tmp_path / "none.npz")))
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    image = {"bytes": png(np.zeros((8, 8, 3), np.uint8)), "path": "a.png"}
+    pq.write_table(pa.table({"image": [image, image], "label": [0, 1]}), tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match=r"image id a\.png occurs twice"):
+        listed(DatasetSpec(str(tmp_path / "twice.parquet")))
 
 
 def test_the_digest_sees_ids_labels_pixels_and_order() -> None:
@@ -32,22 +144,15 @@ def test_the_digest_sees_ids_labels_pixels_and_order() -> None:
         [Example("a", image + 1, 0), base[1]],
         [Example("a", image.reshape(1, 4, 1), 0), base[1]],
     ]
-    assert len({dataset_digest(examples) for examples in [base, *variants]}) == len(variants) + 1
+    assert len({listing_of(examples).digest for examples in [base, *variants]}) == len(variants) + 1
 
 
 def test_data_that_do_not_fit_the_model_are_refused() -> None:
-    good = Example("a", np.zeros((1, 8, 8), np.uint8), 3)
-    check_examples([good], image_shape=(1, 8, 8), num_classes=10, noise="integer")
-    with pytest.raises(ValueError, match="empty"):
-        check_examples([], image_shape=(1, 8, 8), num_classes=10, noise="integer")
-    with pytest.raises(ValueError, match="a occurs twice"):
-        check_examples([good, good], image_shape=(1, 8, 8), num_classes=10, noise="integer")
-    with pytest.raises(ValueError, match=r"image a has shape \(1, 8, 8\)"):
-        check_examples([good], image_shape=(3, 32, 32), num_classes=10, noise="integer")
-    real = Example("a", np.zeros((1, 8, 8)), 3)
     with pytest.raises(
-        ValueError, match="image a is float64, images must have 8 bits; integer noise is for 8-bit images"
+        DataError, match=r"has shape \(1, 8, 8\) \(channels, height, width\), the model takes \(1, 9, 9\)"
     ):
-        check_examples([real], image_shape=(1, 8, 8), num_classes=10, noise="integer")
-    with pytest.raises(ValueError, match="label 3, the model knows the classes 0 to 2"):
-        check_examples([good], image_shape=(1, 8, 8), num_classes=3, noise="integer")
+        listed(DatasetSpec("digits"), shape=(1, 9, 9), classes=10)
+    with pytest.raises(DataError, match="dataset 'mnist' is unknown; there are: digits, and your paths"):
+        source_of(DatasetSpec("mnist"))
+    with pytest.raises(DataError, match="does not exist"):
+        source_of(DatasetSpec("data/mnist"))

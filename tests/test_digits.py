@@ -15,9 +15,9 @@ from ndc_core.randomness import DrawNoise, draw_noise
 from ndc_core.smoothing import IntegerNoise, NoNoise
 from ndc_core.space import bytes_to_pixels, pixels_to_model
 from pipeline.config import load_config
-from pipeline.datasets import dataset_digest, digits
 from pipeline.train import train_on
 from pipeline.votes import build_classifier
+from tests.runs import digits, listing_of
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_only_the_training_split_is_trained_on(model: Path) -> None:
     notes = json.loads((model / "denoiser.json").read_text())["notes"]
     assert notes["images"] == 1297
-    assert notes["sha256"] == dataset_digest(digits("train"))
+    assert notes["sha256"] == listing_of(digits("train")).digest
 
 
 def test_dc_classifies_98_percent_of_the_held_out_digits(model: Path) -> None:

@@ -2,15 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.datasets import load_dataset
 from pipeline.law import LawChangedError, fingerprint_of, law_of, refuse_changes
-from tests.runs import small_config
+from tests.runs import digits, listing_of, small_config
 
-EXAMPLES = load_dataset("digits", split="test", limit=4)
+EXAMPLES = digits("test", limit=4)
 
 
-def law(*assignments: str, examples=EXAMPLES, model: str = "m"):
-    return law_of(small_config(Path("models/x"), *assignments), examples, model_digest=model)
+def law(*assignments: str, examples=EXAMPLES, model: str = "m", unconditional: str = "null_label"):
+    models = {"model_sha256": model, "unconditional": unconditional}
+    return law_of(small_config(Path("models/x"), *assignments), listing_of(examples), models=models)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,10 @@ def law(*assignments: str, examples=EXAMPLES, model: str = "m"):
         (law("compute.rows_per_pass=16"), r"rows_per_pass: 32 -> 16"),
         (law("noise=float"), r"noise: integer -> float"),
         (law("certificate.method=sequential"), r"certificate.method: cohen -> sequential"),
+        (law("compute.precision=bfloat16"), r"compute.precision: float32 -> bfloat16"),
+        (law("dataset.resize=8", "dataset.filter=box"), r"dataset.filter: None -> box; dataset.resize: None -> 8"),
         (law(model="n"), r"model_sha256: m -> n"),
+        (law(unconditional="label_mean"), r"unconditional: null_label -> label_mean"),
         (law(examples=EXAMPLES[:3]), r"dataset.images: 4 -> 3; dataset.sha256"),
     ],
 )
@@ -52,4 +55,5 @@ def test_more_votes_after_a_look_are_refused_for_what_they_are() -> None:
 
 
 def test_where_it_is_computed_and_reported_may_change() -> None:
-    assert law("compute.actors=7", "experiment=other", "certificate.radii=[0.05]", "model=elsewhere") == law()
+    moved = ["model=s3://elsewhere/m", "dataset.name=s3://elsewhere/data", "dataset.format=parquet"]
+    assert law("compute.actors=7", "experiment=other", "certificate.radii=[0.05]", *moved) == law()

@@ -4,15 +4,15 @@ from ndc_core.certificates import Cohen
 from ndc_core.lipschitz import Lipschitz
 from ndc_core.sequential import Sequential
 from pipeline.config import load_config
-from pipeline.datasets import load_dataset
 from pipeline.law import LawChangedError, law_of, refuse_undeclared_radii
 from pipeline.methods import alpha_of_each, method_of
+from tests.runs import digits, listing_of
 
-EXAMPLES = load_dataset("digits", split="test", limit=1)
+LISTING = listing_of(digits("test", limit=1))
 
 
 def law(preset: str, *assignments: str) -> dict:
-    return law_of(load_config(preset, list(assignments)), EXAMPLES, model_digest="m")
+    return law_of(load_config(preset, list(assignments)), LISTING, models={})
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from ndc_core.certificates import cohen
 from pipeline.figures import certified_accuracy_steps
+from pipeline.locations import location
 from pipeline.page import noisy_pixels
 from pipeline.reduce import CertifiedImage
 from pipeline.report import Report, latex_table, markdown_table, summarise, write_report
@@ -85,7 +86,7 @@ DECLARED = {
 @pytest.fixture
 def written(tmp_path: Path) -> Report:
     images = [StoredImage(str(i), i, np.full((1, 8, 8), 60 * i, np.uint8)) for i in range(4)]
-    return write_report(tmp_path / "out", ITEMS, images, **DECLARED)
+    return write_report(location(tmp_path / "out"), ITEMS, images, **DECLARED)
 
 
 def test_everything_is_written(written: Report) -> None:
@@ -112,7 +113,7 @@ def test_the_page_needs_no_other_file_and_escapes_what_data_say(written: Report)
 
 def test_two_reports_of_the_same_evidence_are_the_same(written: Report, tmp_path: Path) -> None:
     images = [StoredImage(str(i), i, np.full((1, 8, 8), 60 * i, np.uint8)) for i in range(4)]
-    again = write_report(tmp_path / "again", ITEMS, images, **DECLARED)
+    again = write_report(location(tmp_path / "again"), ITEMS, images, **DECLARED)
     for path in written.folder.iterdir():
         assert path.read_bytes() == (again.folder / path.name).read_bytes(), path.name
 

@@ -7,10 +7,11 @@ import ray
 
 from ndc_core.voting import count_votes
 from pipeline.law import LawChangedError
+from pipeline.locations import location
 from pipeline.run import UnitsFailedError, certify_run, prepare, reduce_and_report
 from pipeline.store import RunStore
 from pipeline.votes import build_classifier
-from tests.runs import small_config
+from tests.runs import digits, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_workplace")
 
@@ -24,7 +25,7 @@ def evidence_of(folder: Path) -> dict[str, tuple]:
 
 def certify(model: Path, folder: str, *assignments: str) -> list[str]:
     said: list[str] = []
-    certify_run(prepare(small_config(model, *assignments), Path(folder)), say=said.append)
+    certify_run(prepare(small_config(model, *assignments), location(folder)), say=said.append)
     ray.shutdown()
     return said
 
@@ -33,10 +34,10 @@ def test_votes_are_the_same_for_one_actor_for_two_and_without_ray(tiny_model: Pa
     certify(tiny_model, "one", "compute.actors=1")
     certify(tiny_model, "two", "compute.actors=2")
     assert evidence_of(Path("one")) == evidence_of(Path("two"))
-    run = prepare(small_config(tiny_model), Path("none"))
+    run = prepare(small_config(tiny_model), location("none"))
     classifier = build_classifier(run.config, device="cpu")
     for unit in run.units.values():
-        image = next(example.image for example in run.examples if example.image_id == unit.image_id)
+        image = next(example.image for example in digits("test") if example.image_id == unit.image_id)
         counts = count_votes(
             classifier,
             image,
@@ -71,20 +72,20 @@ def test_a_changed_run_is_refused_with_the_difference_named(tiny_model: Path) ->
     certify(tiny_model, "run", "dataset.limit=1")
     for change, message in (("seed=5", "seed: 0 -> 5"), ("dataset.limit=2", "dataset.images: 1 -> 2")):
         with pytest.raises(LawChangedError, match=message):
-            prepare(small_config(tiny_model, "dataset.limit=1", change), Path("run"))
+            prepare(small_config(tiny_model, "dataset.limit=1", change), location("run"))
 
 
 def test_a_driver_that_prepared_before_another_declared_is_refused_too(tiny_model: Path) -> None:
-    late = prepare(small_config(tiny_model, "dataset.limit=1", "seed=5"), Path("run"))
+    late = prepare(small_config(tiny_model, "dataset.limit=1", "seed=5"), location("run"))
     certify(tiny_model, "run", "dataset.limit=1")
-    before = evidence_of(Path("run"))
+    before = evidence_of(location("run"))
     with pytest.raises(LawChangedError, match="seed: 0 -> 5"):
         certify_run(late, say=lambda line: None)
     assert evidence_of(Path("run")) == before
 
 
 def test_failed_units_are_listed_and_the_others_are_done(tiny_model: Path) -> None:
-    run = prepare(small_config(tiny_model), Path("run"))
+    run = prepare(small_config(tiny_model), location("run"))
     store = RunStore(run.folder)
     blocked_id, blocked = list(run.units.items())[4]
     obstacle = store.evidence_path(blocked_id).parent
@@ -103,9 +104,9 @@ def test_failed_units_are_listed_and_the_others_are_done(tiny_model: Path) -> No
 
 def test_another_alpha_needs_neither_model_nor_votes(tiny_model: Path) -> None:
     certify(tiny_model, "run")
-    store = RunStore(Path("run"))
+    store = RunStore(location("run"))
     (strict,), (loose,) = (
-        reduce_and_report(store, alpha=alpha, radii=(0.0,), folder=Path("other")).levels.values()
+        reduce_and_report(store, alpha=alpha, radii=(0.0,), folder=location("other")).levels.values()
         for alpha in (1e-6, 0.1)
     )
     assert all(a.counts == b.counts for a, b in zip(strict, loose, strict=True))

@@ -29,7 +29,8 @@ def store(tmp_path: Path) -> RunStore:
         "certificate": {"method": "cohen", "alpha": 0.001, "maximum_over_sigmas": False},
     }
     example = Example("img", np.zeros((1, 2, 2), np.uint8), 2)
-    store.declare({"law": law, "fingerprint": LAW, "plan": plan}, config_toml="", examples=[example])
+    manifest = {"law": law, "fingerprint": LAW, "plan": plan}
+    store.declare(manifest, config_toml="", records=[example.record(0)], examples=[example])
     selection = WorkUnit("img", 2, 0.25, "selection", 0, 2)
     store.publish(Evidence(selection, {2: 2}, 0, 0.0, 100.0, "cpu"), fingerprint=LAW)
     return store

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.datasets import Example
+from pipeline.locations import LocationError
 from pipeline.store import GALLERY_IMAGES, Evidence, RunStore, StoreError
 from pipeline.units import WorkUnit
 
@@ -117,7 +118,9 @@ def test_images_are_kept_with_pixels_for_the_gallery(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
     examples = [Example(str(i), np.full((1, 2, 3), i, np.uint8), i) for i in range(GALLERY_IMAGES + 2)]
     assert not store.is_declared()
-    store.declare({"law": {}, "fingerprint": LAW, "plan": {}}, config_toml="", examples=examples)
+    records = [example.record(index) for index, example in enumerate(examples)]
+    manifest = {"law": {}, "fingerprint": LAW, "plan": {}}
+    store.declare(manifest, config_toml="", records=records, examples=examples)
     assert store.is_declared()
     images = store.images()
     assert [image.image_id for image in images] == [example.image_id for example in examples]
@@ -155,5 +158,8 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path: Path) -> N
 
 def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be written"), RunStore(tmp_path / "file" / "run").lock():
+    with (
+        pytest.raises(LocationError, match="cannot be used: Not a directory"),
+        RunStore(tmp_path / "file" / "run").lock(),
+    ):
         pass

@@ -2,11 +2,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.datasets import DatasetSpec
+from pipeline.locations import location
 from pipeline.report import Report, summarise
 from pipeline.tracking import Tracker, TrackingError, curve_points, flatten
 from tests.test_report import ITEMS
 
-LAW = {"seed": 0, "votes": {"selection": 10}, "dataset": {"name": "digits", "split": "test", "sha256": "ab" * 32}}
+LAW = {"seed": 0, "votes": {"selection": 10}, "dataset": {"sha256": "ab" * 32}}
 
 
 @pytest.fixture
@@ -17,14 +19,15 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def tracker(folder: str = "runs/a", fingerprint: str = "f") -> Tracker:
-    return Tracker(experiment="ndc", folder=Path(folder), law=LAW, fingerprint=fingerprint)
+    data = DatasetSpec("digits")
+    return Tracker(experiment="ndc", folder=location(folder), law=LAW, fingerprint=fingerprint, data=data)
 
 
 def finish(found: Tracker, folder: Path) -> None:
-    artifact = folder / "table.md"
+    artifact = location(folder / "table.md")
     artifact.write_text("table")
     levels = {"0.25": ITEMS}
-    found.finish(Report(summarise(levels, alpha=0.001, radii=(0.0, 0.25)), levels, folder), [artifact])
+    found.finish(Report(summarise(levels, alpha=0.001, radii=(0.0, 0.25)), levels, location(folder)), [artifact])
 
 
 def test_a_run_has_parameters_scalars_curve_artifacts_and_the_datas_digest(workplace: Path) -> None:

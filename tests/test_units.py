@@ -9,6 +9,7 @@ from pipeline.datasets import Example
 from pipeline.law import law_of
 from pipeline.methods import method_of
 from pipeline.units import WorkUnit, plan_units
+from tests.runs import listing_of
 
 IMAGE = np.zeros((1, 8, 8), np.uint8)
 
@@ -22,8 +23,9 @@ IMAGE = np.zeros((1, 8, 8), np.uint8)
 def test_units_cover_every_draw_exactly_once(images: int, selection: int, per_unit: int, method: str) -> None:
     settings = [f"votes.selection={selection}", f"votes.per_unit={per_unit}", f"certificate.method={method}"]
     examples = [Example(str(index), IMAGE, index) for index in range(images)]
-    law = law_of(load_config("demo", settings), examples, model_digest="m")
-    units = list(plan_units(law, examples))
+    listing = listing_of(examples)
+    law = law_of(load_config("demo", settings), listing, models={})
+    units = list(plan_units(law, listing.records))
     covered = [
         (unit.image_id, unit.sigma_pixel, unit.phase, draw)
         for unit in units

@@ -12,6 +12,7 @@ import ray
 
 from ndc_core.checkpoints import load_denoiser, save_denoiser
 from pipeline.law import fingerprint_of
+from pipeline.locations import location
 from pipeline.run import certify_run, prepare, reduce_and_report
 from pipeline.store import Evidence, RunStore
 from pipeline.verify import VerificationError, verify_run
@@ -27,7 +28,9 @@ def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         patch.chdir(place)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.delenv("RAY_ADDRESS", raising=False)
-        certify_run(prepare(small_config(place / "model", "dataset.limit=2"), place / "run"), say=lambda line: None)
+        certify_run(
+            prepare(small_config(place / "model", "dataset.limit=2"), location(place / "run")), say=lambda line: None
+        )
         ray.shutdown()
     return place
 
@@ -169,7 +172,16 @@ def test_a_swapped_label_is_found(run: RunStore) -> None:
     rows = table.to_pylist()
     rows[1]["label"] = (rows[1]["label"] + 1) % 10
     pq.write_table(type(table).from_pylist(rows, schema=table.schema), path)
-    assert f"images.parquet: ('{rows[1]['image_id']}', {rows[1]['label']}) where the data have" in problems_of(run)
+    assert "images.parquet: ids, labels or hashes are not those that the run was declared with" in problems_of(run)
+
+
+def test_swapped_pixels_are_found(run: RunStore) -> None:
+    path = run.folder / "images" / "00000.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[1]["pixels"] = bytes(reversed(rows[1]["pixels"]))
+    pq.write_table(type(table).from_pylist(rows, schema=table.schema), path)
+    assert f"image {rows[1]['image_id']} is not the one that the run was declared with" in problems_of(run)
 
 
 @pytest.mark.usefixtures("ray_workplace")
@@ -178,7 +190,7 @@ def test_scores_are_compared_too(tiny_model: Path, tmp_path: Path) -> None:
 
     small = ["dataset.limit=1", "votes.selection=10", "votes.estimation=100", "certificate.radii=[0.0]"]
     config = load_config("lipschitz", [f"model={tiny_model}", *small, "classifier.grid.points=4"])
-    certify_run(prepare(config, Path("run")), say=lambda line: None)
+    certify_run(prepare(config, location("run")), say=lambda line: None)
     run = RunStore(tmp_path / "run")
     verify_run(run.folder, redraw=9, say=lambda line: None)
     item = next(item for item in evidence_of(run) if item.unit.phase == "estimation")

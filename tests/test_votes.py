@@ -5,25 +5,34 @@ import numpy as np
 import pytest
 
 from ndc_core.voting import count_votes
-from pipeline.run import prepare
+from pipeline.config import RunConfig
+from pipeline.locations import location
+from pipeline.run import PreparedRun, prepare
 from pipeline.store import RunStore
 from pipeline.votes import RECEIPT_COLUMNS, VoteActor, VoterSettings, WaveActor, pick_device, rows_of, unit_row
 from pipeline.waves import cells_of
-from tests.runs import small_config
+from tests.runs import digits, small_config
 
 
 def settings_of(run, folder: Path) -> VoterSettings:
     return VoterSettings(run.config, str(folder), run.law, run.fingerprint, num_classes=run.num_classes)
 
 
+def declared(config: RunConfig, folder: Path) -> PreparedRun:
+    """A prepared run whose folder has its images."""
+    run = prepare(config, location(folder))
+    RunStore(folder).pictures.write(digits("test", limit=config.dataset.limit), expected=run.records)
+    return run
+
+
 def actor_for(model: Path, folder: Path):
-    run = prepare(small_config(model), folder)
+    run = declared(small_config(model), folder)
     return run, VoteActor(settings_of(run, folder))
 
 
 def batch_of(run, units) -> dict[str, np.ndarray]:
-    example_of = {example.image_id: example for example in run.examples}
-    rows = [unit_row(unit, example_of[unit.image_id]) for unit in units]
+    record_of = {record.image_id: record for record in run.records}
+    rows = [unit_row(unit, record_of[unit.image_id]) for unit in units]
     return {name: np.array([row[name] for row in rows], dtype=object) for name in rows[0]}
 
 
@@ -40,7 +49,7 @@ def test_a_units_evidence_is_the_votes_of_its_draws(tiny_model: Path, tmp_path: 
     evidence = RunStore(tmp_path).all_evidence(fingerprint=run.fingerprint)
     direct = count_votes(
         actor.classifier,
-        run.examples[0].image,
+        digits("test")[0].image,
         sigma_pixel=0.25,
         noise="integer",
         seed=0,
@@ -67,13 +76,13 @@ def test_what_is_published_is_not_computed_again(tiny_model: Path, tmp_path: Pat
 
 def test_waves_are_followed_to_the_decision_and_taken_up_again(tiny_model: Path, tmp_path: Path) -> None:
     settings = ("certificate.method=sequential", "votes.estimation=400", "votes.per_unit=60", "dataset.limit=1")
-    run = prepare(small_config(tiny_model, *settings), tmp_path)
+    run = declared(small_config(tiny_model, *settings), tmp_path)
     first = next(iter(run.units.values()))
     receipts = receipts_of(WaveActor(settings_of(run, tmp_path)), batch_of(run, [first]))
     store = RunStore(tmp_path)
     known = {str(item.unit): item for item in store.all_evidence(fingerprint=run.fingerprint)}
     assert len(receipts) == len(known) >= 3
-    (cell,) = cells_of(run.law, run.examples, known.values(), num_classes=10).values()
+    (cell,) = cells_of(run.law, run.records, known.values(), num_classes=10).values()
     assert cell.standing().decided
     assert not run.missing({(0.25, cell.image_id): cell})
 

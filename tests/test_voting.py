@@ -27,7 +27,7 @@ def classifier(tiny_model) -> DiffusionClassifier:
 
 @pytest.fixture(scope="module")
 def image() -> np.ndarray:
-    from pipeline.datasets import digits
+    from tests.runs import digits
 
     return digits("test")[0].image
 

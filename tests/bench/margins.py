@@ -20,10 +20,10 @@ from ndc_core.lipschitz import Lipschitz
 from ndc_core.sequences import smallest_mean_lower
 from ndc_core.voting import count_votes
 from pipeline.config import load_config
-from pipeline.datasets import digits
 from pipeline.law import law_of
 from pipeline.methods import method_of
 from tests.bench.bare import MODEL
+from tests.runs import digits
 
 DRAWS, ALPHA = (100, 300, 1000, 3000), 0.001
 

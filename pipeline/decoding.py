@@ -1,0 +1,96 @@
+"""Encoded images, or arrays, to the pixels that a model is shown."""
+
+import warnings
+from io import BytesIO
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+# Those that readers list. Others, such as PostScript, would have Pillow start programs.
+FILE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+MODES = {1: "L", 3: "RGB"}
+MOST_PIXELS = 2**26  # of an image that is resized, before its middle is cut out
+
+
+class CorruptImageError(ValueError):
+    """An image that cannot be decoded, with the reason."""
+
+
+def decode(
+    raw: bytes | np.ndarray, *, channels: int, size: int | None, resample: str | None
+) -> UInt8[np.ndarray, "c h w"]:
+    """Pixels with 1 (grey) or 3 (red, green, blue) channels; with a size, a square of that many pixels.
+
+    Colour turns grey by the weights of ITU-R 601. Transparency is dropped, not blended. Pixels stay as they are
+    stored: an orientation in EXIF is not applied, as training pipelines do not. An animation is its first frame.
+    With a size, the shorter side is resized to it by the filter `resample`, and the middle of the longer is kept,
+    rounded as torchvision rounds; an image of that size already is left as it is.
+
+    Raises:
+        CorruptImageError: damaged, truncated, of an unknown format, too large, or of more than 8 bits of grey.
+        ValueError: an array that is no uint8 (c, h, w), an unknown number of channels or filter, or an image of
+            another size without a filter.
+    """
+    if channels not in MODES:
+        raise ValueError(f"images are decoded to 1 or 3 channels, not {channels}")
+    mode = MODES[channels]
+    image = _opened(raw, mode) if isinstance(raw, bytes) else _from_array(raw, mode)
+    if size is not None and image.size != (size, size):
+        image = _square(image, size, resample)
+    pixels = np.asarray(image, np.uint8)
+    return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
+
+
+def _opened(content: bytes, mode: str) -> Image.Image:
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # some library may have set it, and half an image would pass for a whole
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(BytesIO(content), formats=FILE_FORMATS)
+            image.load()
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            raise ValueError(f"more than 8 bits of grey (Pillow's mode {image.mode}); convert it first")
+        return _with_mode(image, mode)
+    except Exception as error:  # on hostile bytes Pillow raises a dozen kinds
+        reason = "not a PNG, JPEG, WebP, BMP, GIF or TIFF" if isinstance(error, UnidentifiedImageError) else error
+        raise CorruptImageError(f"the image cannot be decoded: {reason or type(error).__name__}") from error
+
+
+def _from_array(array: np.ndarray, mode: str) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] not in MODES:
+        raise ValueError(f"an array of {array.dtype} {array.shape} is no image; it must be uint8 (1 or 3, h, w)")
+    planes = array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0))
+    return _with_mode(Image.fromarray(planes), mode)
+
+
+def _with_mode(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == "P":
+        image = image.convert("RGBA")
+    if mode == "L" and image.mode not in ("1", "L"):
+        image = image.convert("RGB")
+    return image.convert(mode)
+
+
+def _square(image: Image.Image, size: int, resample: str | None) -> Image.Image:
+    if resample not in RESAMPLING:
+        wrong = "without a filter" if resample is None else f"with the filter {resample!r}"
+        raise ValueError(
+            f"an image of {image.width}x{image.height} cannot be made {size}x{size} {wrong}; "
+            f"choose one of {', '.join(RESAMPLING)}"
+        )
+    short = min(image.size)
+    width, height = (int(size * side / short) for side in image.size)
+    if width * height > MOST_PIXELS:
+        raise CorruptImageError(f"an image of {image.width}x{image.height} is too narrow to be made {size}x{size}")
+    image = image.resize((width, height), RESAMPLING[resample])
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
