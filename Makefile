@@ -10,7 +10,7 @@ demo: models/digits/denoiser.safetensors  ## Train on digits, certify held-out d
 test: .venv/installed  ## The tests (minutes)
 	$(RUN_TESTS)
 
-test-slow: .venv/installed  ## Also the long ones: calibration of the certificates, kills, reproducibility over rows a pass
+test-slow: .venv/installed  ## The long ones: calibration, kills, rows a pass, full-size networks, a real S3 server
 	$(RUN_TESTS) -m slow
 
 check: lint types test  ## Everything a commit must pass; the tests hold the direction of imports

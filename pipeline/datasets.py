@@ -1,7 +1,7 @@
 """Labelled 8-bit images with stable ids: which of them a run takes, and what it makes of them before it measures."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -160,7 +160,13 @@ def examples_of(spec: DatasetSpec, source: Source, *, channels: int, corrupt: li
 
 
 def list_images(
-    spec: DatasetSpec, source: Source, *, image_shape: tuple[int, ...], num_classes: int, noise: str
+    spec: DatasetSpec,
+    source: Source,
+    *,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    noise: str,
+    on_image: Callable[[int], None] = lambda count: None,
 ) -> Listing:
     """Reads every chosen image once and checks that it fits the model; pixels are not kept.
 
@@ -176,6 +182,7 @@ def list_images(
             raise DataError(f"image id {example.image_id} occurs twice in {spec.name}; votes of the two would be mixed")
         check_example(example, image_shape=image_shape, num_classes=num_classes, noise=noise)
         records[example.image_id] = example.record(len(records))
+        on_image(len(records))
     if corrupt and not spec.skip_corrupt:
         raise DataError(
             f"{len(corrupt):,} of {len(records) + len(corrupt):,} images cannot be decoded: {_some(corrupt)}; "

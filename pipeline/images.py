@@ -84,7 +84,9 @@ class RunImages:
         try:
             return [ImageRecord(**row) for row in parquet_table(read(path)).to_pylist()]
         except (ValueError, TypeError, FileNotFoundError) as error:
-            raise LocationError(f"{path} is damaged ({error}); restore it, or start the run again elsewhere") from error
+            raise LocationError(
+                f"{path} is damaged, or of another version of ndc ({error}); restore it, or start the run elsewhere"
+            ) from error
 
     def pixels(self, record: ImageRecord) -> np.ndarray:
         """The pixels of an image.

@@ -84,6 +84,8 @@ def load_models(config: RunConfig, *, device: str) -> tuple[EDMDenoiser, Uncondi
     """
     execution = Execution(config.compute.precision, config.compute.channels_last, config.compute.compile)
     denoiser = load_denoiser(local_checkpoint(config.model), device=device, execution=execution)
+    if denoiser.num_classes < 2:
+        raise CheckpointError(f"{config.model} knows no classes: it can stand as unconditional, not as the model")
     if config.unconditional in UNCONDITIONALS:
         needs_it = config.classifier.name.startswith("apndc") and config.unconditional == "null_label"
         if needs_it and not denoiser.knows_no_label:

@@ -36,6 +36,18 @@ class CountProgress:
             print(f"{self.what} {self.done:,} of {self.total:,}, {duration(left)} left", file=sys.stderr, flush=True)
 
 
+class ReadingProgress:
+    """A line every few seconds: how many images were read so far."""
+
+    def __init__(self) -> None:
+        self.last_line = time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        if time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            print(f"read {count:,} images", file=sys.stderr, flush=True)
+
+
 class VoteProgress:
     """Votes done, evaluations per second and time left; rates count what this process saw happen."""
 

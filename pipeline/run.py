@@ -14,7 +14,7 @@ from pipeline.entries import Source
 from pipeline.law import fingerprint_of, law_of, refuse_changes, refuse_undeclared_radii
 from pipeline.locations import LocationError, absolute
 from pipeline.models import load_models, model_digests
-from pipeline.progress import VoteProgress
+from pipeline.progress import ReadingProgress, VoteProgress
 from pipeline.reduce import certify_images
 from pipeline.report import Report, write_report
 from pipeline.store import RunStore, evidence_digest
@@ -121,6 +121,7 @@ def prepare(config: RunConfig, folder: UPath) -> PreparedRun:
         image_shape=denoiser.image_shape,
         num_classes=denoiser.num_classes,
         noise=config.noise,
+        on_image=ReadingProgress(),
     )
     law = law_of(config, listing, models=model_digests(config))
     fingerprint = fingerprint_of(law)

@@ -1,3 +1,4 @@
+import tarfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -8,6 +9,7 @@ from PIL import Image
 
 from pipeline.datasets import DatasetSpec, Example, Listing, examples_of, list_images, selected, source_of
 from pipeline.entries import DataError
+from pipeline.locations import location
 from tests.runs import digits, listing_of
 
 
@@ -131,6 +133,35 @@ def test_an_id_that_occurs_twice_and_no_images_at_all_are_refused(tmp_path: Path
     pq.write_table(pa.table({"image": [image, image], "label": [0, 1]}), tmp_path / "twice.parquet")
     with pytest.raises(DataError, match=r"image id a\.png occurs twice"):
         listed(DatasetSpec(str(tmp_path / "twice.parquet")))
+
+
+def test_data_in_an_object_store_are_the_same_data(folder: Path, s3: str) -> None:
+    """A class folder, a Parquet file and a pattern of tar shards."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    store = location(s3)
+    store.fs.put(f"{folder}/", f"{s3}/folder", recursive=True)
+    assert listed(DatasetSpec(f"{s3}/folder")) == listed(DatasetSpec(str(folder)))
+    files = [(path, label) for label, name in enumerate(("cat", "dog")) for path in sorted((folder / name).iterdir())]
+    images = [{"bytes": path.read_bytes(), "path": str(path.relative_to(folder))} for path, _ in files]
+    pq.write_table(pa.table({"image": images, "label": [label for _, label in files]}), folder / "all.parquet")
+    store.fs.put(str(folder / "all.parquet"), f"{s3}/all.parquet")
+    assert listed(DatasetSpec(f"{s3}/all.parquet")) == listed(DatasetSpec(str(folder)))
+    for name in ("cat", "dog"):
+        with tarfile.open(folder / f"{name}.tar", "w") as shard:
+            for path, label in files:
+                if path.parent.name == name:
+                    shard.add(path, f"{name}/{path.name}")
+                    (folder / "label.cls").write_text(str(label))
+                    shard.add(folder / "label.cls", f"{name}/{path.stem}.cls")
+        store.fs.put(str(folder / f"{name}.tar"), f"{s3}/{name}.tar")
+    tars = listed(DatasetSpec(f"{s3}/*.tar"))
+    expected = listed(DatasetSpec(str(folder / "*.tar")))
+    assert tars == expected
+    assert [record.sha256 for record in tars.records] == [
+        record.sha256 for record in listed(DatasetSpec(f"{s3}/folder")).records
+    ]
 
 
 def test_the_digest_sees_ids_labels_pixels_and_order() -> None:

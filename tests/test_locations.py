@@ -15,6 +15,7 @@ from pipeline.locations import (
     location,
     move,
     publish,
+    publish_patiently,
     read,
     read_each,
     remove,
@@ -72,6 +73,29 @@ def test_a_publication_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatc
     with pytest.raises(LocationError, match=r"a\.txt cannot be used: No space left on device"):
         publish(path, b"new")
     assert read(path) == b"old"
+
+
+def test_what_took_long_to_compute_is_published_as_soon_as_the_store_is_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = location(f"memory:/{tmp_path}/a")
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    put, failures = path.fs.pipe_file, iter([OSError("away")] * 3)
+
+    def sometimes(*arguments: object) -> None:
+        if error := next(failures, None):
+            raise error
+        put(*arguments)
+
+    monkeypatch.setattr(path.fs, "pipe_file", sometimes)
+    publish_patiently(path, b"dear")
+    assert read(path) == b"dear"
+    assert waited == [1, 2, 4]
+    failures = iter([OSError("away")] * 100)
+    with pytest.raises(LocationError):
+        publish_patiently(path, b"dear")
+    assert sum(waited) == 7 + 31
 
 
 def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:

@@ -98,6 +98,12 @@ def test_a_model_that_needs_labels_names_its_ways_out(tmp_path: Path) -> None:
     assert digests == {"label_mean": "label_mean", str(other): denoiser_digest(other)}
 
 
+def test_a_model_without_classes_classifies_nothing(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "none", num_classes=1)
+    with pytest.raises(CheckpointError, match="knows no classes: it can stand as unconditional, not as the model"):
+        load_models(small_config(model), device="cpu")
+
+
 def test_an_unconditional_model_of_other_images_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     for name, other in (
         ("size", checkpoint(tmp_path / "size", side=16)),

@@ -48,6 +48,14 @@ def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     found.close()
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple]:
+    """What a run on a disk counts."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    finished(certify(tiny_model, str(place / "run"), *LONGER, MLFLOW_TRACKING_URI=f"sqlite:///{place}/mlflow.db"))
+    return evidence_of(location(place / "run"))
+
+
 def certify(model: str | Path, run: str, *settings: str, **variables: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", "from pipeline.cli import main; main()", "certify", "demo", "--run", run]
     arguments = small_arguments(Path(model), *settings, f'model="{model}"')
@@ -70,7 +78,7 @@ def finished(process: subprocess.Popen[str]) -> str:
 
 
 def test_a_killed_run_is_resumed_with_the_counts_of_an_undisturbed_one(
-    wire: Wire, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wire: Wire, tiny_model: Path, undisturbed: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Run folder, model and data are all in the object store."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -84,12 +92,14 @@ def test_a_killed_run_is_resumed_with_the_counts_of_an_undisturbed_one(
     said = finished(certify(f"{place}/model", f"{place}/run", *LONGER))
     assert 5 <= kept < 50
     assert "going on at" in said
-    finished(certify(tiny_model, str(tmp_path / "here"), *LONGER))
-    assert evidence_of(location(f"{place}/run")) == evidence_of(location(tmp_path / "here"))
+    assert evidence_of(location(f"{place}/run")) == undisturbed
     assert len(list((tmp_path / "cache/ndc/models").iterdir())) == 1
 
 
-def test_a_server_that_vanishes_leaves_a_run_to_be_resumed(wire: Wire, tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_server_that_vanishes_leaves_a_run_to_be_resumed(
+    wire: Wire, tiny_model: Path, undisturbed: dict, tmp_path: Path
+) -> None:
     run = f"s3://bucket/{tmp_path.name}/run"
     process = certify(tiny_model, run, *LONGER)
     wait_for_evidence(run, 5, process)
@@ -103,8 +113,7 @@ def test_a_server_that_vanishes_leaves_a_run_to_be_resumed(wire: Wire, tiny_mode
     kept = len(RunStore(run).evidence_files())
     assert 5 <= kept < 50
     finished(certify(tiny_model, run, *LONGER))
-    finished(certify(tiny_model, str(tmp_path / "here"), *LONGER))
-    assert evidence_of(location(run)) == evidence_of(location(tmp_path / "here"))
+    assert evidence_of(location(run)) == undisturbed
 
 
 @pytest.mark.slow

@@ -1,10 +1,13 @@
 """Whole runs on a local Ray, in this process."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import ray
 
+from ndc_core.checkpoints import load_denoiser, save_denoiser
 from ndc_core.voting import count_votes
 from pipeline.law import LawChangedError
 from pipeline.locations import location
@@ -73,6 +76,17 @@ def test_a_changed_run_is_refused_with_the_difference_named(tiny_model: Path) ->
     for change, message in (("seed=5", "seed: 0 -> 5"), ("dataset.limit=2", "dataset.images: 1 -> 2")):
         with pytest.raises(LawChangedError, match=message):
             prepare(small_config(tiny_model, "dataset.limit=1", change), location("run"))
+
+
+def test_a_checkpoint_that_changed_between_start_and_resume_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    certify(model, "run", "dataset.limit=1")
+    denoiser = load_denoiser(model)
+    denoiser.network.conv_out.bias += 0.01
+    arguments = json.loads((model / "denoiser.json").read_text())["arguments"]
+    save_denoiser(model, denoiser, network="small", arguments=arguments, notes={})
+    with pytest.raises(LawChangedError, match=r"model_sha256: .* -> .*; go back"):
+        prepare(small_config(model, "dataset.limit=1"), location("run"))
 
 
 def test_a_driver_that_prepared_before_another_declared_is_refused_too(tiny_model: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from ndc_core.voting import count_votes
 from pipeline.config import RunConfig
-from pipeline.locations import location
+from pipeline.locations import LocationError, location
 from pipeline.run import PreparedRun, prepare
 from pipeline.store import RunStore
 from pipeline.votes import RECEIPT_COLUMNS, VoteActor, VoterSettings, WaveActor, pick_device, rows_of, unit_row
@@ -117,6 +117,26 @@ def test_a_unit_with_nan_fails_by_name_and_the_next_one_goes_on(tiny_model: Path
     store = RunStore(tmp_path)
     assert [item.unit for item in store.all_evidence(fingerprint=run.fingerprint)] == [good_unit]
     assert [failure["unit"] for failure in store.failures()] == [str(bad_unit)]
+
+
+def test_a_store_that_is_away_fails_the_unit_and_not_the_actor(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, actor = actor_for(tiny_model, tmp_path)
+    units = list(run.units.values())[:2]
+    receipts_of(actor, batch_of(run, units[:1]))
+
+    def away(*arguments: object) -> None:
+        raise LocationError("s3://bucket does not answer")
+
+    for names in (("publish", "publish_patiently"), ("publish", "exists")):
+        with monkeypatch.context() as patch:
+            for name in names:
+                patch.setattr(f"pipeline.store.{name}", away)
+            (receipt,) = receipts_of(actor, batch_of(run, units[1:]))
+        assert receipt["error"] == "LocationError: s3://bucket does not answer"
+    receipts = receipts_of(actor, batch_of(run, units))
+    assert not any(receipt["error"] for receipt in receipts)
 
 
 def test_an_actor_refuses_another_model_than_the_runs(tiny_model: Path, tmp_path: Path) -> None:

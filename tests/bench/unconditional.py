@@ -1,10 +1,9 @@
 """What APNDC's target without a label is worth: accuracy of one vote on held-out digits, by source and noise level.
 
-python -m tests.bench.unconditional [--model models/digits] [--images 500]
+.venv/bin/python -m tests.bench.unconditional
 """
 
-import argparse
-
+import click
 import torch
 
 from ndc_core import DiffusionClassifier, GridSpec, count_votes, load_denoiser
@@ -14,13 +13,12 @@ from tests.runs import digits
 LEVELS = (0.125, 0.25, 0.5)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="models/digits")
-    parser.add_argument("--images", type=int, default=500)
-    arguments = parser.parse_args()
+@click.command()
+@click.option("--model", default="models/digits")
+@click.option("--images", default=500)
+def main(model: str, images: int) -> None:
     torch.set_num_threads(1)
-    denoiser, examples = load_denoiser(arguments.model), digits("test", limit=arguments.images)
+    denoiser, examples = load_denoiser(model), digits("test", limit=images)
     print("| unconditional | evaluations | " + " | ".join(f"sigma {sigma:g}" for sigma in LEVELS) + " |")
     print("|---|---|" + "---|" * len(LEVELS))
     for name, make in UNCONDITIONALS.items():
