@@ -81,6 +81,12 @@ def refuse_undeclared_radii(law: dict[str, Any], radii: Sequence[float]) -> None
 def refuse_changes(declared: dict[str, Any], wanted: dict[str, Any], *, folder: str) -> None:
     """Raises LawChangedError, naming every difference, unless the two are equal."""
     changed = differences(declared, wanted)
+    versions = declared.get("vote_version"), wanted["vote_version"]
+    if versions[0] != versions[1]:
+        raise LawChangedError(
+            f"{folder} was made by another version of ndc (votes of version {versions[0]}, this program's are "
+            f"{versions[1]}); finish it with that one, or give this run another folder with --run"
+        )
     if changed:
         spent = any(line.startswith(("votes.", "certificate.")) for line in changed)
         raise LawChangedError(

@@ -12,7 +12,7 @@ from pipeline.config import RunConfig
 from pipeline.datasets import DATASETS, ImageRecord, Listing, examples_of, list_images, source_of
 from pipeline.entries import Source
 from pipeline.law import fingerprint_of, law_of, refuse_changes, refuse_undeclared_radii
-from pipeline.locations import LocationError, absolute
+from pipeline.locations import LocationError, absolute, is_local
 from pipeline.models import load_models, model_digests
 from pipeline.progress import ReadingProgress, VoteProgress
 from pipeline.reduce import certify_images
@@ -192,7 +192,7 @@ def _vote(run: PreparedRun, store: RunStore, say: Say) -> None:
             done += 1
             if receipt.error:
                 failed.append(receipt)
-            if receipt.error.startswith(LocationError.__name__):
+            if receipt.error.startswith(LocationError.__name__) and not is_local(run.folder):
                 raise UnitsFailedError(
                     f"{receipt.unit}: {receipt.error}\nstopped, since nothing can be kept; what was published is: "
                     f"run `{run.resume_command}` to go on"

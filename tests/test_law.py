@@ -36,6 +36,11 @@ def test_what_decides_a_vote_may_not_change(changed: dict, message: str) -> None
         refuse_changes(law(), changed, folder="runs/a")
 
 
+def test_a_run_of_another_version_is_named_as_that() -> None:
+    with pytest.raises(LawChangedError, match=r"another version of ndc \(votes of version 2, this program's are 3\)"):
+        refuse_changes({**law(), "vote_version": 2}, law(), folder="runs/a")
+
+
 def sequential_law(*assignments: str) -> dict:
     return law("certificate.method=sequential", *assignments)
 
