@@ -130,11 +130,15 @@ def certify(
     if exists(location(source) / "run.toml"):
         source, folder = f"{source.rstrip('/')}/run.toml", folder or location(source)
     folder = folder or location("runs") / Path(source).stem
-    overrides = [f"{KEY_OF[name]}={json.dumps(value)}" for name, value in flags.items() if value not in (None, False)]
+    given = {name: value for name, value in flags.items() if value is not None and value is not False}
+    overrides = [f"{KEY_OF[name]}={json.dumps(value)}" for name, value in given.items()]
     overrides += [f"certificate.method={json.dumps(method)}"] if method else []
     overrides += [f"certificate.radii=[{radii}]"] if radii else []
     overrides += [f"sigma_pixel={list(sigma_pixel)}"] if sigma_pixel else []
-    overrides += [f"dataset.ids={json.dumps(ids.read().splitlines())}"] if ids else []
+    if ids:
+        wanted = ids.read().splitlines()
+        every_one = ["dataset.offset=0", "dataset.every=1", f"dataset.limit={len(wanted)}"]  # whatever the preset has
+        overrides = [f"dataset.ids={json.dumps(wanted)}", *every_one, *overrides]
     run = prepare(load_config(source, [*assignments, *overrides]), folder)
     cost = run.votes * run.most_evaluations_per_vote
     click.echo("\n".join(run.remarks), err=True)

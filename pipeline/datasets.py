@@ -69,8 +69,10 @@ class DatasetSpec:
                 raise ValueError(f"dataset.{key} must be at least {least}, not {value}")
         if (self.resize is None) != (self.filter is None):
             raise ValueError("dataset.resize and dataset.filter go together: radii are measured after the resize")
-        if self.ids is not None and (self.offset, self.every, self.limit) != (0, 1, None):
+        if self.ids is not None and (self.offset, self.every, self.limit or len(self.ids)) != (0, 1, len(self.ids)):
             raise ValueError("dataset.ids names the images: leave out offset, every and limit")
+        if self.ids is not None and len(set(self.ids)) != len(self.ids):
+            raise ValueError("dataset.ids names an image twice")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.runs import small_arguments
+from tests.test_networks import GOLDEN
 
 
 @pytest.fixture
@@ -98,9 +100,58 @@ def test_a_dry_run_prints_the_cost_and_writes_nothing(ndc, tiny_model: Path, tmp
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_model_is_converted_and_images_are_chosen_by_id(ndc, tmp_path: Path) -> None:
+    """From a state dict in EDM's names and a folder of images to a plan."""
+    from PIL import Image
+
+    shutil.copy(GOLDEN / "edm-song-ddpmpp-cond.weights.safetensors", tmp_path / "edm.safetensors")
+    done = ndc("convert", "edm.safetensors", "models/edm")
+    assert done.returncode == 0, done.stderr
+    assert "models/edm: edm-song, 10 classes, images of [3, 16, 16], does not know images without" in done.stdout
+    for name in "0123456789":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(3):
+            Image.new("RGB", (20, 18), (25 * int(name), 80 * index, 0)).save(tmp_path / "data" / name / f"{index}.png")
+    (tmp_path / "ids.txt").write_text("7/1.png\n3/0.png\n")
+    plan = ["certify", "demo", "--model", "models/edm", "--data", "data", "--dry-run", "--run", "runs/a"]
+    small = ["--set", "dataset.resize=16", "--set", "dataset.filter=box", "--set", "unconditional=blended_label"]
+    chosen = ndc(*plan, *small, "--ids", "ids.txt")
+    assert chosen.returncode == 0, chosen.stderr
+    assert "data: data, read as image-folder (--format overrides): 3 x 16 x 16 pixels, resized with" in chosen.stderr
+    assert "2 images, " in chosen.stderr
+    absent = ndc(*plan, *small, "--data", "nowhere/images")
+    assert absent.returncode == 1
+    assert "nowhere/images does not exist" in absent.stderr
+    some = ndc(*plan, *small, "--every", "5", "--offset", "1", "--limit", "4")
+    assert "4 images, " in some.stderr
+
+    (tmp_path / "data/4/2.png").write_bytes(b"not an image")
+    corrupt = ndc(*plan, *small, "--limit", "30")
+    assert corrupt.returncode == 1
+    assert "1 of 30 images cannot be decoded: 4/2.png (" in corrupt.stderr
+    skipped = ndc(*plan, *small, "--limit", "30", "--skip-corrupt")
+    assert skipped.returncode == 0, skipped.stderr
+    assert "left out 1 corrupt images: 4/2.png (" in skipped.stderr
+    assert "29 images, " in skipped.stderr
+    assert not (tmp_path / "runs").exists()
+
+    (tmp_path / "edm.pkl").write_bytes(b"cos\nsystem\n(S'touch executed'\ntR.")
+    raw = ndc("certify", "demo", "--model", "edm.pkl", "--dry-run")
+    assert raw.returncode == 1
+    assert "run `ndc convert edm.pkl models/edm` and use that folder" in raw.stderr
+    hostile = ndc("convert", "edm.pkl", "models/hostile")
+    assert hostile.returncode == 1
+    assert "Error: edm.pkl: at byte 31: it asks to call os.system, which no checkpoint needs; nothing" in hostile.stderr
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "models/hostile").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["certify", "demo", "--data", "nowhere/images"], "nowhere/images does not exist"),
+        (["certify", "demo", "--run", "s3x://bucket/a"], "s3x://bucket/a cannot be opened"),
+        (["convert", "nowhere.pkl", "models/a"], "nowhere.pkl: does not exist|nowhere.pkl does not exist"),
         (["certify", "demmo"], "neither a preset"),
         (["certify", "demo", "--set", "votes.selektion=3"], "unknown key votes.selektion"),
         (["certify", "demo", "--sigma-pixel", "7"], "lower sigma_pixel"),

@@ -67,7 +67,9 @@ def test_images_are_chosen_by_place_or_by_id(folder: Path) -> None:
         ({"offset": -1}, "dataset.offset must be at least 0"),
         ({"limit": 0}, "dataset.limit must be at least 1"),
         ({"resize": 8}, "dataset.resize and dataset.filter go together"),
-        ({"ids": ("a",), "limit": 1}, "leave out offset, every and limit"),
+        ({"ids": ("a", "b"), "limit": 1}, "leave out offset, every and limit"),
+        ({"ids": ("a",), "every": 2}, "leave out offset, every and limit"),
+        ({"ids": ("a", "a")}, "names an image twice"),
     ],
 )
 def test_choices_that_mean_nothing_are_refused(choice: dict, message: str) -> None:
