@@ -18,7 +18,6 @@ from ndc_core.pickled_values import Instance, StoredTensor
 from ndc_core.torch_files import read_pickle
 
 SIGMA_DATA = 0.5
-DEEPEST_MODULE = 64
 TRAINING_ONLY = ("dropout", "label_dropout")
 # In the order in which they are looked for: an average is what one samples with, `net` are the raw weights.
 HOLDERS = ("ema", "net", "model", "state_dict")
@@ -188,19 +187,28 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def flatten(module: Instance, prefix: str = "", depth: int = 0) -> dict[str, StoredTensor]:
-    """Parameters and buffers of a module and all below it, under the names of a state dict."""
-    if depth > DEEPEST_MODULE:
-        raise ConversionError(f"its modules are nested more than {DEEPEST_MODULE} deep")
+def flatten(module: Instance) -> dict[str, StoredTensor]:
+    """Parameters and buffers of a module and all below it, under the names of a state dict.
+
+    Raises:
+        ConversionError: a module occurs twice, as it does in a tree that would take for ever to walk.
+    """
     found: dict[str, StoredTensor] = {}
-    skipped = module.state.get("_non_persistent_buffers_set") or ()
-    for kind in ("_parameters", "_buffers"):
-        for name, value in (module.state.get(kind) or {}).items():
-            if isinstance(value, StoredTensor) and name not in skipped:
-                found[f"{prefix}{name}"] = value
-    for name, child in _modules(module).items():
-        if isinstance(child, Instance):
-            found |= flatten(child, f"{prefix}{name}.", depth + 1)
+    seen: set[int] = set()
+    ahead = [("", module)]
+    while ahead:
+        prefix, module = ahead.pop()
+        if id(module) in seen:
+            raise ConversionError(f"its module {prefix.rstrip('.')} occurs twice")
+        seen.add(id(module))
+        skipped = module.state.get("_non_persistent_buffers_set") or ()
+        for kind in ("_parameters", "_buffers"):
+            tensors = module.state.get(kind)
+            for name, value in tensors.items() if isinstance(tensors, dict) else ():
+                if isinstance(value, StoredTensor) and name not in skipped:
+                    found[f"{prefix}{name}"] = value
+        children = _modules(module).items()
+        ahead += [(f"{prefix}{name}.", child) for name, child in children if isinstance(child, Instance)]
     return found
 
 

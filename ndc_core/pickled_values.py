@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MOST_DIMENSIONS = 32
+
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -74,10 +76,11 @@ class StoredTensor:
         content = self.storage.content
         if content is None:
             raise UnsafePickleError("a tensor whose storage is missing")
-        numbers = (self.offset, *self.size, *self.stride)
-        whole = len(self.size) == len(self.stride) and all(type(n) is int and 0 <= n < 2**62 for n in numbers)
         elements = len(content) // self.dtype.itemsize
-        if not whole or elements < self.storage.numel * self.storage.dtype.itemsize // self.dtype.itemsize:
+        if (
+            len(self.size) != len(self.stride)
+            or elements < self.storage.numel * self.storage.dtype.itemsize // self.dtype.itemsize
+        ):
             raise UnsafePickleError(f"a tensor of size {self.size} whose storage is shorter than it says")
         if 0 in self.size:
             return torch.empty(self.size, dtype=self.dtype)
@@ -111,10 +114,15 @@ def numeric_type(name: Any) -> ArrayType:
     return ArrayType(np.dtype(text))
 
 
+def is_shape(numbers: Any) -> bool:
+    in_range = isinstance(numbers, tuple) and len(numbers) <= MOST_DIMENSIONS
+    return in_range and all(type(n) is int and 0 <= n < 2**40 for n in numbers)
+
+
 def array_of(content: Any, of: Any, shape: Any, order: str) -> np.ndarray:
     if not isinstance(of, ArrayType) or of.dtype is None or not isinstance(content, bytes | memoryview):
         raise UnsafePickleError("it holds an array that is not one of numbers")
-    if not isinstance(shape, tuple) or not all(type(n) is int and 0 <= n < 2**40 for n in shape):
+    if not is_shape(shape):
         raise UnsafePickleError("it holds an array of no possible shape")
     if len(content) != of.dtype.itemsize * int(np.prod(shape, dtype=object)):
         raise UnsafePickleError(f"it holds an array of shape {shape} with {len(content)} bytes")
@@ -125,7 +133,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> St
     if not isinstance(storage, Storage):
         raise UnsafePickleError("it builds a tensor of something that is no storage")
     dtype = DTYPES.get(rest[2].path) if len(rest) > 2 and isinstance(rest[2], Name) else storage.dtype
-    if dtype is None or not isinstance(size, tuple) or not isinstance(stride, tuple) or type(offset) is not int:
+    if dtype is None or not is_shape(size) or not is_shape(stride) or not is_shape((offset,)):
         raise UnsafePickleError("it builds a tensor of no known kind")
     return StoredTensor(storage, offset, size, stride, dtype)
 

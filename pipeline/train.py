@@ -25,12 +25,13 @@ def train_on(dataset: str, out: Path, *, steps: int | None, seed: int) -> None:
     Raises:
         ValueError: an unknown data set, or a folder that holds a checkpoint already.
     """
-    data = DatasetSpec(dataset, split="train")
-    source = source_of(data)
+    if dataset not in DATASETS:
+        raise ValueError(f"dataset {dataset!r} is unknown; there are: {', '.join(DATASETS)}")
     if (out / WEIGHTS_FILE).exists():
         raise ValueError(f"{out} holds a checkpoint already, which runs may depend on; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    examples = list(examples_of(data, source, channels=1 if dataset in DATASETS else 3, corrupt=[]))
+    data = DatasetSpec(dataset, split="train")
+    examples = list(examples_of(data, source_of(data), channels=1, corrupt=[]))
     digest = Listing([example.record(index) for index, example in enumerate(examples)], examples[0].image.shape).digest
     spec = TrainingSpec(seed=seed)
     if steps is not None:

@@ -156,6 +156,19 @@ def test_models_that_certificates_cannot_speak_of_are_refused(marker: Path, tmp_
         assert not (tmp_path / "out").exists()
 
 
+def test_a_tree_of_modules_that_would_take_for_ever_to_walk_is_refused(marker: Path, tmp_path: Path) -> None:
+    model = edm_model("edm-adm-cond", marker)
+    below: torch.nn.Module = Persistent("Layer", marker)
+    for _ in range(40):
+        above = Persistent("Layer", marker)
+        above._modules |= {"a": below, "b": below}
+        below = above
+    model._modules["model"]._modules["evil"] = below
+    (tmp_path / "edm.pkl").write_bytes(dumped({"ema": model}))
+    with pytest.raises(ConversionError, match="occurs twice"):
+        convert(tmp_path / "edm.pkl", tmp_path / "out")
+
+
 def test_what_is_no_model_is_refused_and_a_checkpoint_is_kept(tiny_model: Path, tmp_path: Path) -> None:
     source = tmp_path / "a.pt"
     for content, message in (

@@ -221,8 +221,15 @@ def test_a_tensor_that_reaches_outside_of_its_storage_is_refused(
     (tmp_path / "good.pt").write_bytes(tensor_of(tmp_path, size=4, stride=1, offset=0))
     assert torch.equal(read_pickle(tmp_path / "good.pt").tensor(), torch.zeros(4))
     (tmp_path / "bad.pt").write_bytes(tensor_of(tmp_path, size=size, stride=stride, offset=offset))
-    with pytest.raises(UnsafePickleError, match=r"outside of its storage|shorter than it says"):
+    with pytest.raises(UnsafePickleError, match=r"outside of its storage|of no known kind"):
         read_pickle(tmp_path / "bad.pt").tensor()
+
+
+def test_a_storage_shorter_than_it_says_is_refused(tmp_path: Path) -> None:
+    short = tensor_of(tmp_path, size=3, stride=1, offset=0)
+    (tmp_path / "short.pt").write_bytes(short.replace(b"cpuK\x04", b"cpuK\x05"))
+    with pytest.raises(UnsafePickleError, match="whose storage is shorter than it says"):
+        read_pickle(tmp_path / "short.pt").tensor()
 
 
 def test_source_code_in_a_pickle_is_dropped_unread(tmp_path: Path) -> None:
