@@ -17,7 +17,7 @@ from upath import UPath
 # The checksums that newer clients add to uploads are unknown to most object stores but Amazon's.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 
-# Listings are not cached: another process may have added to them. A store that is away is given up within a minute.
+# Listings are not cached: another process may have added to them. Short timeouts, so that a store away is noticed soon.
 OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
         "use_listings_cache": False,

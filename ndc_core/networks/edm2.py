@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ndc_core.networks.edm_blocks import decoder_layers, encoder_layers
+
 CHANNELS_PER_HEAD = 64
 SILU_MAGNITUDE = 0.596  # of silu(x) for a standard normal x (Eq. 81)
 ACTIVATION_LIMIT = 256.0
@@ -159,62 +161,32 @@ class EDM2UNet(nn.Module):
         self.emb_fourier = FourierFeatures(noise)
         self.emb_noise = Magnitude(noise, self.channels_embedding)
         self.emb_label = Magnitude(label_dim, self.channels_embedding) if label_dim else None
-        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        skips = self._build_encoder(img_resolution, img_channels, channels, num_blocks, attn_resolutions)
-        self._build_decoder(img_resolution, channels, num_blocks, attn_resolutions, skips)
+        self.attended = attn_resolutions
+        # One channel more than the image: a constant 1 that stands in for biases.
+        self.enc, skips = encoder_layers(
+            img_resolution, img_channels + 1, channels, num_blocks, self._encoder, first=channels[0]
+        )
+        self.dec = decoder_layers(img_resolution, channels, num_blocks, self._decoder, skips=skips)
         self.out_conv = Magnitude(channels[0], img_channels, 3, 3)
 
-    def _block(
-        self, channels_in: int, channels_out: int, *, decoder: bool, resample: str = "keep", attention: bool = False
-    ) -> Block:
+    def _encoder(self, kind: str, channels_in: int, channels_out: int, side: int) -> nn.Module:
+        if kind == "conv":
+            return Magnitude(channels_in, channels_out, 3, 3)
+        return self._block(kind, channels_in, channels_out, side, decoder=False)
+
+    def _decoder(self, kind: str, channels_in: int, channels_out: int, side: int) -> nn.Module:
+        return self._block(kind, channels_in, channels_out, side, decoder=True)
+
+    def _block(self, kind: str, channels_in: int, channels_out: int, side: int, *, decoder: bool) -> Block:
         return Block(
             channels_in,
             channels_out,
             self.channels_embedding,
             decoder=decoder,
-            resample=resample,
-            attention=attention,
+            resample=kind if kind in ("up", "down") else "keep",
+            attention=kind == "in0" or (kind in ("block", "last") and side in self.attended),
             **self.balances,
         )
-
-    def _build_encoder(
-        self, resolution: int, image_channels: int, channels: Sequence[int], blocks: int, attended: Sequence[int]
-    ) -> list[int]:
-        """Fills `enc`; returns the channels of its outputs, which are the skip connections."""
-        current = channels[0]
-        skips = [current]
-        for level, width in enumerate(channels):
-            side = resolution >> level
-            name = f"{side}x{side}"
-            if level == 0:
-                # One channel more than the image: a constant 1 that stands in for biases.
-                self.enc[f"{name}_conv"] = Magnitude(image_channels + 1, current, 3, 3)
-            else:
-                self.enc[f"{name}_down"] = self._block(current, current, decoder=False, resample="down")
-                skips.append(current)
-            for index in range(blocks):
-                attention = side in attended
-                self.enc[f"{name}_block{index}"] = self._block(current, width, decoder=False, attention=attention)
-                current = width
-                skips.append(current)
-        return skips
-
-    def _build_decoder(
-        self, resolution: int, channels: Sequence[int], blocks: int, attended: Sequence[int], skips: list[int]
-    ) -> None:
-        current = channels[-1]
-        for level, width in reversed(list(enumerate(channels))):
-            side = resolution >> level
-            name = f"{side}x{side}"
-            if level == len(channels) - 1:
-                self.dec[f"{name}_in0"] = self._block(current, current, decoder=True, attention=True)
-                self.dec[f"{name}_in1"] = self._block(current, current, decoder=True)
-            else:
-                self.dec[f"{name}_up"] = self._block(current, current, decoder=True, resample="up")
-            for index in range(blocks + 1):
-                taken, attention = current + skips.pop(), side in attended
-                self.dec[f"{name}_block{index}"] = self._block(taken, width, decoder=True, attention=attention)
-                current = width
 
     def forward(
         self,

@@ -1,14 +1,20 @@
 """ADM as EDM trains it for ImageNet-64; argument and parameter names are EDM's."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ndc_core.networks.edm_blocks import PositionalEmbedding, ResampledConv, UNetBlock, group_norm
+from ndc_core.networks.edm_blocks import (
+    PositionalEmbedding,
+    ResampledConv,
+    UNetBlock,
+    decoder_layers,
+    encoder_layers,
+    group_norm,
+)
 
 EPS = 1e-5
 CHANNELS_PER_HEAD = 64
@@ -41,62 +47,31 @@ class DhariwalUNet(nn.Module):
         self.map_layer0 = nn.Linear(model_channels, self.embedding)
         self.map_layer1 = nn.Linear(self.embedding, self.embedding)
         self.map_label = nn.Linear(label_dim, self.embedding, bias=False) if label_dim else None
-        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        self.attended = attn_resolutions
         channels = [model_channels * factor for factor in channel_mult]
-        skips = self._build_encoder(img_resolution, in_channels, channels, num_blocks, attn_resolutions)
-        self._build_decoder(img_resolution, channels, num_blocks, attn_resolutions, skips)
+        self.enc, skips = encoder_layers(
+            img_resolution, in_channels, channels, num_blocks, self._layer, first=channels[0]
+        )
+        self.dec = decoder_layers(img_resolution, channels, num_blocks, self._layer, skips=skips)
         self.out_norm = group_norm(channels[0], eps=EPS)
         self.out_conv = ResampledConv(channels[0], out_channels, 3)
 
-    def _block(self, channels_in: int, channels_out: int, *, attention: bool = False, **changes: Any) -> UNetBlock:
+    def _layer(self, kind: str, channels_in: int, channels_out: int, side: int) -> nn.Module:
+        if kind == "conv":
+            return ResampledConv(channels_in, channels_out, 3)
+        attention = kind == "in0" or (kind in ("block", "last") and side in self.attended)
         return UNetBlock(
             channels_in,
             channels_out,
             self.embedding,
             heads=channels_out // CHANNELS_PER_HEAD if attention else 0,
+            up=kind == "up",
+            down=kind == "down",
             project_resampled_skip=False,
             adaptive_scale=True,
             skip_scale=1.0,
             eps=EPS,
-            **changes,
         )
-
-    def _build_encoder(
-        self, resolution: int, image_channels: int, channels: Sequence[int], blocks: int, attended: Sequence[int]
-    ) -> list[int]:
-        """Fills `enc`; returns the channels of its outputs, which are the skip connections."""
-        current = channels[0]
-        skips = [current]
-        for level, width in enumerate(channels):
-            side = resolution >> level
-            name = f"{side}x{side}"
-            if level == 0:
-                self.enc[f"{name}_conv"] = ResampledConv(image_channels, current, 3)
-            else:
-                self.enc[f"{name}_down"] = self._block(current, current, down=True)
-                skips.append(current)
-            for index in range(blocks):
-                self.enc[f"{name}_block{index}"] = self._block(current, width, attention=side in attended)
-                current = width
-                skips.append(current)
-        return skips
-
-    def _build_decoder(
-        self, resolution: int, channels: Sequence[int], blocks: int, attended: Sequence[int], skips: list[int]
-    ) -> None:
-        current = channels[-1]
-        for level, width in reversed(list(enumerate(channels))):
-            side = resolution >> level
-            name = f"{side}x{side}"
-            if level == len(channels) - 1:
-                self.dec[f"{name}_in0"] = self._block(current, current, attention=True)
-                self.dec[f"{name}_in1"] = self._block(current, current)
-            else:
-                self.dec[f"{name}_up"] = self._block(current, current, up=True)
-            for index in range(blocks + 1):
-                taken = current + skips.pop()
-                self.dec[f"{name}_block{index}"] = self._block(taken, width, attention=side in attended)
-                current = width
 
     def embed(
         self,

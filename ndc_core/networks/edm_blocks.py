@@ -4,7 +4,7 @@ Source: Karras et al. 2022, Table 1 and appendix F; Song et al. 2021 (DDPM++, NC
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,62 @@ def group_norm(channels: int, *, eps: float) -> nn.GroupNorm:
 
 def sinusoids(angle: Float[Tensor, "rows half"]) -> Float[Tensor, "rows channels"]:
     return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+# Makes the layer of a kind (conv, down, block; in0, in1, up, block, last) from its channels in and out and its side.
+MakeLayer = Callable[[str, int, int, int], nn.Module]
+
+
+def encoder_layers(
+    resolution: int,
+    image_channels: int,
+    channels: Sequence[int],
+    blocks: int,
+    make: MakeLayer,
+    *,
+    first: int,
+    residual: MakeLayer | None = None,
+) -> tuple[nn.ModuleDict, list[int]]:
+    """The layers of an encoder under EDM's names, and the channels of its outputs, which are the skip connections.
+
+    A `residual` layer goes beside each halving one, from the image itself or from the residual layer before it.
+    """
+    layers = nn.ModuleDict()
+    current, beside, skips = first, image_channels, [first]
+    for level, width in enumerate(channels):
+        side = resolution >> level
+        if level == 0:
+            layers[f"{side}x{side}_conv"] = make("conv", image_channels, current, side)
+        else:
+            layers[f"{side}x{side}_down"] = make("down", current, current, side)
+            skips.append(current)
+            if residual:
+                layers[f"{side}x{side}_aux_residual"] = residual("residual", beside, current, side)
+                beside = current
+        for index in range(blocks):
+            layers[f"{side}x{side}_block{index}"] = make("block", current, width, side)
+            current = width
+            skips.append(current)
+    return layers, skips
+
+
+def decoder_layers(
+    resolution: int, channels: Sequence[int], blocks: int, make: MakeLayer, *, skips: list[int]
+) -> nn.ModuleDict:
+    """The layers of a decoder under EDM's names; each block takes one skip connection, the last one first."""
+    layers, current, ahead = nn.ModuleDict(), channels[-1], list(skips)
+    for level, width in reversed(list(enumerate(channels))):
+        side = resolution >> level
+        if level == len(channels) - 1:
+            layers[f"{side}x{side}_in0"] = make("in0", current, current, side)
+            layers[f"{side}x{side}_in1"] = make("in1", current, current, side)
+        else:
+            layers[f"{side}x{side}_up"] = make("up", current, current, side)
+        for index in range(blocks + 1):
+            kind = "last" if index == blocks else "block"
+            layers[f"{side}x{side}_block{index}"] = make(kind, current + ahead.pop(), width, side)
+            current = width
+    return layers
 
 
 class PositionalEmbedding(nn.Module):

@@ -14,6 +14,8 @@ from ndc_core.networks.edm_blocks import (
     PositionalEmbedding,
     ResampledConv,
     UNetBlock,
+    decoder_layers,
+    encoder_layers,
     group_norm,
 )
 
@@ -64,15 +66,31 @@ class SongUNet(nn.Module):
         self.map_augment = nn.Linear(augment_dim, noise, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(noise, embedding)
         self.map_layer1 = nn.Linear(embedding, embedding)
-        self.embedding, self.resample_filter = embedding, resample_filter
-        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        self.embedding, self.resample_filter, self.attended = embedding, resample_filter, attn_resolutions
         channels = [model_channels * factor for factor in channel_mult]
-        skips = self._build_encoder(
-            img_resolution, in_channels, model_channels, channels, num_blocks, attn_resolutions, encoder_type
+        residual = self._residual if encoder_type == "residual" else None
+        self.enc, skips = encoder_layers(
+            img_resolution, in_channels, channels, num_blocks, self._encoder, first=model_channels, residual=residual
         )
-        self._build_decoder(img_resolution, out_channels, channels, num_blocks, attn_resolutions, skips)
+        self.dec = decoder_layers(img_resolution, channels, num_blocks, self._decoder, skips=skips)
+        name = f"{img_resolution}x{img_resolution}"
+        self.dec[f"{name}_aux_norm"] = group_norm(channels[0], eps=EPS)
+        self.dec[f"{name}_aux_conv"] = ResampledConv(channels[0], out_channels, 3)
 
-    def _block(self, channels_in: int, channels_out: int, **changes: Any) -> UNetBlock:
+    def _encoder(self, kind: str, channels_in: int, channels_out: int, side: int) -> nn.Module:
+        if kind == "conv":
+            return ResampledConv(channels_in, channels_out, 3)
+        heads = int(kind == "block" and side in self.attended)
+        return self._block(channels_in, channels_out, heads=heads, down=kind == "down")
+
+    def _residual(self, kind: str, channels_in: int, channels_out: int, side: int) -> nn.Module:
+        return ResampledConv(channels_in, channels_out, 3, down=True, resample_filter=self.resample_filter, fused=True)
+
+    def _decoder(self, kind: str, channels_in: int, channels_out: int, side: int) -> nn.Module:
+        attended = kind == "in0" or (kind == "last" and side in self.attended)
+        return self._block(channels_in, channels_out, heads=int(attended), up=kind == "up")
+
+    def _block(self, channels_in: int, channels_out: int, **kind: Any) -> UNetBlock:
         return UNetBlock(
             channels_in,
             channels_out,
@@ -82,64 +100,8 @@ class SongUNet(nn.Module):
             adaptive_scale=False,
             skip_scale=math.sqrt(0.5),
             eps=EPS,
-            **changes,
+            **kind,
         )
-
-    def _build_encoder(
-        self,
-        resolution: int,
-        image_channels: int,
-        first_channels: int,
-        channels: Sequence[int],
-        blocks: int,
-        attended: Sequence[int],
-        kind: str,
-    ) -> list[int]:
-        """Fills `enc`; returns the channels of its outputs, which are the skip connections."""
-        current, auxiliary, skips = first_channels, image_channels, [first_channels]
-        for level, width in enumerate(channels):
-            side = resolution >> level
-            name = f"{side}x{side}"
-            if level == 0:
-                self.enc[f"{name}_conv"] = ResampledConv(image_channels, current, 3)
-            else:
-                self.enc[f"{name}_down"] = self._block(current, current, down=True)
-                skips.append(current)
-                if kind == "residual":
-                    self.enc[f"{name}_aux_residual"] = ResampledConv(
-                        auxiliary, current, 3, down=True, resample_filter=self.resample_filter, fused=True
-                    )
-                    auxiliary = current
-            for index in range(blocks):
-                self.enc[f"{name}_block{index}"] = self._block(current, width, heads=int(side in attended))
-                current = width
-                skips.append(current)
-        return skips
-
-    def _build_decoder(
-        self,
-        resolution: int,
-        image_channels: int,
-        channels: Sequence[int],
-        blocks: int,
-        attended: Sequence[int],
-        skips: list[int],
-    ) -> None:
-        current = channels[-1]
-        for level, width in reversed(list(enumerate(channels))):
-            side = resolution >> level
-            name = f"{side}x{side}"
-            if level == len(channels) - 1:
-                self.dec[f"{name}_in0"] = self._block(current, current, heads=1)
-                self.dec[f"{name}_in1"] = self._block(current, current)
-            else:
-                self.dec[f"{name}_up"] = self._block(current, current, up=True)
-            for index in range(blocks + 1):
-                heads = int(index == blocks and side in attended)
-                self.dec[f"{name}_block{index}"] = self._block(current + skips.pop(), width, heads=heads)
-                current = width
-        self.dec[f"{name}_aux_norm"] = group_norm(current, eps=EPS)
-        self.dec[f"{name}_aux_conv"] = ResampledConv(current, image_channels, 3)
 
     def embed(
         self,
