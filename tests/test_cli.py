@@ -149,7 +149,6 @@ def test_a_model_is_converted_and_images_are_chosen_by_id(ndc, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["certify", "demo", "--data", "nowhere/images"], "nowhere/images does not exist"),
         (["certify", "demo", "--run", "s3x://bucket/a"], "s3x://bucket/a cannot be opened"),
         (["convert", "nowhere.pkl", "models/a"], "nowhere.pkl: does not exist|nowhere.pkl does not exist"),
         (["certify", "demmo"], "neither a preset"),
