@@ -24,7 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "config_kwargs": {
             "connect_timeout": 5,
             "read_timeout": 60,
-            "retries": {"max_attempts": 3, "mode": "standard"},
+            "retries": {"max_attempts": 1, "mode": "standard"},  # s3fs tries again by itself
         },
     }
 }
