@@ -106,11 +106,12 @@ class ScoreObjective:
         """The scores of `classes` on the full grid, differentiable in z; without sift."""
         classifier, device = self.classifier, torch.device(self.classifier.device)
         z = z.to(device, torch.float32)
-        steps, tau_model = classifier.grid.steps, sigma_to_model(self.sigma_pixel)
-        noise = torch.randn(len(z), steps, *z.shape[1:], generator=self.generator).to(device)
+        tau_model = sigma_to_model(self.sigma_pixel)
+        noise = torch.randn(len(z), classifier.grid.steps, *z.shape[1:], generator=self.generator).to(device)
         path, weight = classifier.path(
             z, lambda: self._estimate(z, tau_model), classifier.grid, noise, tau_model=tau_model
         )
+        steps = len(path.level)
         draw, label, step = _rows(len(z), self.classes, steps, device=device)
         one_hot = torch.eye(classifier.denoiser.num_classes, device=device)[label]
         losses = squared_errors(classifier.denoiser, path, draw=draw, step=step, label=one_hot)

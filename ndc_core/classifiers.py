@@ -121,7 +121,8 @@ class DiffusionClassifier:
         weight = WEIGHTS[self.weight](grid)
         if self.name == "epndc":
             weight = weight * tau_correction(grid)
-        return Path(start, anchor, grid.level, input_scale, target_scale, noise), weight
+        # With explicit levels, fewer of them may lie above tau than there is noise for.
+        return Path(start, anchor, grid.level, input_scale, target_scale, noise[:, -len(grid.level) :]), weight
 
     def grid_start(self, tau_model: float) -> float:
         """DC takes whatever noise z has for image: its grid does not start at it."""

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -17,20 +18,31 @@ Levels = Float[np.ndarray, " steps"]
 
 @dataclass(frozen=True)
 class GridSpec:
-    """A grid before sigma_tau is known: `points` levels from sigma_tau (or `sigma_model_min`, if that is
-    larger) to `sigma_model_max`, evenly spaced in sigma ("linear") or in ln sigma ("log")."""
+    """A grid before sigma_tau is known.
 
-    points: int
-    sigma_model_max: float
+    Either `points` levels from sigma_tau (or `sigma_model_min`, if that is larger) to `sigma_model_max`, evenly spaced
+    in sigma ("linear") or in ln sigma ("log"); or explicit `levels`, of which those above sigma_tau count.
+    """
+
+    points: int = 0
+    sigma_model_max: float = 0.0
     spacing: Literal["linear", "log"] = "linear"
     sigma_model_min: float = 0.0
+    levels: tuple[float, ...] = ()
 
     @property
     def steps(self) -> int:
-        """The first interval makes no term: see `build_grid`."""
-        return self.points - 2
+        """The most terms that a score can have: see `build_grid`."""
+        return len(self.levels) - 1 if self.levels else self.points - 2
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", tuple(self.levels))  # TOML and JSON know lists only
+        if self.levels:
+            if self.points or self.sigma_model_max or self.sigma_model_min:
+                raise ValueError("a grid is given by its levels, or by points and sigma_model_max, not by both")
+            if len(self.levels) < 2 or not all(0 < a < b for a, b in pairwise(self.levels)):
+                raise ValueError(f"a grid's levels must be positive and rise, at least two of them: {self.levels}")
+            return
         if self.points < 3:
             raise ValueError(f"a grid needs at least 3 points, not {self.points}: the first two make no term")
         if not 0 <= self.sigma_model_min < self.sigma_model_max:
@@ -53,8 +65,10 @@ def build_grid(spec: GridSpec, *, tau_model: float) -> Grid:
     """The terms of a grid that starts at tau_model.
 
     The first interval has no finite weight in EPNDC (its lower end is tau itself, s = 0), so no classifier
-    uses it: a grid of n points has n - 2 terms.
+    uses it: a grid of n points has n - 2 terms, one of explicit levels one less than it has levels above tau.
     """
+    if spec.levels:
+        return _grid_of_levels(spec.levels, tau_model=tau_model)
     start = max(tau_model, spec.sigma_model_min)
     if start >= spec.sigma_model_max:
         raise ValueError(
@@ -66,6 +80,16 @@ def build_grid(spec: GridSpec, *, tau_model: float) -> Grid:
     space = np.geomspace if spec.spacing == "log" else np.linspace
     points = space(start, spec.sigma_model_max, spec.points)
     return Grid(tau_model=tau_model, level=points[2:], previous=points[1:-1])
+
+
+def _grid_of_levels(levels: tuple[float, ...], *, tau_model: float) -> Grid:
+    beyond = np.array([level for level in levels if level > tau_model])
+    if len(beyond) < 2:
+        raise ValueError(
+            f"sigma_pixel {tau_model / 2:g} is {tau_model:g} in model units, and fewer than two of the grid's levels "
+            f"lie above it (the last is {levels[-1]:g}); add levels or lower sigma_pixel"
+        )
+    return Grid(tau_model=tau_model, level=beyond[1:], previous=beyond[:-1])
 
 
 def elbo_weight(grid: Grid) -> Levels:

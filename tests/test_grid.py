@@ -56,3 +56,20 @@ def test_grids_that_cannot_rise_are_refused() -> None:
         build_grid(GridSpec(points=9, sigma_model_max=1), tau_model=1.0)
     with pytest.raises(ValueError, match="cannot start at 0"):
         build_grid(GridSpec(points=9, sigma_model_max=1, spacing="log"), tau_model=0.0)
+
+
+def test_of_explicit_levels_those_above_tau_count() -> None:
+    spec = GridSpec(levels=(0.3, 0.4, 0.55, 0.8, 1.2))
+    assert build_grid(spec, tau_model=0.25).level.tolist() == [0.4, 0.55, 0.8, 1.2]
+    above = build_grid(spec, tau_model=0.4)
+    assert (above.previous.tolist(), above.level.tolist()) == ([0.55, 0.8], [0.8, 1.2])
+    assert spec.steps == 4
+
+
+def test_levels_that_cannot_be_a_grid_are_refused() -> None:
+    with pytest.raises(ValueError, match="not by both"):
+        GridSpec(points=9, sigma_model_max=1, levels=(0.5, 1.0))
+    with pytest.raises(ValueError, match="must be positive and rise"):
+        GridSpec(levels=(0.5, 0.5))
+    with pytest.raises(ValueError, match="fewer than two"):
+        build_grid(GridSpec(levels=(0.5, 1.0)), tau_model=0.6)
