@@ -13,7 +13,6 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.scores import squared_errors
 from ndc_core.smoothing import LEVELS
 from ndc_core.space import bytes_to_pixels, pixels_to_model, sigma_to_model
 
@@ -108,16 +107,16 @@ class ScoreObjective:
         z = z.to(device, torch.float32)
         tau_model = sigma_to_model(self.sigma_pixel)
         noise = torch.randn(len(z), classifier.grid.steps, *z.shape[1:], generator=self.generator).to(device)
-        path, weight = classifier.path(
-            z, lambda: self._estimate(z, tau_model), classifier.grid, noise, tau_model=tau_model
-        )
+        clean = self._estimate(z, tau_model) if classifier.formula.needs_estimate else None
+        path, weight = classifier.path(z, clean, classifier.grid, noise, tau_model=tau_model)
         steps = len(path.level)
         draw, label, step = _rows(len(z), self.classes, steps, device=device)
         one_hot = torch.eye(classifier.denoiser.num_classes, device=device)[label]
-        losses = squared_errors(classifier.denoiser, path, draw=draw, step=step, label=one_hot)
+        found = classifier.denoiser(*path.noisy(draw, step), one_hot)
+        losses = path.squared_errors(found, draw=draw, step=step)
         if classifier.loss_cap is not None:
             losses = losses.clamp_max(classifier.loss_cap * z[0].numel())
-        return -(losses.view(len(z), len(self.classes), steps) @ torch.as_tensor(weight, device=device)).cpu()
+        return -(losses.view(len(z), len(self.classes), steps) @ torch.as_tensor(weight[0], device=device)).cpu()
 
     def _estimate(self, z: Float[Tensor, "draws c h w"], tau_model: float) -> Float[Tensor, "draws c h w"]:
         level = torch.full((len(z),), tau_model, device=z.device)

@@ -1,4 +1,4 @@
-"""The diffusion classifiers of the paper, all from one score loop.
+"""The diffusion classifiers of the paper, as formulas over one path of noisy images.
 
 Every one of them scores class y by  - sum_t c_t || h(z_t, sigma_t, y) - target_t ||^2  (a sum over the image's
 dimensions) and differs only in how z_t and target_t are drawn. Noise and grid are shared by all classes, so
@@ -7,63 +7,73 @@ z_t and target_t never depend on y. docs/mathematics.md says where the four come
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from ndc_core.denoiser import Denoiser
-from ndc_core.grid import WEIGHTS, Grid, GridSpec, Levels, build_grid, tau_correction
-from ndc_core.randomness import DrawNoise
-from ndc_core.scores import Images, Path, ScoreLoop
-from ndc_core.sift import SiftSpec, sift
+from ndc_core.denoiser import Denoiser, EveryClass
+from ndc_core.grid import WEIGHTS, Grid, GridSpec, Levels, build_grid, path_levels, tau_correction
+from ndc_core.race import RaceSpec
+from ndc_core.scores import Images, Path
+from ndc_core.sift import LabelGradientSpec, SiftSpec
 from ndc_core.unconditional import Unconditional, null_label
 
-Estimate = Callable[[], Images]
-Shape = tuple[Images, Images, Levels, Levels]  # start, anchor, input_scale, target_scale
+Of = Literal["image", "estimate"]  # the noisy image itself, or what the denoiser makes of it without a label
 
 
-def dc(z: Images, estimate: Estimate, grid: Grid) -> Shape:
-    """The image itself is diffused and is the target (tau = 0: whatever noise z has is taken for image)."""
-    return z, z, grid.level, np.zeros_like(grid.level)
+def ones(grid: Grid) -> Levels:
+    return np.ones_like(grid.level)
 
 
-def epndc(z: Images, estimate: Estimate, grid: Grid) -> Shape:
-    """z_tau is diffused on; the target is the exact posterior mean's, h* = z_tau - e tau^2 / s_t.
-
-    From h* = z_t + (z_tau - z_t) sigma_t^2 / s_t^2 with z_t = z_tau + s_t e and s_t^2 = sigma_t^2 - tau^2.
-    """
-    s = np.sqrt(grid.level**2 - grid.tau_model**2)
-    return z, z, s, -(grid.tau_model**2) / s
+def beyond_tau(grid: Grid) -> Levels:
+    """s_t = sqrt(sigma_t^2 - tau^2): what is added to an image that has noise tau already."""
+    return np.sqrt(grid.level**2 - grid.tau_model**2)
 
 
-def apndc(z: Images, estimate: Estimate, grid: Grid) -> Shape:
-    """z_tau is diffused on; the target is the unconditional estimate of the clean image."""
-    return z, estimate(), np.sqrt(grid.level**2 - grid.tau_model**2), np.zeros_like(grid.level)
-
-
-def apndc_ensemble(z: Images, estimate: Estimate, grid: Grid) -> Shape:
-    """The unconditional estimate of the clean image is diffused and is the target."""
-    clean = estimate()
-    return clean, clean, grid.level, np.zeros_like(grid.level)
-
-
-CLASSIFIERS: dict[str, Callable[[Images, Estimate, Grid], Shape]] = {
-    "dc": dc,
-    "epndc": epndc,
-    "apndc": apndc,
-    "apndc-ensemble": apndc_ensemble,
-}
+def posterior_share(grid: Grid) -> Levels:
+    """The exact posterior mean's target is h* = z_t + (z_tau - z_t) sigma_t^2 / s_t^2."""
+    return grid.level**2 / (grid.level**2 - grid.tau_model**2)
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The class of each draw, its scores (minus infinity for a sifted class), and how many rows were evaluated."""
+class Formula:
+    """What is diffused, by how much, and what its denoised form is compared with (`scores.Path`)."""
 
-    winners: Int[np.ndarray, " draws"]
-    scores: Float[np.ndarray, "draws classes"]
-    evaluations: int
+    start: Of
+    anchor: Of
+    input_scale: Callable[[Grid], Levels]
+    anchor_share: Callable[[Grid], Levels]
+
+    @property
+    def needs_estimate(self) -> bool:
+        return "estimate" in (self.start, self.anchor)
+
+
+CLASSIFIERS = {
+    # tau = 0: whatever noise the image has is taken for image.
+    "dc": Formula("image", "image", lambda grid: grid.level, ones),
+    "epndc": Formula("image", "image", beyond_tau, posterior_share),
+    "apndc": Formula("image", "estimate", beyond_tau, ones),
+    "apndc-ensemble": Formula("estimate", "estimate", lambda grid: grid.level, ones),
+}
+# Of these z_t is z_tau and more noise, so that one path can serve several tau.
+ON_ONE_PATH = ("epndc", "apndc")
+
+
+def refuse_combination(
+    name: str, grid: GridSpec, *, sift: SiftSpec | None, label_gradient: LabelGradientSpec | None, one_path: bool
+) -> None:
+    """Raises ValueError if a classifier cannot be all of this."""
+    if sift and label_gradient:
+        raise ValueError("sift and label_gradient both choose the classes to score: set one of them")
+    if one_path and (name not in ON_ONE_PATH or not grid.levels or sift):
+        raise ValueError(
+            f"one_path is for {' and '.join(ON_ONE_PATH)} on explicit grid.levels (`ndc diagnose` proposes some) "
+            "without sift, whose grid is another one; label_gradient and race go with it"
+        )
 
 
 @dataclass(frozen=True)
@@ -72,10 +82,13 @@ class DiffusionClassifier:
 
     A step's squared error counts for at most `loss_cap` times the dimension, if that is set. Every forward pass has
     exactly `rows_per_pass` rows (the last is padded), so that no vote depends on what else is computed (rule S1).
-    `unconditional` gives APNDC its target; left out, it is the denoiser's own at the all-zero label.
+    `unconditional` gives APNDC its target; left out, it is the denoiser's own at the all-zero label. `sift` and
+    `label_gradient` choose the classes that are scored, `race` lets them leave. With `one_path` the noise of a step
+    adds to that of the step before it, so that the votes of several noise levels can share network outputs.
 
     Raises:
-        ValueError: an unknown name or weight, or a number of rows below 1.
+        ValueError: an unknown name or weight, a number of rows below 1, two ways to sift, or a formula, grid or sift
+            that one path cannot serve.
     """
 
     denoiser: Denoiser
@@ -83,6 +96,9 @@ class DiffusionClassifier:
     grid: GridSpec
     weight: str = "elbo"
     sift: SiftSpec | None = None
+    label_gradient: LabelGradientSpec | None = None
+    race: RaceSpec | None = None
+    one_path: bool = False
     loss_cap: float | None = None
     rows_per_pass: int = 256
     device: str = "cpu"
@@ -96,110 +112,85 @@ class DiffusionClassifier:
             raise ValueError(f"rows_per_pass must be at least 1, not {self.rows_per_pass}")
         if self.loss_cap is not None and not self.loss_cap > 0:
             raise ValueError(f"loss_cap must be above 0, not {self.loss_cap}")
+        refuse_combination(
+            self.name, self.grid, sift=self.sift, label_gradient=self.label_gradient, one_path=self.one_path
+        )
+
+    @property
+    def formula(self) -> Formula:
+        return CLASSIFIERS[self.name]
 
     @property
     def estimator(self) -> Unconditional:
         return self.unconditional or null_label(self.denoiser)
 
     @property
+    def all_at_once(self) -> bool:
+        """Whether one forward pass gives every class, so that none needs to be left out."""
+        return isinstance(self.denoiser, EveryClass)
+
+    @property
     def active_sift(self) -> SiftSpec | None:
         """The sift, unless it would keep every class anyway."""
-        return self.sift if self.sift and self.sift.keep < self.denoiser.num_classes else None
+        spec = self.sift
+        return spec if spec and spec.keep < self.denoiser.num_classes and not self.all_at_once else None
 
-    def path(
-        self,
-        z: Images,
-        estimate: Estimate,
-        spec: GridSpec,
-        noise: Float[Tensor, "draws steps c h w"],
-        *,
-        tau_model: float,
-    ) -> tuple[Path, Levels]:
-        """The path of noisy images z (model space) over a grid, and the weight c_t of each of its terms."""
-        grid = build_grid(spec, tau_model=self.grid_start(tau_model))
-        start, anchor, input_scale, target_scale = CLASSIFIERS[self.name](z, estimate, grid)
-        weight = WEIGHTS[self.weight](grid)
-        if self.name == "epndc":
-            weight = weight * tau_correction(grid)
-        # With explicit levels, fewer of them may lie above tau than there is noise for.
-        return Path(start, anchor, grid.level, input_scale, target_scale, noise[:, -len(grid.level) :]), weight
+    @property
+    def active_label_gradient(self) -> LabelGradientSpec | None:
+        """Likewise."""
+        spec = self.label_gradient
+        return spec if spec and spec.keep < self.denoiser.num_classes and not self.all_at_once else None
 
     def grid_start(self, tau_model: float) -> float:
         """DC takes whatever noise z has for image: its grid does not start at it."""
         return 0.0 if self.name == "dc" else tau_model
 
-    def scores(
-        self, z: Float[np.ndarray, "draws c h w"], *, tau_model: float, noise: DrawNoise
-    ) -> Float[np.ndarray, "draws classes"]:
-        """The score of every class on the full grid, for each noisy image z (model space)."""
-        everyone = np.ones((len(z), self.denoiser.num_classes), dtype=bool)
-        return _Scorer(self, z, tau_model=tau_model).scores(everyone, noise.refine)
+    def weights(self, grid: Grid) -> Levels:
+        """c_t of each term."""
+        weight = WEIGHTS[self.weight](grid)
+        return weight * tau_correction(grid) if self.name == "epndc" else weight
 
-    def predict(self, z: Float[np.ndarray, "draws c h w"], *, tau_model: float, noise: DrawNoise) -> Prediction:
-        """The class with the highest score for each noisy image z (model space), sifted first if so set.
+    def path(
+        self,
+        z: Images,
+        clean: Images | None,
+        spec: GridSpec,
+        noise: Float[Tensor, "draws steps c h w"],
+        *,
+        tau_model: float,
+    ) -> tuple[Path, Float[np.ndarray, "1 steps"]]:
+        """Noisy images z (model space) diffused by independent noise at each level, and the weight c_t of each term.
 
-        The result of a draw is a function of its z and of its own noise, and of nothing else (rule S2).
-
-        Raises:
-            NonFiniteScoreError: the denoiser returned NaN or infinity.
+        `clean` is the estimate of the clean image, for the formulas that need one.
         """
-        scorer = _Scorer(self, z, tau_model=tau_model)
-        alive = scorer.survivors(noise.sift)
-        contested = alive & (alive.sum(axis=1, keepdims=True) > 1)
-        # The only survivor of a sift has won: it is not scored again.
-        scores = np.where(contested, scorer.scores(contested, noise.refine), np.where(alive, 0.0, -np.inf))
-        return Prediction(scores.argmax(axis=1), scores, scorer.loop.evaluations)
+        grid = build_grid(spec, tau_model=self.grid_start(tau_model))
+        formula, images = self.formula, {"image": z, "estimate": clean}
+        start, anchor = images[formula.start], images[formula.anchor]
+        assert start is not None
+        assert anchor is not None
+        # With explicit levels, fewer of them may lie above tau than there is noise for.
+        used, share = noise[:, -len(grid.level) :], formula.anchor_share(grid)[None]
+        return Path(start, used, grid.level, formula.input_scale(grid), (anchor,), share), self.weights(grid)[None]
 
+    def shared_path(
+        self,
+        z: tuple[Images, ...],
+        clean: tuple[Images, ...] | None,
+        later: Float[Tensor, "draws steps c h w"],
+        *,
+        taus_model: tuple[float, ...],
+    ) -> tuple[Path, Float[np.ndarray, "taus steps"]]:
+        """One path for several tau: z at each of them, `later` at all levels beyond the smallest.
 
-class _Scorer:
-    """One batch of draws on its way through sift and refine; the clean estimate is made once."""
-
-    def __init__(self, classifier: DiffusionClassifier, z: np.ndarray, *, tau_model: float) -> None:
-        self.classifier = classifier
-        self.tau_model = tau_model
-        self.device = torch.device(classifier.device)
-        self.loop = ScoreLoop(classifier.denoiser, rows_per_pass=classifier.rows_per_pass, device=self.device)
-        self.z = torch.from_numpy(z).to(self.device, torch.float32)
-        self.dimension = self.z[0].numel()
-        self._clean: Images | None = None
-
-    def _estimate(self) -> Images:
-        if self._clean is None:
-            self._clean = self.loop.estimate(self.z, self.classifier.estimator, sigma_model=self.tau_model)
-        return self._clean
-
-    def _path(self, spec: GridSpec, noise: np.ndarray) -> tuple[Path, Levels]:
-        on_device = torch.from_numpy(noise).to(self.device)
-        return self.classifier.path(self.z, self._estimate, spec, on_device, tau_model=self.tau_model)
-
-    def _losses(
-        self, path: Path, draw_of_pair: Int[np.ndarray, " pairs"], class_of_pair: Int[np.ndarray, " pairs"]
-    ) -> Float[np.ndarray, "pairs steps"]:
-        losses = self.loop.losses(path, draw_of_pair, class_of_pair)
-        cap = self.classifier.loss_cap
-        return losses if cap is None else np.minimum(losses, cap * self.dimension)
-
-    @torch.inference_mode()
-    def survivors(self, noise: Float[np.ndarray, "draws steps c h w"]) -> Bool[np.ndarray, "draws classes"]:
-        draws, classes = len(self.z), self.classifier.denoiser.num_classes
-        spec = self.classifier.active_sift
-        if spec is None:
-            return np.ones((draws, classes), dtype=bool)
-        path, weight = self._path(spec.grid, noise)
-
-        def step_loss(step: int, draw_of_pair: np.ndarray, class_of_pair: np.ndarray) -> np.ndarray:
-            return weight[step] * self._losses(path.at(step), draw_of_pair, class_of_pair)[:, 0]
-
-        threshold = spec.threshold_per_dim * self.dimension
-        return sift(step_loss, draws=draws, classes=classes, steps=len(weight), threshold=threshold, keep=spec.keep)
-
-    @torch.inference_mode()
-    def scores(
-        self, wanted: Bool[np.ndarray, "draws classes"], noise: Float[np.ndarray, "draws steps c h w"]
-    ) -> Float[np.ndarray, "draws classes"]:
-        """Scores on the full grid of the wanted pairs, minus infinity elsewhere."""
-        scores = np.full(wanted.shape, -np.inf)
-        if wanted.any():
-            path, weight = self._path(self.classifier.grid, noise)
-            scores[wanted] = -self._losses(path, *wanted.nonzero()) @ weight
-        return scores
+        The weight of a level that does not lie beyond a tau is 0 for it: a vote may only use what does (rule S2).
+        """
+        assert self.name in ON_ONE_PATH
+        level = np.array(path_levels(self.grid, taus_model=taus_model))
+        weight, share = np.zeros((len(taus_model), len(level))), np.ones((len(taus_model), len(level)))
+        for row, tau_model in enumerate(taus_model):
+            grid = build_grid(self.grid, tau_model=tau_model)
+            weight[row, -len(grid.level) :] = self.weights(grid)
+            share[row, -len(grid.level) :] = self.formula.anchor_share(grid)
+        anchors = z if self.formula.anchor == "image" or clean is None else clean
+        start = torch.zeros_like(z[0])  # `later` holds the noisy images themselves
+        return Path(start, later, level, np.ones(len(level)), anchors, share), weight

@@ -26,6 +26,15 @@ class Denoiser(Protocol):
     ) -> Float[Tensor, "rows c h w"]: ...
 
 
+@runtime_checkable
+class EveryClass(Protocol):
+    """A denoiser that gives its output for every class from one forward pass: a network with class heads."""
+
+    def every_class(
+        self, z: Float[Tensor, "rows c h w"], sigma_model: Float[Tensor, " rows"]
+    ) -> Float[Tensor, "rows classes c h w"]: ...
+
+
 def clip_to_image_range(estimate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Clips to [-1, 1], as the Lipschitz theorem of the paper needs; NaN and infinity become NaN."""
     # x - x is 0 for a finite x and NaN otherwise: clamp alone would turn an infinity into a valid pixel.

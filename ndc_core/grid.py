@@ -92,6 +92,14 @@ def _grid_of_levels(levels: tuple[float, ...], *, tau_model: float) -> Grid:
     return Grid(tau_model=tau_model, level=beyond[1:], previous=beyond[:-1])
 
 
+def path_levels(spec: GridSpec, *, taus_model: tuple[float, ...]) -> tuple[float, ...]:
+    """The levels that a path through several noise levels tau is evaluated at.
+
+    They are those of the smallest tau; every other uses an upper part of them.
+    """
+    return tuple(build_grid(spec, tau_model=min(taus_model)).level.tolist())
+
+
 def elbo_weight(grid: Grid) -> Levels:
     """The ELBO's weight at tau = 0, exact for a finite grid: scores are then log-likelihoods in nats."""
     a2, b2 = grid.previous**2, grid.level**2

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from ndc_core.smoothing import InputNoise
+from ndc_core.walks import Walk
 
 Phase = Literal["selection", "estimation"]
 
@@ -59,3 +60,12 @@ def draw_noise(
         generator.standard_normal(out=refine[row], dtype=np.float32)
         generator.standard_normal(out=sift[row], dtype=np.float32)
     return DrawNoise(np.stack(inputs), refine, sift)
+
+
+def draw_walks(
+    *, seed: int, image_id: str, phase: Phase, draws: Sequence[int], walk: Walk, image_shape: tuple[int, int, int]
+) -> Shaped[np.ndarray, "draws stations c h w"]:
+    """Noise of the named draws at every station of a walk."""
+    return np.stack(
+        [walk.draw(draw_generator(seed=seed, image_id=image_id, phase=phase, draw=draw), image_shape) for draw in draws]
+    )

@@ -1,4 +1,4 @@
-"""The score loop: squared distances of the denoiser's output to its target, in passes of one fixed shape."""
+"""Squared distances of a denoiser's output to its target along a path of noisy images, as rows to be asked for."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ndc_core.denoiser import Denoiser
 from ndc_core.grid import Levels
-from ndc_core.unconditional import Unconditional
+from ndc_core.passes import Ask, Inputs
 
 Images = Float[Tensor, "draws c h w"]
+Rows = Int[Tensor, " rows"]
 
 
 class NonFiniteScoreError(ArithmeticError):
@@ -25,109 +26,127 @@ class NonFiniteScoreError(ArithmeticError):
 
 @dataclass(frozen=True)
 class Path:
-    """z_t = start + input_scale_t e_t  and  target_t = anchor + target_scale_t e_t, at the given levels."""
+    """Noisy images z_t = start + input_scale_t noise_t of a batch of draws, and what they are denoised towards.
+
+    A path may serve several noise levels tau of the input at once. Each has an anchor, and its target at t is
+    z_t + anchor_share_t (anchor - z_t): the anchor itself where its share is 1.
+    """
 
     start: Images
-    anchor: Images
+    noise: Float[Tensor, "draws steps c h w"]
     level: Levels
     input_scale: Levels
-    target_scale: Levels
-    noise: Float[Tensor, "draws steps c h w"]
+    anchors: tuple[Images, ...]
+    anchor_share: Float[np.ndarray, "taus steps"]
 
-    def at(self, step: int) -> "Path":
-        """The path's one step as a path of its own."""
-        one = slice(step, step + 1)
+    def at(self, steps: slice) -> "Path":
+        """Some of the path's steps as a path of their own."""
         return Path(
             self.start,
-            self.anchor,
-            self.level[one],
-            self.input_scale[one],
-            self.target_scale[one],
-            self.noise[:, one],
+            self.noise[:, steps],
+            self.level[steps],
+            self.input_scale[steps],
+            self.anchors,
+            self.anchor_share[:, steps],
         )
 
+    def of(self, tau: int) -> "Path":
+        """The same noisy images with the targets of one noise level."""
+        one = slice(tau, tau + 1)
+        return Path(self.start, self.noise, self.level, self.input_scale, self.anchors[one], self.anchor_share[one])
 
-def squared_errors(
+    def noisy(self, draw: Rows, step: Rows) -> tuple[Float[Tensor, "rows c h w"], Float[Tensor, " rows"]]:
+        """z_t and sigma_t of each row's draw and step."""
+        level, scale = (self._scalars(values)[step] for values in (self.level, self.input_scale))
+        return torch.addcmul(self.start[draw], self.noise[draw, step], scale[:, None, None, None]), level
+
+    def squared_errors(
+        self, found: Float[Tensor, "rows *classes c h w"], *, draw: Rows, step: Rows
+    ) -> Float[Tensor, "rows taus *classes"]:
+        """|| found - target_t ||^2 for each noise level, in double precision; differentiable."""
+        errors = []
+        z, _ = self.noisy(draw, step)
+        for anchor, shares in zip(self.anchors, self.anchor_share, strict=True):
+            target = anchor[draw]
+            if (shares != 1).any():
+                target = torch.lerp(z, target, self._scalars(shares)[step][:, None, None, None])
+            residual = found - (target if found.ndim == target.ndim else target[:, None])
+            errors.append(residual.square().flatten(-3).sum(-1, dtype=torch.float64))
+        return torch.stack(errors, dim=1)
+
+    def _scalars(self, values: Levels) -> Float[Tensor, " steps"]:
+        return torch.as_tensor(values, dtype=torch.float32, device=self.start.device)
+
+
+def ask_losses(
     denoiser: Denoiser,
     path: Path,
+    draw: Int[np.ndarray, " rows"],
+    step: Int[np.ndarray, " rows"],
+    class_id: Int[np.ndarray, " rows"],
+) -> Ask:
+    """Asks for || h(z_t, sigma_t, y) - target_t ||^2: (rows, taus)."""
+    draws, steps, classes = (torch.as_tensor(ids, device=path.start.device) for ids in (draw, step, class_id))
+    labels = torch.eye(denoiser.num_classes, device=path.start.device)
+
+    def inputs(rows: slice) -> Inputs:
+        return *path.noisy(draws[rows], steps[rows]), labels[classes[rows]]
+
+    def read(found: Tensor, rows: slice) -> Tensor:
+        return path.squared_errors(found, draw=draws[rows], step=steps[rows])
+
+    return Ask("forward", denoiser, len(draw), inputs, read)
+
+
+def ask_losses_of_every_class(
+    denoiser: Denoiser, path: Path, draw: Int[np.ndarray, " rows"], step: Int[np.ndarray, " rows"]
+) -> Ask:
+    """Asks for the same of all classes at once, of a network with class heads: (rows, taus, classes)."""
+    draws, steps = (torch.as_tensor(ids, device=path.start.device) for ids in (draw, step))
+    unread = torch.zeros(1, 0, device=path.start.device)
+
+    def inputs(rows: slice) -> Inputs:
+        return *path.noisy(draws[rows], steps[rows]), unread.expand(rows.stop - rows.start, 0)
+
+    def read(found: Tensor, rows: slice) -> Tensor:
+        return path.squared_errors(found, draw=draws[rows], step=steps[rows])
+
+    return Ask("every_class", denoiser, len(draw), inputs, read)
+
+
+def ask_label_gradients(
+    denoiser: Denoiser, path: Path, draw: Int[np.ndarray, " rows"], step: Int[np.ndarray, " rows"]
+) -> Ask:
+    """Asks for the derivative of the squared error of a path with one tau at the mean label: (rows, classes).
+
+    To first order, the squared error at the label y is that at the mean label plus this derivative's entry y plus what
+    is the same for all classes.
+    """
+    draws, steps = (torch.as_tensor(ids, device=path.start.device) for ids in (draw, step))
+    classes = denoiser.num_classes
+    mean = torch.full((1, classes), 1 / classes, device=path.start.device)
+
+    def inputs(rows: slice) -> Inputs:
+        return *path.noisy(draws[rows], steps[rows]), mean.expand(rows.stop - rows.start, classes)
+
+    def read(found: Tensor, rows: slice) -> Tensor:
+        return path.squared_errors(found, draw=draws[rows], step=steps[rows])[:, 0]
+
+    return Ask("label_gradient", denoiser, len(draw), inputs, read)
+
+
+def refuse_non_finite(
+    answer: Float[np.ndarray, "rows *more"],
+    path: Path,
     *,
-    draw: Int[Tensor, " rows"],
-    step: Int[Tensor, " rows"],
-    label: Float[Tensor, "rows classes"],
-) -> Float[Tensor, " rows"]:
-    """|| h(z_t, sigma_t, y) - target_t ||^2 of each row's draw, step and label, in double precision; differentiable."""
-    level, input_scale, target_scale = (
-        torch.as_tensor(scale, dtype=torch.float32, device=path.start.device)[step]
-        for scale in (path.level, path.input_scale, path.target_scale)
-    )
-    e, start = path.noise[draw, step], path.start[draw]
-    target = start if path.anchor is path.start else path.anchor[draw]
-    z = torch.addcmul(start, e, input_scale[:, None, None, None])
-    if path.target_scale.any():
-        target = torch.addcmul(target, e, target_scale[:, None, None, None])
-    residual = denoiser(z, level, label) - target
-    return residual.square().flatten(1).sum(1, dtype=torch.float64)
-
-
-class ScoreLoop:
-    """A denoiser called on exactly `rows_per_pass` rows at a time, and how many rows it was asked for."""
-
-    def __init__(self, denoiser: Denoiser, *, rows_per_pass: int, device: torch.device) -> None:
-        self.denoiser = denoiser
-        self.rows_per_pass = rows_per_pass
-        self.device = device
-        self.evaluations = 0
-
-    def _rows(self, total: int) -> tuple[Int[Tensor, " rows"], list[slice]]:
-        """All row indices, padded to whole passes by repeating the last, and the window of each pass."""
-        self.evaluations += total
-        padded = -(-total // self.rows_per_pass) * self.rows_per_pass
-        rows = torch.arange(padded, device=self.device).clamp_(max=total - 1)
-        return rows, [slice(first, first + self.rows_per_pass) for first in range(0, padded, self.rows_per_pass)]
-
-    def estimate(self, z: Images, unconditional: Unconditional, *, sigma_model: float) -> Images:
-        """The unconditional estimate of the clean image behind each z."""
-        labels = unconditional.labels.to(self.device)
-        at_once = max(1, self.rows_per_pass // len(labels))  # draws, so that memory does not grow with the labels
-        return torch.cat(
-            [
-                self._estimate(z[first : first + at_once], unconditional.denoiser, labels, sigma_model)
-                for first in range(0, len(z), at_once)
-            ]
-        )
-
-    def _estimate(
-        self, z: Images, denoiser: Denoiser, labels: Float[Tensor, "labels classes"], sigma_model: float
-    ) -> Images:
-        sigma = torch.full((self.rows_per_pass,), sigma_model, device=self.device)
-        rows, windows = self._rows(len(z) * len(labels))
-        draw, label = rows // len(labels), rows % len(labels)
-        found = torch.cat([denoiser(z[draw[window]], sigma, labels[label[window]]) for window in windows])
-        return found[: len(z) * len(labels)].unflatten(0, (len(z), len(labels))).mean(dim=1)
-
-    def losses(
-        self, path: Path, draw_of_pair: Int[np.ndarray, " pairs"], class_of_pair: Int[np.ndarray, " pairs"]
-    ) -> Float[np.ndarray, "pairs steps"]:
-        """|| h(z_t, sigma_t, y) - target_t ||^2 of each (draw, class) pair at each level of the path.
-
-        Raises:
-            NonFiniteScoreError: naming the first draw, level and class where the output is not finite.
-        """
-        steps = len(path.level)
-        total = len(draw_of_pair) * steps
-        rows, windows = self._rows(total)
-        pair, step = rows // steps, rows % steps
-        draw = torch.as_tensor(draw_of_pair, device=self.device)[pair]
-        class_of_row = torch.as_tensor(class_of_pair, device=self.device)[pair]
-        labels = torch.eye(self.denoiser.num_classes, device=self.device)
-        losses = torch.empty(len(rows), dtype=torch.float64, device=self.device)
-        for window in windows:
-            losses[window] = squared_errors(
-                self.denoiser, path, draw=draw[window], step=step[window], label=labels[class_of_row[window]]
-            )
-        result = losses[:total].view(-1, steps).cpu().numpy()
-        if not np.isfinite(result).all():
-            bad_pair, bad_step = np.argwhere(~np.isfinite(result))[0]
-            where = f"sigma_model {path.level[bad_step]:g}, class {class_of_pair[bad_pair]}"
-            raise NonFiniteScoreError(where, row=int(draw_of_pair[bad_pair]))
-        return result
+    draw: Int[np.ndarray, " rows"],
+    step: Int[np.ndarray, " rows"],
+    class_id: Int[np.ndarray, " rows"] | None,
+) -> None:
+    """Raises NonFiniteScoreError for the first row that is not finite, with its level and class."""
+    if np.isfinite(answer).all():
+        return
+    place = np.argwhere(~np.isfinite(answer))[0]
+    row = place[0]
+    named = place[-1] if class_id is None else class_id[row]
+    raise NonFiniteScoreError(f"sigma_model {path.level[step[row]]:g}, class {named}", row=int(draw[row]))

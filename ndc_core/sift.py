@@ -1,6 +1,6 @@
-"""Sift-and-refine, first half: which classes are worth the full grid (paper, Algorithm of Sec. 3.4)."""
+"""Which classes are worth the full grid: the paper's sift (Sec. 3.4), and one from the label's gradient."""
 
-from collections.abc import Callable
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float, Int
 
 from ndc_core.grid import GridSpec
 
-# (step, draw of each pair, class of each pair) -> loss of each pair, already weighted
-StepLoss = Callable[[int, Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]], Float[np.ndarray, " pairs"]]
+# Asks for step, draw of each pair, class of each pair; is sent the loss of each pair, already weighted.
+StepAsk = tuple[int, Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]
+Alive = Bool[np.ndarray, "draws classes"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,25 @@ class SiftSpec:
             raise ValueError(f"sift.keep must be at least 1 class, not {self.keep}")
 
 
+@dataclass(frozen=True)
+class LabelGradientSpec:
+    """Keep the `keep` classes that come first in a first-order score.
+
+    The loss is a function of the continuous label; its derivative at the mean label orders all classes at once, for one
+    forward and one backward pass a step however many there are. `steps` of the score's own grid are used.
+    """
+
+    steps: int
+    keep: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.keep < 1:
+            raise ValueError(f"label_gradient.steps and .keep must be at least 1, not {self.steps} and {self.keep}")
+
+
 def sift(
-    step_loss: StepLoss, *, draws: int, classes: int, steps: int, threshold: float, keep: int
-) -> Bool[np.ndarray, "draws classes"]:
+    *, draws: int, classes: int, steps: int, threshold: float, keep: int
+) -> Generator[StepAsk, Float[np.ndarray, " pairs"], Alive]:
     """The classes of each draw that survive: at most `keep`, always with the best one among them.
 
     Each draw is sifted by its own losses only (rule S2). A draw is done when at most `keep` classes are
@@ -46,12 +63,17 @@ def sift(
         undecided = alive & (alive.sum(axis=1) > keep)[:, None]
         if not undecided.any():
             return alive
-        draw_of_pair, class_of_pair = undecided.nonzero()
-        accumulated[undecided] += step_loss(step, draw_of_pair, class_of_pair)
+        accumulated[undecided] += yield (step, *undecided.nonzero())
         best = np.where(alive, accumulated, np.inf).min(axis=1, keepdims=True)
         alive &= ~(undecided & (accumulated - best > threshold))
     crowded = alive.sum(axis=1) > keep
-    order = np.where(alive, accumulated, np.inf).argsort(axis=1, kind="stable")
-    beaten = order[crowded, keep:]
-    alive[crowded.nonzero()[0][:, None], beaten] = False
+    alive[crowded] = smallest(np.where(alive, accumulated, np.inf)[crowded], keep)
     return alive
+
+
+def smallest(scores: Float[np.ndarray, "draws classes"], keep: int) -> Alive:
+    """Marks the `keep` smallest scores of each draw; of equal ones the first."""
+    chosen = np.zeros(scores.shape, dtype=bool)
+    order = scores.argsort(axis=1, kind="stable")[:, :keep]
+    np.put_along_axis(chosen, order, True, axis=1)
+    return chosen

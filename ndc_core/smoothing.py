@@ -65,9 +65,7 @@ class IntegerNoise:
 
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
         """Whole levels, of the law of round(255 sigma_pixel e)."""
-        table = rounded_gaussian_table(self.sigma_pixel)
-        uniform = generator.integers(0, 2**TABLE_BITS, size=shape, dtype=np.uint64)
-        return np.searchsorted(table, uniform, side="right") - len(table) // 2
+        return draw_from_table(rounded_gaussian_table(self.sigma_pixel), generator, shape)
 
     def add(self, image: Image, noise: Noise) -> Float[np.ndarray, "draws c h w"]:
         """A function of the sums image + noise, which are whole numbers.
@@ -107,6 +105,14 @@ class NoNoise:
 
 
 NOISES: dict[str, Callable[[float], InputNoise]] = {"integer": IntegerNoise, "float": FloatNoise, "none": NoNoise}
+
+
+def draw_from_table(
+    table: UInt64[np.ndarray, " thresholds"], generator: np.random.Generator, shape: tuple[int, ...]
+) -> Shaped[np.ndarray, "..."]:
+    """Whole numbers k = -m .. m from the 2m thresholds floor(2^64 P(K <= k)), k = -m .. m - 1."""
+    uniform = generator.integers(0, 2**TABLE_BITS, size=shape, dtype=np.uint64)
+    return np.searchsorted(table, uniform, side="right") - len(table) // 2
 
 
 @lru_cache(maxsize=16)

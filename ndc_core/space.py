@@ -23,6 +23,10 @@ def sigma_to_model(sigma_pixel: float) -> float:
     return 2 * sigma_pixel
 
 
+def sigma_to_pixel(sigma_model: float) -> float:
+    return sigma_model / 2
+
+
 def bytes_to_pixels(image: np.ndarray) -> np.ndarray:
     """An 8-bit image as doubles in [0, 1]."""
     assert image.dtype == np.uint8

@@ -1,33 +1,95 @@
-"""Votes of a smoothed classifier on one image, and the certificate they give."""
+"""Votes of a smoothed classifier on images, and the certificate they give."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 
+from ndc_core.ballots import NOBODY, Prediction, independent, on_one_path
 from ndc_core.certificates import Certificate, Cohen, Tally, Terms
 from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.randomness import DrawNoise, Phase, draw_noise
+from ndc_core.grid import path_levels
+from ndc_core.passes import TASKS_AT_ONCE, Task, gather
+from ndc_core.randomness import DrawNoise, Phase, draw_noise, draw_walks
 from ndc_core.scores import NonFiniteScoreError
 from ndc_core.smoothing import NOISES, InputNoise, NoiseName
-from ndc_core.space import sigma_to_model
+from ndc_core.space import sigma_to_model, sigma_to_pixel
+from ndc_core.walks import WALKS, stations_of
 
-NOISE_BYTES_AT_ONCE = 64 * 2**20
+# Of one actor, for noise and losses: the batches that vote and those whose noise is drawn ahead share it.
+MEMORY_BYTES = 256 * 2**20
+BATCHES_AHEAD = 2
+
+Image = Shaped[np.ndarray, "c h w"]
+Name = TypeVar("Name")
+
+
+@dataclass(frozen=True)
+class Poll:
+    """Draws of an image that are to vote, at one noise level or at several on one path.
+
+    The noise of a path is drawn for all levels `of_the_run`, so that a level's votes do not depend on which others vote
+    with it. A vote may stop when its level's candidate is out of the race (see `ballots.on_one_path`). The image is
+    8-bit, or with another noise than `integer` pixels in double precision.
+    """
+
+    image: Image
+    image_id: str
+    sigma_pixel: tuple[float, ...]
+    noise: NoiseName
+    seed: int
+    phase: Phase
+    draws: range
+    keep_scores: bool = False
+    candidates: tuple[int, ...] = ()
+    of_the_run: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert len(self.draws)
+
+    @property
+    def taus_model(self) -> tuple[float, ...]:
+        return tuple(sigma_to_model(sigma) for sigma in self.sigma_pixel)
 
 
 @dataclass(frozen=True)
 class VoteCounts:
-    """How many draws each class won, what it cost, and each draw's scores if they were asked for."""
+    """How many draws each class won at a noise level, its share of the cost, and each draw's scores if asked for."""
 
     votes: Int[np.ndarray, " classes"]
     evaluations: int
     scores: Float[np.ndarray, "draws classes"] | None = None
 
 
+def hold_polls(
+    classifier: DiffusionClassifier, next_poll: Callable[[], tuple[Name, Poll] | None]
+) -> Iterator[tuple[Name, list[VoteCounts] | Exception]]:
+    """Counts the votes of polls, for each noise level of each, as soon as a poll is complete; or says why it is not.
+
+    The same draws give the same votes whenever, wherever and with whatever others they are asked for (rule S1).
+    `next_poll` gives None when there is none at present.
+
+    Raises (as the poll's result):
+        ValueError: an image that does not fit the denoiser or the noise.
+        NonFiniteScoreError: the denoiser returned NaN or infinity; image, draw, sigma and class are named.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        station = _PollingStation(classifier, next_poll, thread)
+        tasks = gather(
+            station.next_task, rows_per_pass=classifier.rows_per_pass, device=torch.device(classifier.device)
+        )
+        for (box, draws), found in tasks:
+            yield from station.take(box, draws, found)
+
+
 def count_votes(
     classifier: DiffusionClassifier,
-    image: Shaped[np.ndarray, "c h w"],
+    image: Image,
     *,
     sigma_pixel: float,
     noise: NoiseName,
@@ -37,34 +99,140 @@ def count_votes(
     draws: range,
     keep_scores: bool = False,
 ) -> VoteCounts:
-    """Votes of the named draws; the same draws give the same votes whenever and wherever they are asked for.
-
-    The image is 8-bit, or with another noise than `integer` pixels in double precision.
+    """Votes of the named draws of one image at one noise level.
 
     Raises:
-        ValueError: an image that does not fit the denoiser or the noise.
-        NonFiniteScoreError: the denoiser returned NaN or infinity; image, draw, sigma and class are named.
+        ValueError, NonFiniteScoreError: see `hold_polls`.
     """
-    if image.shape != tuple(classifier.denoiser.image_shape):
+    waiting = [(None, Poll(image, image_id, (sigma_pixel,), noise, seed, phase, draws, keep_scores))]
+    ((_, found),) = hold_polls(classifier, lambda: waiting.pop() if waiting else None)
+    if isinstance(found, Exception):
+        raise found
+    return found[0]
+
+
+@dataclass(eq=False)
+class _Box(Generic[Name]):
+    """A poll's batches that are still out, and what the others gave."""
+
+    name: Name
+    poll: Poll
+    draws_out: int
+    found: dict[int, list[Prediction]] = field(default_factory=dict)  # by first draw
+    failed: bool = False
+
+
+class _PollingStation(Generic[Name]):
+    """Cuts polls into batches, draws their noise ahead in a thread, and puts their votes together again."""
+
+    def __init__(
+        self,
+        classifier: DiffusionClassifier,
+        next_poll: Callable[[], tuple[Name, Poll] | None],
+        thread: ThreadPoolExecutor,
+    ) -> None:
+        self.classifier, self.next_poll, self.thread = classifier, next_poll, thread
+        self.batches: deque[tuple[_Box[Name], range]] = deque()
+        self.ahead: deque[tuple[_Box[Name], range, Future[Task[list[Prediction]]]]] = deque()
+
+    def next_task(self) -> tuple[tuple[_Box[Name], range], Task[list[Prediction]]] | None:
+        while len(self.ahead) <= BATCHES_AHEAD and (batch := self._next_batch()):
+            self.ahead.append((*batch, self.thread.submit(prepare, self.classifier, batch[0].poll, batch[1])))
+        if not self.ahead:
+            return None
+        box, draws, prepared = self.ahead.popleft()
+        return (box, draws), self._task(prepared)
+
+    def _task(self, prepared: Future[Task[list[Prediction]]]) -> Task[list[Prediction]]:
+        return (yield from prepared.result())
+
+    def _next_batch(self) -> tuple[_Box[Name], range] | None:
+        if not self.batches:
+            named = self.next_poll()
+            if named is None:
+                return None
+            name, poll = named
+            box = _Box(name, poll, draws_out=len(poll.draws))
+            self.batches.extend((box, draws) for draws in batches(self.classifier, poll))
+        return self.batches.popleft()
+
+    def take(
+        self, box: _Box[Name], draws: range, found: list[Prediction] | Exception
+    ) -> Iterator[tuple[Name, list[VoteCounts] | Exception]]:
+        if box.failed:
+            return
+        if isinstance(found, Exception):
+            box.failed = True
+            self.batches = deque(batch for batch in self.batches if batch[0] is not box)
+            yield box.name, _named(found, box.poll, draws)
+            return
+        box.found[draws[0]] = found
+        box.draws_out -= len(draws)
+        if not box.draws_out:
+            yield box.name, _counted(box, self.classifier.denoiser.num_classes)
+
+
+def _named(error: Exception, poll: Poll, draws: range) -> Exception:
+    if not isinstance(error, NonFiniteScoreError):
+        return error
+    sigmas = ", ".join(f"{sigma:g}" for sigma in poll.sigma_pixel)
+    where = f"image {poll.image_id}, sigma_pixel {sigmas}, {poll.phase} draw {draws[error.row]}, {error.where}"
+    return NonFiniteScoreError(where, row=error.row)
+
+
+def _counted(box: _Box[Name], classes: int) -> list[VoteCounts]:
+    in_order = [box.found[first] for first in sorted(box.found)]
+    cost = sum(one.evaluations for found in in_order for one in found)
+    levels = len(box.poll.sigma_pixel)
+    counts = []
+    for level, of_level in enumerate(zip(*in_order, strict=True)):
+        votes = sum(np.bincount(one.winners, minlength=classes) for one in of_level)
+        scores = np.concatenate([one.scores for one in of_level]) if box.poll.keep_scores else None
+        # What levels share is divided among them, to the last evaluation.
+        counts.append(VoteCounts(np.asarray(votes), cost * (level + 1) // levels - cost * level // levels, scores))
+    return counts
+
+
+def prepare(classifier: DiffusionClassifier, poll: Poll, draws: Sequence[int]) -> Task[list[Prediction]]:
+    """Draws a batch's noise; gives its task."""
+    if poll.image.shape != tuple(classifier.denoiser.image_shape):
         raise ValueError(
-            f"image {image_id} has shape {image.shape}, the denoiser takes {tuple(classifier.denoiser.image_shape)}"
+            f"image {poll.image_id} has shape {poll.image.shape}, "
+            f"the denoiser takes {tuple(classifier.denoiser.image_shape)}"
         )
-    input_noise = NOISES[noise](sigma_pixel)
-    votes = np.zeros(classifier.denoiser.num_classes, dtype=np.int64)
-    evaluations, scores = 0, []
-    for batch in _batches(classifier, draws, image.size):
-        drawn = noise_of(classifier, input_noise, seed=seed, image_id=image_id, phase=phase, draws=batch)
-        z = input_noise.add(image, drawn.input)
-        try:
-            prediction = classifier.predict(z, tau_model=sigma_to_model(sigma_pixel), noise=drawn)
-        except NonFiniteScoreError as error:
-            where = f"image {image_id}, sigma_pixel {sigma_pixel:g}, {phase} draw {batch[error.row]}, {error.where}"
-            raise NonFiniteScoreError(where, row=error.row) from error
-        votes += np.bincount(prediction.winners, minlength=len(votes))
-        evaluations += prediction.evaluations
-        if keep_scores:
-            scores.append(prediction.scores)
-    return VoteCounts(votes, evaluations, np.concatenate(scores) if keep_scores else None)
+    input_noise = NOISES[poll.noise](poll.sigma_pixel[0])
+    if classifier.one_path:
+        return _prepare_path(classifier, poll, draws, input_noise)
+    (sigma_pixel,) = poll.sigma_pixel
+    drawn = noise_of(classifier, input_noise, seed=poll.seed, image_id=poll.image_id, phase=poll.phase, draws=draws)
+    z = input_noise.add(poll.image, drawn.input)
+    (candidate,) = poll.candidates or (NOBODY,)
+    return independent(classifier, z, tau_model=sigma_to_model(sigma_pixel), noise=drawn, candidate=candidate)
+
+
+def _prepare_path(
+    classifier: DiffusionClassifier, poll: Poll, draws: Sequence[int], input_noise: InputNoise
+) -> Task[list[Prediction]]:
+    at = stations_of(classifier.grid, poll.of_the_run or poll.sigma_pixel)
+    walk = WALKS[poll.noise](at)
+    noise = draw_walks(
+        seed=poll.seed,
+        image_id=poll.image_id,
+        phase=poll.phase,
+        draws=draws,
+        walk=walk,
+        image_shape=classifier.denoiser.image_shape,
+    )
+    # A station's noisy image is a function of its own noise, not of how it was reached (rules S2 and S8).
+    z = input_noise.add(poll.image, noise).astype(np.float32)
+    levels = [sigma_to_pixel(level) for level in path_levels(classifier.grid, taus_model=poll.taus_model)]
+    return on_one_path(
+        classifier,
+        [z[:, at.index(sigma)] for sigma in poll.sigma_pixel],
+        z[:, [at.index(level) for level in levels]],
+        taus_model=poll.taus_model,
+        candidates=poll.candidates,
+    )
 
 
 def noise_of(
@@ -76,7 +244,7 @@ def noise_of(
     phase: Phase,
     draws: Sequence[int],
 ) -> DrawNoise:
-    """All the noise that the classifier's named draws need."""
+    """All the noise that the classifier's named draws need, without one path."""
     sift = classifier.active_sift
     return draw_noise(
         seed=seed,
@@ -90,12 +258,15 @@ def noise_of(
     )
 
 
-def _batches(classifier: DiffusionClassifier, draws: range, dimension: int) -> list[range]:
-    """As many draws at once as their noise fits in memory; a function of shapes only."""
-    sift = classifier.active_sift
+def batches(classifier: DiffusionClassifier, poll: Poll) -> list[range]:
+    """The poll's draws, at most a pass's rows at once and no more than fit in memory; a function of shapes only."""
+    sift, levels = classifier.active_sift, len(poll.sigma_pixel)
     steps = classifier.grid.steps + (sift.grid.steps if sift else 0)
-    at_once = max(1, NOISE_BYTES_AT_ONCE // (4 * dimension * (steps + 2)))
-    return [draws[first : first + at_once] for first in range(0, len(draws), at_once)]
+    noise_bytes = poll.image.size * ((steps + 2 * levels) * 24 if classifier.one_path else (steps + 2) * 4)
+    loss_bytes = classifier.grid.steps * classifier.denoiser.num_classes * (8 * (levels + 2) + 2)
+    of_a_batch = MEMORY_BYTES // (TASKS_AT_ONCE + BATCHES_AHEAD + 1)
+    at_once = max(1, min(classifier.rows_per_pass, of_a_batch // (noise_bytes + loss_bytes)))
+    return [poll.draws[first : first + at_once] for first in range(0, len(poll.draws), at_once)]
 
 
 def certify(

@@ -1,6 +1,7 @@
 """The one place where Ray is wired: rows of work go to a pool of actors, receipts come back as they are made."""
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -18,6 +19,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the driver's terminal
 
 ACTOR_RESTARTS, TASK_RETRIES = 20, 3
 MAX_BLOCKS = 20_000
+TURNS_OF_AN_ACTOR = 8  # at the least, so that none is left alone with much of the work at the end
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 
 
@@ -61,10 +63,14 @@ def connect_ray(compute: ComputeConfig) -> int:
 
 
 def stream(
-    rows: Sequence[dict[str, Any]], actor: type, settings: object, *, compute: ComputeConfig
+    rows: Sequence[dict[str, Any]], actor: type, settings: object, *, compute: ComputeConfig, rows_together: int = 1
 ) -> Iterator[dict[str, Any]]:
-    """Maps rows over a pool of `actor(settings)` and yields the rows that they return, as soon as each is there."""
+    """Maps rows over a pool of `actor(settings)` and yields the rows that they return, as soon as each is there.
+
+    An actor is sent at most `rows_together` rows at a time, and fewer where there are few for each.
+    """
     actors = min(connect_ray(compute), len(rows))
+    blocks = min(len(rows), MAX_BLOCKS, max(math.ceil(len(rows) / rows_together), TURNS_OF_AN_ACTOR * actors))
     stop_on_signals()  # again: Ray has put handlers of its own in place, which abort
     import ray.data
 
@@ -80,7 +86,7 @@ def stream(
         # Ray deprecates these two without another way to say them, and its defaults would retry a unit that
         # kills its actor for ever.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        receipts = ray.data.from_items(list(rows), override_num_blocks=min(len(rows), MAX_BLOCKS)).map_batches(
+        receipts = ray.data.from_items(list(rows), override_num_blocks=blocks).map_batches(
             actor,
             fn_constructor_args=(settings,),
             batch_size=None,

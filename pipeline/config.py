@@ -9,11 +9,12 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from ndc_core.classifiers import CLASSIFIERS
+from ndc_core.classifiers import CLASSIFIERS, refuse_combination
 from ndc_core.execution import Precision
 from ndc_core.grid import WEIGHTS, GridSpec, build_grid
 from ndc_core.methods import CERTIFICATES
-from ndc_core.sift import SiftSpec
+from ndc_core.race import RaceSpec
+from ndc_core.sift import LabelGradientSpec, SiftSpec
 from ndc_core.smoothing import NoiseName
 from ndc_core.space import sigma_to_model
 from pipeline.datasets import DatasetSpec
@@ -43,15 +44,30 @@ class SiftConfig(SiftSpec):
 
 
 @dataclass(frozen=True, config=STRICT)
+class LabelGradientConfig(LabelGradientSpec):
+    pass
+
+
+@dataclass(frozen=True, config=STRICT)
+class RaceConfig(RaceSpec):
+    pass
+
+
+@dataclass(frozen=True, config=STRICT)
 class DatasetConfig(DatasetSpec):
     pass
 
 
 class ClassifierConfig(Section):
+    """docs/cost.md says what sift, label_gradient, race and one_path save."""
+
     name: str
     weight: str
     grid: GridConfig
     sift: SiftConfig | None = None
+    label_gradient: LabelGradientConfig | None = None
+    race: RaceConfig | None = None
+    one_path: bool = False
     loss_cap: float | None = Field(default=None, gt=0)
 
 
@@ -123,15 +139,29 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _the_levers_go_together(self) -> Self:
+        c = self.classifier
+        refuse_combination(c.name, c.grid, sift=c.sift, label_gradient=c.label_gradient, one_path=c.one_path)
+        return self
+
+    @property
+    def follows_images(self) -> bool:
+        """Whether what is drawn of an image depends on its votes so far: when it stops, or whom a vote is about."""
+        return self.certificate.method != "cohen" or self.classifier.race is not None
+
+    @model_validator(mode="after")
     def _the_certificate_fits_the_classifier(self) -> Self:
         lipschitz = self.certificate.method == "lipschitz"
         if lipschitz and (
-            self.classifier.name != "dc" or self.classifier.sift or self.sigma_pixel != (0.0,) or self.noise != "none"
+            self.classifier.name != "dc"
+            or self._leaves_classes_out
+            or self.sigma_pixel != (0.0,)
+            or self.noise != "none"
         ):
             raise ValueError(
-                "the lipschitz certificate is of the classifier dc without sift, on images without noise: set "
-                "classifier.name = 'dc', sigma_pixel = [0.0], noise = 'none' and no classifier.sift, or start from the "
-                "preset lipschitz"
+                "the lipschitz certificate is of the scores of all classes by dc, on images without noise: set "
+                "classifier.name = 'dc', sigma_pixel = [0.0], noise = 'none' and no classifier.sift, "
+                ".label_gradient or .race, or start from the preset lipschitz"
             )
         if not lipschitz and self.noise == "none":
             raise ValueError(
@@ -142,6 +172,10 @@ class RunConfig(Section):
                 "certificate.maximum_over_sigmas needs at least two sigma_pixel: it splits alpha among them"
             )
         return self
+
+    @property
+    def _leaves_classes_out(self) -> bool:
+        return any((self.classifier.sift, self.classifier.label_gradient, self.classifier.race))
 
     @model_validator(mode="after")
     def _something_can_be_certified(self) -> Self:

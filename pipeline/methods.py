@@ -7,6 +7,7 @@ from ndc_core.certificates import Method, Terms
 from ndc_core.grid import GridSpec
 from ndc_core.methods import CERTIFICATES
 from ndc_core.smoothing import NOISES
+from ndc_core.walks import WALKS, stations_of
 
 
 def alpha_of_each(law: dict[str, Any], alpha: float | None = None) -> float:
@@ -17,14 +18,19 @@ def alpha_of_each(law: dict[str, Any], alpha: float | None = None) -> float:
 
 def method_of(law: dict[str, Any], sigma_pixel: float, *, alpha: float | None = None) -> Method:
     """The declared procedure; with another `alpha` than the declared one, for what is proved, not for when to stop."""
-    noise, dimension = NOISES[law["noise"]](sigma_pixel), math.prod(law["dataset"]["image_shape"])
+    dimension = math.prod(law["dataset"]["image_shape"])
     certificate, classifier = law["certificate"], law["classifier"]
+    noise = NOISES[law["noise"]](sigma_pixel)
+    distance = noise.distance(dimension)
+    if classifier.get("one_path"):  # runs before version 4 cannot say
+        stations = stations_of(GridSpec(**classifier["grid"]), law["sigma_pixel"])
+        distance = WALKS[law["noise"]](stations).distance(stations.index(sigma_pixel), dimension)
     terms = Terms(
         sigma_pixel=sigma_pixel,
         alpha=alpha_of_each(law, alpha),
         votes=law["votes"]["estimation"],
         radii=tuple(certificate.get("radii", ())),
-        distance=noise.distance(dimension),
+        distance=distance,
         scope=noise.scope,
         grid=GridSpec(**classifier["grid"]),
         weight=classifier["weight"],

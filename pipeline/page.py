@@ -9,9 +9,11 @@ import jinja2
 import numpy as np
 from matplotlib.image import imsave
 
-from ndc_core.randomness import draw_noise
+from ndc_core.grid import GridSpec
+from ndc_core.randomness import draw_generator
 from ndc_core.smoothing import NOISES
 from ndc_core.space import bytes_to_pixels, model_to_pixels
+from ndc_core.walks import WALKS, stations_of
 from pipeline.reduce import CertifiedImage
 from pipeline.store import StoredImage
 
@@ -31,20 +33,18 @@ def data_uri(pixels: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(png_bytes(pixels)).decode()
 
 
-def noisy_pixels(item: CertifiedImage, pixels: np.ndarray, *, seed: int, noise: str) -> np.ndarray:
+def noisy_pixels(item: CertifiedImage, pixels: np.ndarray, *, law: dict[str, Any]) -> np.ndarray:
     """The image as the first estimation draw saw it."""
-    input_noise = NOISES[noise](item.certificate.sigma_pixel)
-    drawn = draw_noise(
-        seed=seed,
-        image_id=item.image_id,
-        phase="estimation",
-        draws=[0],
-        input_noise=input_noise,
-        image_shape=pixels.shape,
-        refine_steps=0,
-        sift_steps=0,
-    )
-    return model_to_pixels(input_noise.add(pixels, drawn.input)[0])
+    sigma_pixel = item.certificate.sigma_pixel
+    generator = draw_generator(seed=law["seed"], image_id=item.image_id, phase="estimation", draw=0)
+    if law["classifier"].get("one_path"):
+        stations = stations_of(GridSpec(**law["classifier"]["grid"]), law["sigma_pixel"])
+        drawn = WALKS[law["noise"]](stations).draw(generator, pixels.shape)[stations.index(sigma_pixel)]
+        input_noise = NOISES[law["noise"]](stations[0])
+    else:
+        input_noise = NOISES[law["noise"]](sigma_pixel)
+        drawn = input_noise.draw(generator, pixels.shape)
+    return model_to_pixels(input_noise.add(pixels, drawn[None])[0])
 
 
 def gallery_card(item: CertifiedImage, pixels: np.ndarray, *, law: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def gallery_card(item: CertifiedImage, pixels: np.ndarray, *, law: dict[str, Any
         "predicted": certificate.predicted,
         "radius": f"{int(certificate.radius * 1e4) / 1e4:.4f}",
         "clean": data_uri(bytes_to_pixels(pixels)),
-        "noisy": data_uri(noisy_pixels(item, pixels, seed=law["seed"], noise=law["noise"])),
+        "noisy": data_uri(noisy_pixels(item, pixels, law=law)),
         "votes": [
             {"class": c, "count": item.counts[c], "percent": 100 * item.counts[c] / total}
             for c in order

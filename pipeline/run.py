@@ -23,6 +23,7 @@ from pipeline.votes import Receipt, VoteActor, VoterSettings, WaveActor, pick_de
 from pipeline.waves import Cells, cells_of
 
 Say = Callable[[str], None]
+IMAGES_TOGETHER = 4
 
 
 class UnitsFailedError(RuntimeError):
@@ -208,14 +209,23 @@ def _vote(run: PreparedRun, store: RunStore, say: Say) -> None:
 def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit]) -> Iterator[Receipt]:
     """Sends units to a pool of actors and yields a receipt for each as soon as it is published.
 
-    Where the number of votes depends on the votes, an actor is sent one unit of each image and noise level, and goes on
-    from there wave by wave.
+    Where what is drawn depends on the votes, an actor is sent one unit of each image and noise level, and goes on from
+    there; levels on one path go together. Several images at a time, so that their rows share forward passes.
     """
     record_of = {record.image_id: record for record in run.records}
-    sent = list({unit.cell: unit for unit in units}.values()) if run.stops_early else units
-    rows = [unit_row(unit, record_of[unit.image_id]) for unit in sent]
+    follows, one_path = run.config.follows_images, run.config.classifier.one_path
+    sent = {
+        (
+            unit.image_id,
+            None if one_path else unit.sigma_pixel,
+            None if follows else (unit.phase, unit.draw_start),
+        ): unit
+        for unit in units
+    }
+    rows = [unit_row(unit, record_of[unit.image_id]) for unit in sent.values()]
     settings = VoterSettings(run.config, absolute(run.folder), run.law, run.fingerprint, num_classes=run.num_classes)
-    for row in stream(rows, WaveActor if run.stops_early else VoteActor, settings, compute=run.config.compute):
+    actor, together = (WaveActor, IMAGES_TOGETHER) if follows else (VoteActor, 1)
+    for row in stream(rows, actor, settings, compute=run.config.compute, rows_together=together):
         yield Receipt(**row)
 
 

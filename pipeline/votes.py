@@ -1,7 +1,8 @@
 """The actor that turns work units into evidence. An ordinary callable class: nothing here knows Ray."""
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ndc_core.ballots import NOBODY
 from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.voting import VoteCounts, count_votes
+from ndc_core.randomness import Phase
+from ndc_core.voting import Poll, VoteCounts, hold_polls
 from pipeline.config import RunConfig
 from pipeline.datasets import ImageRecord
 from pipeline.locations import LocationError
@@ -87,6 +90,9 @@ def build_classifier(config: RunConfig, *, device: str) -> DiffusionClassifier:
         grid=config.classifier.grid,
         weight=config.classifier.weight,
         sift=config.classifier.sift,
+        label_gradient=config.classifier.label_gradient,
+        race=config.classifier.race,
+        one_path=config.classifier.one_path,
         loss_cap=config.classifier.loss_cap,
         rows_per_pass=config.compute.rows_per_pass,
         device=device,
@@ -109,26 +115,78 @@ def load_voter(settings: VoterSettings) -> DiffusionClassifier:
     return build_classifier(settings.config, device=pick_device(settings.config.compute.gpus_per_actor))
 
 
-def votes_of_unit(classifier: DiffusionClassifier, config: RunConfig, unit: WorkUnit, image: np.ndarray) -> VoteCounts:
-    """The votes of a unit's draws; their scores too, where the certificate is made from them."""
-    return count_votes(
-        classifier,
-        image,
-        sigma_pixel=unit.sigma_pixel,
-        noise=config.noise,
-        seed=config.seed,
-        image_id=unit.image_id,
-        phase=unit.phase,
-        draws=range(unit.draw_start, unit.draw_stop),
-        keep_scores=config.certificate.method == "lipschitz",
-    )
+def votes_of_unit(
+    classifier: DiffusionClassifier,
+    config: RunConfig,
+    unit: WorkUnit,
+    record: ImageRecord,
+    image: np.ndarray,
+    *,
+    candidate: int | None,
+) -> VoteCounts:
+    """The votes of one unit, drawn by itself; of `candidate`, if they may stop when it is beaten."""
+    waiting = [(None, Ballot([unit], record, (NOBODY if candidate is None else candidate,)).poll(config, image))]
+    ((_, found),) = hold_polls(classifier, lambda: waiting.pop() if waiting else None)
+    if isinstance(found, Exception):
+        raise found
+    return found[0]
+
+
+@dataclass(eq=False)
+class Following:
+    """An image whose draws depend on its votes so far, at one noise level or at several on one path."""
+
+    label: int
+    record: ImageRecord
+    cells: list[Cell]
+    pieces: deque[tuple[Phase, int, int]]
+
+    def next_ballot(self) -> "Ballot | None":
+        """The next draws that any of its noise levels still needs, for those that do."""
+        while self.pieces:
+            phase, _, stop = piece = self.pieces.popleft()
+            needing = [cell for cell in self.cells if phase == "selection" or stop <= cell.standing().needed]
+            if needing:
+                units = [WorkUnit(cell.image_id, self.label, cell.sigma_pixel, *piece) for cell in needing]
+                about = [cell.candidate if phase == "estimation" else None for cell in needing]
+                candidates = tuple(NOBODY if candidate is None else candidate for candidate in about)
+                return Ballot(units, self.record, candidates, self)
+        return None
+
+    def take(self, item: Evidence) -> None:
+        next(cell for cell in self.cells if cell.sigma_pixel == item.unit.sigma_pixel).take(item)
+
+
+@dataclass(eq=False)
+class Ballot:
+    """Units that are voted on together: the same draws of one image, at one noise level or at several on one path."""
+
+    units: list[WorkUnit]
+    record: ImageRecord
+    candidates: tuple[int, ...]
+    following: Following | None = None
+
+    def poll(self, config: RunConfig, image: np.ndarray) -> Poll:
+        first = self.units[0]
+        return Poll(
+            image=image,
+            image_id=first.image_id,
+            sigma_pixel=tuple(unit.sigma_pixel for unit in self.units),
+            noise=config.noise,
+            seed=config.seed,
+            phase=first.phase,
+            draws=range(first.draw_start, first.draw_stop),
+            keep_scores=config.certificate.method == "lipschitz",
+            candidates=self.candidates,
+            of_the_run=config.sigma_pixel,
+        )
 
 
 class VoteActor:
     """Holds the model; for each unit adds noise, scores, counts and publishes, then gives a receipt.
 
-    A unit that fails is recorded and reported, and the next one goes on. What was published before is not
-    computed again.
+    It works at all units of a batch at once, so that their rows share forward passes. A unit that fails is recorded and
+    reported, and the others go on. What was published before is not computed again.
 
     Raises:
         ValueError: at construction, if the model on this node is not the run's.
@@ -138,66 +196,112 @@ class VoteActor:
         self.settings = settings
         self.classifier = load_voter(settings)
         self.store = RunStore(settings.run_folder)
+        self.clock = time.perf_counter()
 
     def __call__(self, batch: Columns) -> Iterator[Columns]:
-        for row in rows_of(batch):
-            for receipt in self.receipts(*unit_of_row(row)):
-                yield {name: np.array([getattr(receipt, name)]) for name in RECEIPT_COLUMNS}
+        for receipt in self.receipts(unit_of_row(row) for row in rows_of(batch)):
+            yield {name: np.array([getattr(receipt, name)]) for name in RECEIPT_COLUMNS}
 
-    def receipts(self, unit: WorkUnit, record: ImageRecord) -> Iterator[Receipt]:
-        yield self.vote(unit, record)
+    def receipts(self, rows: Iterable[tuple[WorkUnit, ImageRecord]]) -> Iterator[Receipt]:
+        """A receipt for each unit, and for those that turn out to be needed as others are done."""
+        self.clock = time.perf_counter()
+        waiting, done = deque(self.first_ballots(rows)), deque[Receipt]()
 
-    def vote(self, unit: WorkUnit, record: ImageRecord) -> Receipt:
-        """Makes sure that the unit's evidence is in the store."""
-        fingerprint = self.settings.fingerprint
-        unit_id = unit.unit_id(fingerprint)
-        started = time.perf_counter()
-        try:
-            if self.store.has_evidence(unit_id):
-                return Receipt(unit_id, str(unit), unit.draws, 0, 0.0, "")
-            evidence = self.compute(unit, self.store.pictures.pixels(record), started=started)
-            self.store.publish(evidence, fingerprint=fingerprint)
-        except Exception as error:  # whatever it is, it is this unit's: the others go on
-            message = f"{type(error).__name__}: {error}"
+        def next_poll() -> tuple[tuple[Ballot, Ballot], Poll] | None:
+            while waiting:
+                ballot = waiting.popleft()
+                try:
+                    missing = self._without_evidence(ballot, done)
+                    if missing.units:
+                        image = self.store.pictures.pixels(ballot.record)
+                        return (ballot, missing), missing.poll(self.settings.config, image)
+                    waiting.extend(self.next_ballots(ballot))
+                except Exception as error:  # whatever it is, it is this ballot's: the others go on
+                    done.extend(self._failed(ballot, error))
+            return None
+
+        for (ballot, missing), found in hold_polls(self.classifier, next_poll):
+            try:
+                if isinstance(found, Exception):
+                    raise found
+                done.extend(self._publish(missing, found))
+                waiting.extend(self.next_ballots(ballot))
+            except Exception as error:
+                done.extend(self._failed(missing, error))
+            while done:
+                yield done.popleft()
+        yield from done
+
+    def first_ballots(self, rows: Iterable[tuple[WorkUnit, ImageRecord]]) -> Iterator[Ballot]:
+        for unit, record in rows:
+            units = [replace(unit, sigma_pixel=sigma) for sigma in levels_of(self.settings.config, unit)]
+            yield Ballot(units, record, (NOBODY,) * len(units))
+
+    def next_ballots(self, ballot: Ballot) -> Iterable[Ballot]:
+        """What is to be voted on next, now that a ballot is done."""
+        return ()
+
+    def _without_evidence(self, ballot: Ballot, done: deque[Receipt]) -> Ballot:
+        """The ballot of those units that have no evidence yet; receipts for the others."""
+        missing = []
+        for unit, candidate in zip(ballot.units, ballot.candidates, strict=True):
+            if self.store.has_evidence(unit.unit_id(self.settings.fingerprint)):
+                done.append(self._receipt(unit))
+            else:
+                missing.append((unit, candidate))
+        units, candidates = [unit for unit, _ in missing], tuple(candidate for _, candidate in missing)
+        return Ballot(units, ballot.record, candidates, ballot.following)
+
+    def _publish(self, ballot: Ballot, counts: Sequence[VoteCounts]) -> Iterator[Receipt]:
+        """Makes the votes durable. The time since the last receipt is divided among the ballot's units."""
+        now = time.perf_counter()
+        seconds, self.clock = (now - self.clock) / len(counts), now
+        for unit, counted in zip(ballot.units, counts, strict=True):
+            votes = {int(c): int(counted.votes[c]) for c in counted.votes.nonzero()[0]}
+            cost = counted.evaluations, seconds, time.time(), self.classifier.device
+            self.store.publish(Evidence(unit, votes, *cost, counted.scores), fingerprint=self.settings.fingerprint)
+            yield self._receipt(unit, evaluations=counted.evaluations, seconds=seconds)
+
+    def _receipt(self, unit: WorkUnit, *, evaluations: int = 0, seconds: float = 0.0, error: str = "") -> Receipt:
+        return Receipt(unit.unit_id(self.settings.fingerprint), str(unit), unit.draws, evaluations, seconds, error)
+
+    def _failed(self, ballot: Ballot, error: Exception) -> Iterator[Receipt]:
+        message = f"{type(error).__name__}: {error}"
+        for unit in ballot.units:
             with suppress(LocationError):  # a store that is away cannot be told; the receipt says it
-                self.store.record_failure(unit, message, fingerprint=fingerprint)
-            return Receipt(unit_id, str(unit), unit.draws, 0, time.perf_counter() - started, message)
-        return Receipt(unit_id, str(unit), unit.draws, evidence.evaluations, evidence.seconds, "")
-
-    def compute(self, unit: WorkUnit, image: np.ndarray, *, started: float) -> Evidence:
-        counts = votes_of_unit(self.classifier, self.settings.config, unit, image)
-        votes = {int(c): int(counts.votes[c]) for c in counts.votes.nonzero()[0]}
-        seconds = time.perf_counter() - started
-        return Evidence(unit, votes, counts.evaluations, seconds, time.time(), self.classifier.device, counts.scores)
+                self.store.record_failure(unit, message, fingerprint=self.settings.fingerprint)
+            yield self._receipt(unit, error=message)
 
 
 class WaveActor(VoteActor):
-    """Sent any unit of an image and noise level, computes what its certificate still needs, one wave after the other.
+    """Sent any unit of an image, computes what its certificates still need, one wave after the other.
 
-    The size of a wave depends on the evidence of the waves before it and on nothing else, so an actor that takes over
-    from another, or a run that is resumed, goes on as if nothing had happened.
+    What is drawn next depends on the evidence before it and on nothing else, so an actor that takes over from another,
+    or a run that is resumed, goes on as if nothing had happened.
     """
 
-    def receipts(self, unit: WorkUnit, record: ImageRecord) -> Iterator[Receipt]:
-        settings = self.settings
-        cell = Cell(
-            unit.image_id,
-            unit.sigma_pixel,
-            method_of(settings.law, unit.sigma_pixel),
-            settings.law["votes"]["selection"],
-            settings.num_classes,
-        )
-        for piece in draw_ranges(settings.law, unit.sigma_pixel):
-            ahead = WorkUnit(unit.image_id, unit.label, unit.sigma_pixel, *piece)
-            if ahead.phase == "estimation" and ahead.draw_stop > cell.standing().needed:
-                return
-            receipt = self.vote(ahead, record)
-            yield receipt
-            if receipt.error:
-                return
-            path = self.store.evidence_path(receipt.unit_id)
-            try:
-                cell.take(self.store.read_evidence(path, fingerprint=settings.fingerprint))
-            except (ValueError, FileNotFoundError) as error:
-                yield replace(receipt, error=str(error))
-                return
+    def first_ballots(self, rows: Iterable[tuple[WorkUnit, ImageRecord]]) -> Iterator[Ballot]:
+        law, classes = self.settings.law, self.settings.num_classes
+        for unit, record in rows:
+            levels = levels_of(self.settings.config, unit)
+            cells = [
+                Cell(unit.image_id, sigma, method_of(law, sigma), law["votes"]["selection"], classes)
+                for sigma in levels
+            ]
+            first = Following(unit.label, record, cells, deque(draw_ranges(law, levels[0]))).next_ballot()
+            assert first is not None
+            yield first
+
+    def next_ballots(self, ballot: Ballot) -> Iterable[Ballot]:
+        following = ballot.following
+        assert following is not None
+        for unit in ballot.units:
+            path = self.store.evidence_path(unit.unit_id(self.settings.fingerprint))
+            following.take(self.store.read_evidence(path, fingerprint=self.settings.fingerprint))
+        following_one = following.next_ballot()
+        return [following_one] if following_one else []
+
+
+def levels_of(config: RunConfig, unit: WorkUnit) -> tuple[float, ...]:
+    """The noise levels that are voted on together with a unit, rising."""
+    return tuple(sorted(config.sigma_pixel)) if config.classifier.one_path else (unit.sigma_pixel,)

@@ -64,6 +64,13 @@ class Cell:
         found = self.units(phase)
         return found[-1].unit.draw_stop if found else 0
 
+    @property
+    def candidate(self) -> int | None:
+        """The class that the estimation votes are about, once all selection votes are there."""
+        if self.drawn("selection") < self.selection_votes:
+            return None
+        return Tally(self._counts(self.units("selection")), [[0] * self.num_classes]).top
+
     def standing(self) -> Standing:
         """Follows the procedure as far as the evidence goes: it stops at the first look that decides."""
         selection, estimation = self.units("selection"), self.units("estimation")

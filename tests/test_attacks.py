@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ndc_core.attacks import ScoreObjective, ascend, round_within
+from ndc_core.ballots import scores
 from ndc_core.checkpoints import load_denoiser
 from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.grid import GridSpec
@@ -82,7 +83,7 @@ def test_scores_of_the_attack_are_those_of_the_votes(tiny_model) -> None:
         z = np.random.default_rng(0).standard_normal((3, 1, 8, 8))
         refine = torch.randn(3, 4, 1, 8, 8, generator=seeded(5)).numpy()
         noise = DrawNoise(input=z, refine=refine, sift=refine[:, :0])
-        expected = classifier.scores(z, tau_model=0.5, noise=noise)[:, [3, 1, 7]]
+        expected = scores(classifier, z, tau_model=0.5, noise=noise)[:, [3, 1, 7]]
         objective = ScoreObjective(classifier, (3, 1, 7), 0.25, 1, True, seeded(5))
         found = objective.scores(torch.from_numpy(z)).detach().numpy()
         np.testing.assert_allclose(found, expected, rtol=1e-4)

@@ -15,6 +15,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import binomtest
 
 from ndc_core import sequential
+from ndc_core.ballots import predict
 from ndc_core.certificates import Certificate, Cohen, Method, Tally, Terms
 from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.grid import GridSpec, build_grid
@@ -254,7 +255,7 @@ def test_cohen_with_sift_and_refine() -> None:
             refine=generator.standard_normal((draws, grid.steps, 1, 1, 2), dtype=np.float32),
             sift=generator.standard_normal((draws, sift.grid.steps, 1, 1, 2), dtype=np.float32),
         )
-        prediction = classifier.predict(z, tau_model=2 * SIGMA, noise=noise)
+        prediction = predict(classifier, z, tau_model=2 * SIGMA, noise=noise)
         sifted += int((~np.isfinite(prediction.scores)).any(axis=1).sum())
         votes = prediction.winners.reshape(each, -1)
         counts = np.stack([[(part == c).sum(1) for c in range(3)] for part in np.split(votes, [selection], axis=1)])

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from ndc_core.ballots import predict, scores
 from ndc_core.checkpoints import load_denoiser
 from ndc_core.classifiers import CLASSIFIERS, DiffusionClassifier
 from ndc_core.grid import GridSpec, build_grid
 from ndc_core.randomness import DrawNoise
-from ndc_core.scores import NonFiniteScoreError, ScoreLoop
+from ndc_core.scores import NonFiniteScoreError
 from ndc_core.sift import SiftSpec
-from ndc_core.unconditional import null_label
 from tests.fakes import ConstantDenoiser, GaussianDenoiser, two_gaussians
 
 
@@ -26,8 +26,8 @@ def gaussian_noise(shape, *, draws: int, refine: int, sift: int = 0, seed: int =
 def mean_difference(classifier: DiffusionClassifier, z: np.ndarray, *, tau_model: float, draws: int) -> float:
     """Score of class 0 less that of class 1 for one z, averaged over the classifier's own noise."""
     noise = gaussian_noise(z.shape, draws=draws, refine=classifier.grid.steps)
-    scores = classifier.scores(np.repeat(z[None], draws, axis=0), tau_model=tau_model, noise=noise)
-    return float((scores[:, 0] - scores[:, 1]).mean())
+    found = scores(classifier, np.repeat(z[None], draws, axis=0), tau_model=tau_model, noise=noise)
+    return float((found[:, 0] - found[:, 1]).mean())
 
 
 @pytest.mark.parametrize(("name", "tau_model"), [("dc", 0.0), ("epndc", 0.0), ("epndc", 0.25), ("epndc", 0.5)])
@@ -56,7 +56,7 @@ def test_error_of_a_vote_is_near_the_bayes_error(name: str, tau_model: float) ->
     for label in (0, 1):
         z = denoiser.sample(label, count, tau_model=tau_model, seed=label)
         noise = gaussian_noise(denoiser.image_shape, draws=count, refine=grid.steps, seed=label)
-        wrong += int((classifier.predict(z, tau_model=tau_model, noise=noise).winners != label).sum())
+        wrong += int((predict(classifier, z, tau_model=tau_model, noise=noise).winners != label).sum())
     error, bayes = wrong / (2 * count), denoiser.bayes_error(tau_model=tau_model)
     standard_error = np.sqrt(bayes * (1 - bayes) / (2 * count))
     assert error >= bayes - 3 * standard_error, "no classifier beats the Bayes error"
@@ -69,13 +69,16 @@ def test_bayes_error_is_approached_with_more_draws_of_the_classifiers_own_noise(
     wrong = 0
     for label in (0, 1):
         z = denoiser.sample(label, count, tau_model=0.5, seed=10 + label)
-        scores = sum(
-            classifier.scores(
-                z, tau_model=0.5, noise=gaussian_noise(denoiser.image_shape, draws=count, refine=64, seed=seed)
+        total = sum(
+            scores(
+                classifier,
+                z,
+                tau_model=0.5,
+                noise=gaussian_noise(denoiser.image_shape, draws=count, refine=64, seed=seed),
             )
             for seed in range(repeats)
         )
-        wrong += int((scores.argmax(1) != label).sum())
+        wrong += int((total.argmax(1) != label).sum())
     bayes = denoiser.bayes_error(tau_model=0.5)
     assert wrong / (2 * count) == pytest.approx(bayes, abs=4 * np.sqrt(bayes / (2 * count)))
 
@@ -120,7 +123,7 @@ def test_scores_equal_the_formulas_written_out(name: str, weight: str) -> None:
         return WEIGHTS[weight](grid) * (tau_correction(grid) if name == "epndc" else 1)
 
     expected = direct_scores(denoiser, name, z, spec, named_weight, tau=0.5, noise=noise)
-    np.testing.assert_allclose(classifier.scores(z, tau_model=0.5, noise=noise), expected, rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(scores(classifier, z, tau_model=0.5, noise=noise), expected, rtol=2e-4, atol=1e-5)
 
 
 def test_every_forward_pass_has_the_same_number_of_rows() -> None:
@@ -128,7 +131,7 @@ def test_every_forward_pass_has_the_same_number_of_rows() -> None:
     sift = SiftSpec(GridSpec(6, 3), threshold_per_dim=1e-3, keep=2)
     classifier = DiffusionClassifier(denoiser, "apndc-ensemble", grid=GridSpec(9, 3), sift=sift, rows_per_pass=16)
     z = np.random.default_rng(0).standard_normal((13, 1, 2, 2))
-    classifier.predict(z, tau_model=0.5, noise=gaussian_noise((1, 2, 2), draws=13, refine=7, sift=4))
+    predict(classifier, z, tau_model=0.5, noise=gaussian_noise((1, 2, 2), draws=13, refine=7, sift=4))
     assert set(denoiser.rows_seen) == {16}
 
 
@@ -140,11 +143,11 @@ def test_a_vote_is_the_same_alone_and_in_company(name: str) -> None:
     z = np.random.default_rng(0).standard_normal((12, *denoiser.image_shape))
     noise = gaussian_noise(denoiser.image_shape, draws=12, refine=grid.steps, sift=sift.grid.steps)
     together = DiffusionClassifier(denoiser, name, grid=grid, sift=sift, rows_per_pass=64)
-    winners = together.predict(z, tau_model=0.5, noise=noise).winners
+    winners = predict(together, z, tau_model=0.5, noise=noise).winners
     assert len(set(winners)) == 2
     for index in range(12):
         own = DrawNoise(*(part[index : index + 1] for part in (noise.input, noise.refine, noise.sift)))
-        alone = together.predict(z[index : index + 1], tau_model=0.5, noise=own)
+        alone = predict(together, z[index : index + 1], tau_model=0.5, noise=own)
         assert alone.winners[0] == winners[index]
 
 
@@ -155,7 +158,7 @@ def test_evaluations_are_counted_without_padding() -> None:
     expected = {"dc": 1240, "epndc": 1240, "apndc": 1241, "apndc-ensemble": 1241}
     for name, evaluations in expected.items():
         classifier = DiffusionClassifier(denoiser, name, grid=GridSpec(126, 3), rows_per_pass=100)
-        assert classifier.predict(z, tau_model=0.5, noise=noise).evaluations == 3 * evaluations
+        assert predict(classifier, z, tau_model=0.5, noise=noise).evaluations == 3 * evaluations
 
 
 def test_a_value_that_is_not_finite_is_an_error_that_names_its_place() -> None:
@@ -167,7 +170,7 @@ def test_a_value_that_is_not_finite_is_an_error_that_names_its_place() -> None:
 
     classifier = DiffusionClassifier(Broken(torch.zeros(5, 1, 2, 2)), "dc", grid=GridSpec(9, 3), rows_per_pass=8)
     with pytest.raises(NonFiniteScoreError, match=r"sigma_model 3, class 3") as caught:
-        classifier.predict(np.zeros((2, 1, 2, 2)), tau_model=0.5, noise=gaussian_noise((1, 2, 2), draws=2, refine=7))
+        predict(classifier, np.zeros((2, 1, 2, 2)), tau_model=0.5, noise=gaussian_noise((1, 2, 2), draws=2, refine=7))
     assert caught.value.row == 0
 
 
@@ -190,12 +193,3 @@ def test_rows_of_a_pass_do_not_touch_each_other(tiny_model) -> None:
     with torch.inference_mode():
         straight, shuffled = denoiser(z, sigma, label), denoiser(z[order], sigma[order], label[order])
     assert torch.equal(straight[order], shuffled)
-
-
-def test_estimate_pads_and_counts() -> None:
-    denoiser = two_gaussians()
-    loop = ScoreLoop(denoiser, rows_per_pass=4, device=torch.device("cpu"))
-    z = torch.randn(6, *denoiser.image_shape, generator=torch.Generator().manual_seed(0))
-    whole = denoiser(z, torch.full((6,), 0.5), torch.zeros(6, 2))
-    assert torch.allclose(loop.estimate(z, null_label(denoiser), sigma_model=0.5), whole)
-    assert loop.evaluations == 6

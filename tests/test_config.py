@@ -47,7 +47,7 @@ def test_overrides_are_toml_or_plain_strings() -> None:
         ("certificate.radii=[-1.0]", "radii are not negative"),
         (
             "certificate.method=lipschitz",
-            "the lipschitz certificate is of the classifier dc without sift",
+            "the lipschitz certificate is of the scores of all classes by dc",
         ),
         ("noise=none", "the cohen certificate needs noise: set noise to 'integer' or 'float'"),
         ("noise=gaussian", "noise: Input should be 'integer', 'float' or 'none'"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ndc_core.ballots import predict
 from ndc_core.checkpoints import load_denoiser
 from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.grid import GridSpec
@@ -56,7 +57,7 @@ def test_dc_classifies_98_percent_of_the_held_out_digits(model: Path) -> None:
         refine_steps=grid.steps,
         sift_steps=0,
     )
-    winners = classifier.predict(z, tau_model=0.0, noise=noise).winners
+    winners = predict(classifier, z, tau_model=0.0, noise=noise).winners
     accuracy = np.mean(winners == [example.label for example in examples])
     print(f"\nDC on {len(examples)} held-out digits: {100 * accuracy:.1f} %")
     assert len(examples) == 500
@@ -65,7 +66,7 @@ def test_dc_classifies_98_percent_of_the_held_out_digits(model: Path) -> None:
 
 def winners_with(classifier: DiffusionClassifier, image: np.ndarray, noise: DrawNoise) -> np.ndarray:
     z = IntegerNoise(0.25).add(image, noise.input)
-    return classifier.predict(z, tau_model=0.5, noise=noise).winners
+    return predict(classifier, z, tau_model=0.5, noise=noise).winners
 
 
 def test_another_number_of_rows_a_pass_flips_at_most_one_vote_in_10000(model: Path) -> None:

@@ -37,7 +37,7 @@ def test_what_decides_a_vote_may_not_change(changed: dict, message: str) -> None
 
 
 def test_a_run_of_another_version_is_named_as_that() -> None:
-    with pytest.raises(LawChangedError, match=r"another version of ndc \(votes of version 2, this program's are 3\)"):
+    with pytest.raises(LawChangedError, match=r"another version of ndc \(votes of version 2, this program's are 4\)"):
         refuse_changes({**law(), "vote_version": 2}, law(), folder="runs/a")
 
 

@@ -72,6 +72,7 @@ def test_tables_are_well_formed() -> None:
 DECLARED = {
     "law": {
         "seed": 0,
+        "classifier": {},
         "noise": "float",
         "certificate": {"maximum_over_sigmas": False},
         "dataset": {"name": "<digits>"},
@@ -121,8 +122,8 @@ def test_two_reports_of_the_same_evidence_are_the_same(written: Report, tmp_path
 def test_the_noisy_picture_is_the_first_estimation_draw() -> None:
     from ndc_core.randomness import draw_generator
 
-    pixels = np.full((1, 8, 8), 51, np.uint8)
+    pixels, law = np.full((1, 8, 8), 51, np.uint8), {"seed": 3, "classifier": {}}
     noise = draw_generator(seed=3, image_id="0", phase="estimation", draw=0).standard_normal((1, 8, 8))
-    np.testing.assert_allclose(noisy_pixels(ITEMS[0], pixels, seed=3, noise="float"), 0.2 + 0.25 * noise)
-    levels = 255 * noisy_pixels(ITEMS[0], pixels, seed=3, noise="integer")
+    np.testing.assert_allclose(noisy_pixels(ITEMS[0], pixels, law={**law, "noise": "float"}), 0.2 + 0.25 * noise)
+    levels = 255 * noisy_pixels(ITEMS[0], pixels, law={**law, "noise": "integer"})
     np.testing.assert_allclose(levels, np.rint(levels), atol=1e-9)

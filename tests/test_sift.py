@@ -7,21 +7,19 @@ from ndc_core.grid import GridSpec
 from ndc_core.sift import SiftSpec, sift
 
 
-def table(losses: np.ndarray):
-    """Step losses looked up in (step, draw, class), and a record of what was asked for."""
-    asked: list[tuple[int, int, int]] = []
-
-    def step_loss(step, draws, classes):
-        asked.extend(zip([step] * len(draws), draws.tolist(), classes.tolist(), strict=True))
-        return losses[step, draws, classes]
-
-    return step_loss, asked
-
-
 def run(losses, *, threshold, keep):
+    """Who survives, with losses looked up in (step, draw, class), and what was asked for."""
     steps, draws, classes = losses.shape
-    step_loss, asked = table(losses)
-    return sift(step_loss, draws=draws, classes=classes, steps=steps, threshold=threshold, keep=keep), asked
+    asked: list[tuple[int, int, int]] = []
+    sifting = sift(draws=draws, classes=classes, steps=steps, threshold=threshold, keep=keep)
+    answer = None
+    while True:
+        try:
+            step, draw, class_id = sifting.send(answer)
+        except StopIteration as stop:
+            return stop.value, asked
+        asked.extend(zip([step] * len(draw), draw.tolist(), class_id.tolist(), strict=True))
+        answer = losses[step, draw, class_id]
 
 
 def test_classes_leave_when_their_accumulated_gap_exceeds_the_threshold() -> None:

@@ -1,21 +1,21 @@
 import pytest
 import torch
 
+from ndc_core.ballots import NOBODY, _Ballots
 from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.grid import GridSpec
-from ndc_core.scores import ScoreLoop
+from ndc_core.passes import answer
 from ndc_core.unconditional import UNCONDITIONALS, Unconditional, blended_label, label_mean, null_label
 from tests.fakes import two_gaussians
-
-CPU = torch.device("cpu")
 
 
 def estimate(unconditional: Unconditional, *, sigma_model: float, rows_per_pass: int = 4) -> torch.Tensor:
     denoiser = two_gaussians()
-    loop = ScoreLoop(denoiser, rows_per_pass=rows_per_pass, device=CPU)
     z = torch.randn(7, *denoiser.image_shape, generator=torch.Generator().manual_seed(0))
-    found = loop.estimate(z, unconditional, sigma_model=sigma_model)
-    assert loop.evaluations == 7 * unconditional.evaluations
+    classifier = DiffusionClassifier(denoiser, "apndc", GridSpec(4, 9.0), unconditional=unconditional)
+    ballots = _Ballots(classifier, [z.numpy()], (sigma_model,), (NOBODY,))
+    (found,) = answer(ballots.estimates(), rows_per_pass=rows_per_pass, device=torch.device("cpu"))
+    assert ballots.evaluations == 7 * unconditional.evaluations
     return found
 
 

@@ -68,7 +68,7 @@ def test_what_is_published_is_not_computed_again(tiny_model: Path, tmp_path: Pat
     run, actor = actor_for(tiny_model, tmp_path)
     batch = batch_of(run, list(run.units.values())[:2])
     receipts_of(actor, batch)
-    monkeypatch.setattr(actor, "compute", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr(actor, "_publish", lambda *_, **__: pytest.fail("computed again"))
     again = receipts_of(actor, batch)
     assert [receipt["evaluations"] for receipt in again] == [0, 0]
     assert not any(receipt["error"] for receipt in again)

@@ -52,8 +52,9 @@ def test_any_split_of_the_draws_gives_the_same_votes(classifier, image) -> None:
 
 def test_memory_limit_does_not_change_the_votes(classifier, image, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = votes_of(classifier, image, range(40))
-    monkeypatch.setattr(voting, "NOISE_BYTES_AT_ONCE", 5000)
-    assert len(voting._batches(classifier, range(40), image.size)) > 5
+    monkeypatch.setattr(voting, "MEMORY_BYTES", 100_000)
+    poll = voting.Poll(image, "x", (0.25,), "integer", 0, "estimation", range(40))
+    assert len(voting.batches(classifier, poll)) > 5
     np.testing.assert_array_equal(votes_of(classifier, image, range(40)), whole)
 
 

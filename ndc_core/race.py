@@ -1,0 +1,54 @@
+"""Racing: a class leaves a vote as soon as paired evidence speaks against it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+@dataclass(frozen=True)
+class RaceSpec:
+    """When a class leaves.
+
+    All classes of a vote meet the same noise, so that differences of their losses are paired. A class leaves when it is
+    behind the best one by more than `gap` times the root of the sum of the squares of its differences so far. That
+    takes at least gap^2 steps, however clear they are.
+    """
+
+    gap: float
+
+    def __post_init__(self) -> None:
+        if not self.gap > 0:
+            raise ValueError(f"race.gap must be above 0, not {self.gap}")
+
+
+def strided(steps: int) -> list[int]:
+    """All steps, each as far as can be from those before it: bit-reversed counting.
+
+    Early evidence is then of the whole grid, not of its lower end.
+    """
+    bits = max(steps - 1, 1).bit_length()
+    order = (int(f"{index:0{bits}b}"[::-1], 2) for index in range(2**bits))
+    return [step for step in order if step < steps]
+
+
+def leaders(
+    losses: Float[np.ndarray, "draws steps classes"], alive: Bool[np.ndarray, "draws classes"]
+) -> tuple[np.ndarray, Float[np.ndarray, "draws classes"]]:
+    """The class of each draw with the smallest sum of losses among those alive, and all the sums (else infinity)."""
+    sums = np.where(alive, losses.sum(axis=1), np.inf)
+    return sums.argmin(axis=1), sums
+
+
+def survivors(
+    losses: Float[np.ndarray, "draws steps classes"], alive: Bool[np.ndarray, "draws classes"], *, gap: float
+) -> Bool[np.ndarray, "draws classes"]:
+    """Those alive whom the losses so far do not rule out; always with the leader among them.
+
+    Each draw is judged by its own losses only (rule S2). Losses of classes that have left may be NaN.
+    """
+    best, sums = leaders(losses, alive)
+    difference = losses - np.take_along_axis(losses, best[:, None, None], axis=2)
+    behind = sums - np.take_along_axis(sums, best[:, None], axis=1)
+    spread = np.sqrt(np.square(difference).sum(axis=1))
+    return alive & ~(behind > gap * spread)
