@@ -13,22 +13,26 @@ from torch import Tensor, nn
 
 from ndc_core.denoiser import EDMDenoiser
 from ndc_core.execution import DTYPES, Execution
+from ndc_core.heads import HeadsDenoiser
 from ndc_core.networks.diffusers_unet import DiffusersUNet
 from ndc_core.networks.edm2 import EDM2UNet
 from ndc_core.networks.edm_adm import DhariwalUNet
 from ndc_core.networks.edm_song import SongUNet
-from ndc_core.networks.small import SmallUNet
+from ndc_core.networks.small import SmallHeadsUNet, SmallUNet
 
 FORMAT = "ndc-denoiser/1"
 WEIGHTS_FILE, DESCRIPTION_FILE = "denoiser.safetensors", "denoiser.json"
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "small": SmallUNet,
+    "small-heads": SmallHeadsUNet,
     "edm-song": SongUNet,
     "edm-adm": DhariwalUNet,
     "edm2": EDM2UNet,
     "diffusers-unet2d": DiffusersUNet,
 }
+# What stands around a network, where that is not an EDMDenoiser.
+DENOISERS: dict[str, type[EDMDenoiser]] = {"small-heads": HeadsDenoiser}
 
 
 class CheckpointError(ValueError):
@@ -125,7 +129,8 @@ def load_denoiser(folder: str | Path, *, device: str = "cpu", execution: Executi
     network = _build(folder, description)
     network.load_state_dict(_weights(folder, description, network), strict=True)
     execution = execution or Execution()
-    return EDMDenoiser(
+    denoiser = DENOISERS.get(description["network"], EDMDenoiser)
+    return denoiser(
         execution.apply(network, device=device),
         image_shape=tuple(description["image_shape"]),
         num_classes=description["num_classes"],

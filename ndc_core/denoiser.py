@@ -1,6 +1,6 @@
 """The contract between a diffusion model and everything that classifies with it."""
 
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,7 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class EveryClass(Protocol):
-    """A denoiser that gives its output for every class from one forward pass: a network with class heads."""
+    """A denoiser that knows the outputs for all classes, in [-1, 1] or NaN, from one forward pass."""
 
     def every_class(
         self, z: Float[Tensor, "rows c h w"], sigma_model: Float[Tensor, " rows"]
@@ -41,12 +41,31 @@ def clip_to_image_range(estimate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return estimate.clamp(-1.0, 1.0) + (estimate - estimate)
 
 
+class Preconditioning(NamedTuple):
+    """D(z) = c_skip z + c_out F(c_in z, c_noise), for images z. Source: Karras et al. 2022, Eq. 7 and Table 1."""
+
+    c_skip: Float[Tensor, "rows 1 1 1"]
+    c_out: Float[Tensor, "rows 1 1 1"]
+    c_in: Float[Tensor, "rows 1 1 1"]
+    c_noise: Float[Tensor, " rows"]
+
+
+def preconditioning(sigma_model: Float[Tensor, " rows"], *, sigma_data: float) -> Preconditioning:
+    sigma = sigma_model.view(-1, 1, 1, 1)
+    variance = sigma**2 + sigma_data**2
+    return Preconditioning(
+        c_skip=sigma_data**2 / variance,
+        c_out=sigma * sigma_data / variance.sqrt(),
+        c_in=1 / variance.sqrt(),
+        c_noise=sigma_model.log() / 4,
+    )
+
+
 class EDMDenoiser(nn.Module):
     """EDM's preconditioning around a network, with the output clipped.
 
     The network runs in `network_dtype`, all around it in the precision of z. `knows_no_label` says whether the all-zero
-    label was trained. Source: Karras et al. 2022, Eq. 7 and Table 1. The network is called as
-    F(x, c_noise, label).
+    label was trained. The network is called as F(x, c_noise, label).
     """
 
     def __init__(
@@ -74,14 +93,9 @@ class EDMDenoiser(nn.Module):
         label: Float[Tensor, "rows classes"],
     ) -> Float[Tensor, "rows c h w"]:
         """The preconditioned network before clipping: what training fits."""
-        sigma = sigma_model.view(-1, 1, 1, 1)
-        variance = sigma**2 + self.sigma_data**2
-        c_skip = self.sigma_data**2 / variance
-        c_out = sigma * self.sigma_data / variance.sqrt()
-        c_in = 1 / variance.sqrt()
-        c_noise = sigma_model.log() / 4
-        predicted = self.network((c_in * z).to(self.network_dtype), c_noise, label)
-        return c_skip * z + c_out * predicted.to(z.dtype)
+        scales = preconditioning(sigma_model, sigma_data=self.sigma_data)
+        predicted = self.network((scales.c_in * z).to(self.network_dtype), scales.c_noise, label)
+        return scales.c_skip * z + scales.c_out * predicted.to(z.dtype)
 
     def forward(
         self,

@@ -6,21 +6,23 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from ndc_core.checkpoints import save_denoiser
+from ndc_core.checkpoints import DENOISERS, NETWORKS, save_denoiser
 from ndc_core.denoiser import EDMDenoiser
-from ndc_core.networks.small import SmallUNet
 from ndc_core.space import pixels_to_model
+
+Trained = TypeVar("Trained", bound=EDMDenoiser)
 
 
 @dataclass(frozen=True)
-class TrainingSpec:
-    """How to train. Ends after `steps`, or at `max_seconds` on a slow machine: the learning rate follows
+class FitSpec:
+    """How to fit a small network. Ends after `steps`, or at `max_seconds` on a slow machine: the learning rate follows
     whichever is nearer, so that it always ends at zero. The result is reproducible if the steps end it."""
 
     steps: int = 2000
@@ -28,11 +30,17 @@ class TrainingSpec:
     batch: int = 192
     learning_rate: float = 2e-3
     channels: int = 32
-    label_dropout: float = 0.1
     log_sigma_mean: float = -0.4
     log_sigma_std: float = 0.8
     augment_share: float = 0.5
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingSpec(FitSpec):
+    """How to train on labelled images, of which a share loses its label."""
+
+    label_dropout: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,16 @@ def jitter(images: Float[Tensor, "b c h w"], generator: torch.Generator, *, shar
     return torch.where(chosen, moved, images)
 
 
+def draw_sigma(count: int, generator: torch.Generator, spec: FitSpec) -> Float[Tensor, " b"]:
+    """Log-normal noise levels (Karras et al. 2022, Table 1)."""
+    return torch.exp(torch.randn(count, generator=generator) * spec.log_sigma_std + spec.log_sigma_mean)
+
+
+def loss_weight(sigma_model: Float[Tensor, " b"], *, sigma_data: float) -> Float[Tensor, " b"]:
+    """lambda(sigma) of EDM's loss (Karras et al. 2022, Table 1)."""
+    return (sigma_model**2 + sigma_data**2) / (sigma_model * sigma_data) ** 2
+
+
 def edm_loss(
     denoiser: EDMDenoiser,
     clean: Float[Tensor, "b c h w"],
@@ -71,11 +89,11 @@ def edm_loss(
     spec: TrainingSpec,
 ) -> Float[Tensor, ""]:
     """EDM's weighted denoising loss (Karras et al. 2022, Eq. 8) at log-normal noise levels, before clipping."""
-    sigma = torch.exp(torch.randn(len(clean), generator=generator) * spec.log_sigma_std + spec.log_sigma_mean)
+    sigma = draw_sigma(len(clean), generator, spec)
     kept = torch.rand(len(clean), 1, generator=generator) >= spec.label_dropout
     noise = torch.randn(clean.shape, generator=generator) * sigma.view(-1, 1, 1, 1)
     error = denoiser.unclipped(clean + noise, sigma, label * kept) - clean
-    weight = (sigma**2 + denoiser.sigma_data**2) / (sigma * denoiser.sigma_data) ** 2
+    weight = loss_weight(sigma, sigma_data=denoiser.sigma_data)
     return (weight.view(-1, 1, 1, 1) * error.square()).mean()
 
 
@@ -85,25 +103,45 @@ def train_denoiser(
     *,
     num_classes: int,
     spec: TrainingSpec,
+    network: str = "small",
     on_step: Callable[[TrainingProgress], None] = lambda progress: None,
 ) -> EDMDenoiser:
-    """Trains a small denoiser; what is returned is the exponential moving average of its weights."""
+    """Trains a small denoiser, its network one of those in `small`; returns the average of its weights."""
     torch.manual_seed(spec.seed)  # the network's initialisation has no generator argument
     generator = torch.Generator().manual_seed(spec.seed)
     image_shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
-    network = SmallUNet(image_channels=image_shape[0], num_classes=num_classes, channels=spec.channels)
-    denoiser = EDMDenoiser(network, image_shape=image_shape, num_classes=num_classes)
+    denoiser = new_denoiser(network, image_shape=image_shape, num_classes=num_classes, channels=spec.channels)
+    clean, one_hot = pixels_to_model(images / 255.0), F.one_hot(labels.long(), num_classes).float()
+
+    def batch_loss() -> Float[Tensor, ""]:
+        batch = torch.randint(len(clean), (spec.batch,), generator=generator)
+        jittered = jitter(clean[batch], generator, share=spec.augment_share)
+        return edm_loss(denoiser, jittered, one_hot[batch], generator, spec)
+
+    return fit(denoiser, batch_loss, spec=spec, on_step=on_step)
+
+
+def new_denoiser(network: str, *, image_shape: tuple[int, int, int], num_classes: int, channels: int) -> EDMDenoiser:
+    built = NETWORKS[network](image_channels=image_shape[0], num_classes=num_classes, channels=channels)
+    return DENOISERS.get(network, EDMDenoiser)(built, image_shape=image_shape, num_classes=num_classes)
+
+
+def fit(
+    denoiser: Trained,
+    batch_loss: Callable[[], Float[Tensor, ""]],
+    *,
+    spec: FitSpec,
+    on_step: Callable[[TrainingProgress], None],
+) -> Trained:
+    """Minimises the loss of one batch after another; returns the exponential moving average of the weights."""
     average = copy.deepcopy(denoiser)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=spec.learning_rate, betas=(0.9, 0.99), weight_decay=0)
-    clean, one_hot = pixels_to_model(images / 255.0), F.one_hot(labels.long(), num_classes).float()
     started, mean_loss, share_done, step = time.monotonic(), math.nan, 0.0, 0
     while share_done < 1:
         for group in optimizer.param_groups:
             warm_up = min(1.0, (step + 1) / 100)
             group["lr"] = spec.learning_rate * warm_up * (1 + math.cos(math.pi * share_done)) / 2
-        batch = torch.randint(len(clean), (spec.batch,), generator=generator)
-        jittered = jitter(clean[batch], generator, share=spec.augment_share)
-        loss = edm_loss(denoiser, jittered, one_hot[batch], generator, spec)
+        loss = batch_loss()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
@@ -123,11 +161,13 @@ def update_average(average: EDMDenoiser, current: EDMDenoiser, *, decay: float) 
         slow.lerp_(fast, 1 - decay)
 
 
-def save_trained(folder: Path, denoiser: EDMDenoiser, *, spec: TrainingSpec, notes: dict[str, object]) -> None:
-    """Writes a denoiser made by `train_denoiser` as a checkpoint."""
+def save_trained(
+    folder: Path, denoiser: EDMDenoiser, *, spec: FitSpec, notes: dict[str, object], network: str = "small"
+) -> None:
+    """Writes a denoiser around one of the small networks as a checkpoint."""
     arguments = {
         "image_channels": denoiser.image_shape[0],
         "num_classes": denoiser.num_classes,
         "channels": spec.channels,
     }
-    save_denoiser(folder, denoiser, network="small", arguments=arguments, notes={"training": asdict(spec), **notes})
+    save_denoiser(folder, denoiser, network=network, arguments=arguments, notes={"training": asdict(spec), **notes})

@@ -62,13 +62,14 @@ def main(traceback: bool) -> None:
 @main.command()
 @click.option("--dataset", required=True, help="A data set by name: digits.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new checkpoint.")
+@click.option("--heads", type=click.Choice(["classes"]), help="An output for each class instead of a label as input.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of the default.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def train(dataset: str, out: Path, steps: int | None, seed: int) -> None:
+def train(dataset: str, out: Path, heads: str | None, steps: int | None, seed: int) -> None:
     """Train the small embedded denoiser."""
     from pipeline.train import train_on
 
-    train_on(dataset, out, steps=steps, seed=seed)
+    train_on(dataset, out, steps=steps, seed=seed, heads=heads == "classes")
     click.echo(f"trained {out}")
 
 

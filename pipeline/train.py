@@ -7,19 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from torch import Tensor
 
 from ndc_core.checkpoints import WEIGHTS_FILE
 from ndc_core.training import TrainingProgress, TrainingSpec, save_trained, train_denoiser
-from pipeline.datasets import DATASETS, DatasetSpec, Listing, examples_of, source_of
+from pipeline.datasets import DATASETS, DatasetSpec, Example, Listing, examples_of, source_of
 from pipeline.memory import keep_freed_memory
 from pipeline.progress import duration
 
 SECONDS_BETWEEN_LINES = 5.0
 
 
-def train_on(dataset: str, out: Path, *, steps: int | None, seed: int) -> None:
+def train_on(dataset: str, out: Path, *, steps: int | None, seed: int, heads: bool = False) -> None:
     """Trains on the training split (the held-out images are never seen) and writes a checkpoint.
 
     Raises:
@@ -27,28 +29,47 @@ def train_on(dataset: str, out: Path, *, steps: int | None, seed: int) -> None:
     """
     if dataset not in DATASETS:
         raise ValueError(f"dataset {dataset!r} is unknown; there are: {', '.join(DATASETS)}")
-    if (out / WEIGHTS_FILE).exists():
-        raise ValueError(f"{out} holds a checkpoint already, which runs may depend on; choose another --out")
+    refuse_to_overwrite(out)
     out.mkdir(parents=True, exist_ok=True)
     data = DatasetSpec(dataset, split="train")
     examples = list(examples_of(data, source_of(data), channels=1, corrupt=[]))
-    digest = Listing([example.record(index) for index, example in enumerate(examples)], examples[0].image.shape).digest
     spec = TrainingSpec(seed=seed)
     if steps is not None:
         spec = replace(spec, steps=steps)
-    keep_freed_memory()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    use_all_cores()
+    network = "small-heads" if heads else "small"
     labels = [example.label for example in examples]
     with TrainingBar(spec.steps) as bar:
         denoiser = train_denoiser(
-            torch.from_numpy(np.stack([example.image for example in examples])),
+            stacked(examples),
             torch.tensor(labels),
             num_classes=max(labels) + 1,
             spec=spec,
+            network=network,
             on_step=bar.show,
         )
-    notes = {"dataset": dataset, "split": "train", "images": len(examples), "sha256": digest}
-    save_trained(out, denoiser, spec=spec, notes=notes)
+    save_trained(out, denoiser, spec=spec, notes=data_notes(data, examples), network=network)
+
+
+def refuse_to_overwrite(out: Path) -> None:
+    if (out / WEIGHTS_FILE).exists():
+        raise ValueError(f"{out} holds a checkpoint already, which runs may depend on; choose another folder")
+
+
+def use_all_cores() -> None:
+    keep_freed_memory()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+def stacked(examples: list[Example]) -> UInt8[Tensor, "n c h w"]:
+    return torch.from_numpy(np.stack([example.image for example in examples]))
+
+
+def data_notes(data: DatasetSpec, examples: list[Example]) -> dict[str, object]:
+    """What a checkpoint says of the images that it was made from."""
+    records = [example.record(index) for index, example in enumerate(examples)]
+    digest = Listing(records, examples[0].image.shape).digest
+    return {"dataset": data.name, "split": data.split, "images": len(examples), "sha256": digest}
 
 
 class TrainingBar:

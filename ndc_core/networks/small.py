@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
@@ -40,17 +40,20 @@ class ResidualBlock(nn.Module):
         return self.skip(x) + self.conv1(hidden)
 
 
-class SmallUNet(nn.Module):
-    """Residual blocks at full and at half resolution, joined by one skip connection.
+class TwoLevels(nn.Module):
+    """Residual blocks at full and at half resolution, joined by one skip connection; height and width must be even.
 
-    The label enters as a continuous vector; all zero is "no label". Height and width must be even.
+    `labels` is the length of a label that enters as a continuous vector; without one there is no such input.
     """
 
-    def __init__(self, *, image_channels: int, num_classes: int, channels: int, channels_embedding: int = 128) -> None:
+    def __init__(
+        self, *, image_channels: int, outputs: int, labels: int | None, channels: int, channels_embedding: int
+    ) -> None:
         super().__init__()
         self.channels_embedding = channels_embedding
         self.noise0 = nn.Linear(channels_embedding // 2, channels_embedding)
-        self.label = nn.Linear(num_classes, channels_embedding, bias=False)
+        if labels is not None:
+            self.label = nn.Linear(labels, channels_embedding, bias=False)
         self.noise1 = nn.Linear(channels_embedding, channels_embedding)
         self.conv_in = nn.Conv2d(image_channels, channels, 3, padding=1)
         self.encoder = ResidualBlock(channels, channels, channels_embedding)
@@ -59,9 +62,38 @@ class SmallUNet(nn.Module):
         self.up = nn.ConvTranspose2d(2 * channels, channels, 2, stride=2)
         self.decoder = ResidualBlock(2 * channels, channels, channels_embedding)
         self.norm_out = group_norm(channels)
-        self.conv_out = nn.Conv2d(channels, image_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, outputs, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+
+    def features(
+        self,
+        x: Float[Tensor, "rows c h w"],
+        c_noise: Float[Tensor, " rows"],
+        label: Float[Tensor, "rows classes"] | None,
+    ) -> Float[Tensor, "rows features h w"]:
+        """All but the last convolution."""
+        embedding = self.noise0(noise_embedding(c_noise, channels=self.channels_embedding // 2).to(x.dtype))
+        if label is not None:
+            embedding = embedding + self.label(label.to(x.dtype))
+        embedding = F.silu(self.noise1(F.silu(embedding)))
+        full = self.encoder(self.conv_in(x), embedding)
+        half = self.middle(self.down(full), embedding)
+        joined = self.decoder(torch.cat([self.up(half), full], dim=1), embedding)
+        return F.silu(self.norm_out(joined))
+
+
+class SmallUNet(TwoLevels):
+    """The label enters as a continuous vector; all zero is "no label"."""
+
+    def __init__(self, *, image_channels: int, num_classes: int, channels: int, channels_embedding: int = 128) -> None:
+        super().__init__(
+            image_channels=image_channels,
+            outputs=image_channels,
+            labels=num_classes,
+            channels=channels,
+            channels_embedding=channels_embedding,
+        )
 
     def forward(
         self,
@@ -69,10 +101,32 @@ class SmallUNet(nn.Module):
         c_noise: Float[Tensor, " rows"],
         label: Float[Tensor, "rows classes"],
     ) -> Float[Tensor, "rows c h w"]:
-        embedding = noise_embedding(c_noise, channels=self.channels_embedding // 2).to(x.dtype)
-        embedding = F.silu(self.noise0(embedding) + self.label(label.to(x.dtype)))
-        embedding = F.silu(self.noise1(embedding))
-        full = self.encoder(self.conv_in(x), embedding)
-        half = self.middle(self.down(full), embedding)
-        joined = self.decoder(torch.cat([self.up(half), full], dim=1), embedding)
-        return self.conv_out(F.silu(self.norm_out(joined)))
+        return self.conv_out(self.features(x, c_noise, label))
+
+
+class SmallHeadsUNet(TwoLevels):
+    """The same network without a label: its last convolution has a head for each class and a last one for no class."""
+
+    def __init__(self, *, image_channels: int, num_classes: int, channels: int, channels_embedding: int = 128) -> None:
+        super().__init__(
+            image_channels=image_channels,
+            outputs=(num_classes + 1) * image_channels,
+            labels=None,
+            channels=channels,
+            channels_embedding=channels_embedding,
+        )
+        self.image_channels = image_channels
+
+    def forward(
+        self,
+        x: Float[Tensor, "rows c h w"],
+        c_noise: Float[Tensor, " rows"],
+        heads: Int[Tensor, " heads"] | None = None,
+    ) -> Float[Tensor, "rows outputs h w"]:
+        """The outputs of the given heads one after the other, of all heads if none are given."""
+        features = self.features(x, c_noise, None)
+        chosen = slice(None) if heads is None else heads
+        weight, bias = (
+            whole.unflatten(0, (-1, self.image_channels))[chosen].flatten(0, 1) for whole in self.conv_out.parameters()
+        )
+        return F.conv2d(features, weight, bias, padding=1)
