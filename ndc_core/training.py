@@ -110,7 +110,8 @@ def train_denoiser(
     torch.manual_seed(spec.seed)  # the network's initialisation has no generator argument
     generator = torch.Generator().manual_seed(spec.seed)
     image_shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
-    denoiser = new_denoiser(network, image_shape=image_shape, num_classes=num_classes, channels=spec.channels)
+    built = NETWORKS[network](image_channels=image_shape[0], num_classes=num_classes, channels=spec.channels)
+    denoiser = DENOISERS.get(network, EDMDenoiser)(built, image_shape=image_shape, num_classes=num_classes)
     clean, one_hot = pixels_to_model(images / 255.0), F.one_hot(labels.long(), num_classes).float()
 
     def batch_loss() -> Float[Tensor, ""]:
@@ -119,11 +120,6 @@ def train_denoiser(
         return edm_loss(denoiser, jittered, one_hot[batch], generator, spec)
 
     return fit(denoiser, batch_loss, spec=spec, on_step=on_step)
-
-
-def new_denoiser(network: str, *, image_shape: tuple[int, int, int], num_classes: int, channels: int) -> EDMDenoiser:
-    built = NETWORKS[network](image_channels=image_shape[0], num_classes=num_classes, channels=channels)
-    return DENOISERS.get(network, EDMDenoiser)(built, image_shape=image_shape, num_classes=num_classes)
 
 
 def fit(

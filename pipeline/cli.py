@@ -74,6 +74,29 @@ def train(dataset: str, out: Path, heads: str | None, steps: int | None, seed: i
 
 
 @main.command()
+@click.argument("teacher")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--data", default="digits", show_default=True, help="Images to learn on: digits, or a path or URI.")
+@click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most N images.")
+@click.option("--channels", type=click.IntRange(min=8), help="Width of the network, instead of the default.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of the default.")
+@click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End earlier on a slow machine.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def distill(
+    teacher: str, out: Path, data: str, data_format: str | None, limit: int | None, **settings: float | None
+) -> None:
+    """Teach a small network with an output for each class what TEACHER, a checkpoint of any kind, says of each."""
+    from pipeline.datasets import DatasetSpec
+    from pipeline.distill import distill as distill_model
+
+    images = DatasetSpec(data, format=data_format, split="train", limit=limit)
+    given = {name: value for name, value in settings.items() if value is not None}
+    distill_model(teacher, out, data=images, settings=given)
+    click.echo(f"distilled {out}")
+
+
+@main.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 def convert(source: Path, out: Path) -> None:

@@ -75,10 +75,10 @@ def data_notes(data: DatasetSpec, examples: list[Example]) -> dict[str, object]:
 class TrainingBar:
     """Loss and time left: a bar on a terminal, a line every few seconds elsewhere."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, what: str = "training") -> None:
         self.steps = steps
         self.last_line = 0.0
-        columns = TextColumn("training"), BarColumn(), TextColumn("{task.fields[text]}")
+        columns = TextColumn(what), BarColumn(), TextColumn("{task.fields[text]}")
         self.bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
         self.task = self.bar.add_task("", total=1.0, text="")
 

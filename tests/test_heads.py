@@ -17,6 +17,12 @@ from tests.test_training import SHORT, stripes
 CLASSES = 4
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Threads wait for each other where cores are busy."""
+    torch.set_num_threads(1)
+
+
 def random_heads() -> HeadsDenoiser:
     torch.manual_seed(0)
     network = SmallHeadsUNet(image_channels=3, num_classes=CLASSES, channels=8)

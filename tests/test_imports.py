@@ -27,7 +27,7 @@ ORDER = [
     {"votes", "reduce"},
     {"cluster", "figures", "page", "progress"},
     {"attackers", "report", "status", "train"},
-    {"tracking"},
+    {"tracking", "distill"},
     {"run"},
     {"attack", "verify"},
     {"cli"},
