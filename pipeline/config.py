@@ -90,9 +90,12 @@ class CertificateConfig(Section):
 
 
 class ComputeConfig(Section):
-    """`actors` unset means one per CPU (or GPU) of the cluster. It alone may change on resume."""
+    """`actors` unset means one per CPU (or GPU) of the cluster. It alone may change on resume.
 
-    rows_per_pass: int = Field(ge=1)
+    `rows_per_pass` unset means that a run searches for the fastest on its first start.
+    """
+
+    rows_per_pass: int | None = Field(default=None, ge=1)
     precision: Precision = "float32"
     channels_last: bool = False
     compile: bool = False

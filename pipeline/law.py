@@ -23,6 +23,7 @@ class LawChangedError(ValueError):
 def law_of(config: RunConfig, listing: Listing, *, models: dict[str, str]) -> dict[str, Any]:
     """The law of a run: where it is computed, and where models and data lie, is not in it."""
     content = config.model_dump(mode="json")
+    assert config.compute.rows_per_pass is not None
     return {
         "vote_version": VOTE_VERSION,
         "seed": config.seed,

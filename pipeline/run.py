@@ -4,8 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from upath import UPath
 
+from ndc_core.denoiser import Denoiser, EveryClass
+from ndc_core.rows import fastest_rows
 from pipeline.attackers import empirical_accuracy
 from pipeline.cluster import stop_on_signals, stream
 from pipeline.config import RunConfig
@@ -13,6 +16,7 @@ from pipeline.datasets import DATASETS, ImageRecord, Listing, examples_of, list_
 from pipeline.entries import Source
 from pipeline.law import fingerprint_of, law_of, refuse_changes, refuse_undeclared_radii
 from pipeline.locations import LocationError, absolute, is_local
+from pipeline.memory import keep_freed_memory
 from pipeline.models import load_models, model_digests
 from pipeline.progress import ReadingProgress, VoteProgress
 from pipeline.reduce import certify_images
@@ -43,6 +47,7 @@ class PreparedRun:
     fingerprint: str
     num_classes: int
     estimate_evaluations: int  # of the clean image behind a vote, without a label
+    every_class_at_once: bool  # whether a forward pass gives all classes
 
     @property
     def records(self) -> list[ImageRecord]:
@@ -77,7 +82,10 @@ class PreparedRun:
         data, (channels, height, width) = self.config.dataset, self.listing.image_shape
         guess = "" if data.format or data.name in DATASETS else f", read as {self.source.format} (--format overrides)"
         resized = f", resized with the filter {data.filter}" if data.resize else ""
-        lines = [f"data: {data.name}{guess}: {channels} x {height} x {width} pixels{resized}"]
+        lines = [
+            f"data: {data.name}{guess}: {channels} x {height} x {width} pixels{resized}",
+            f"{self.config.compute.rows_per_pass} rows a forward pass",
+        ]
         corrupt = self.listing.corrupt
         return lines + ([f"left out {len(corrupt):,} corrupt images: {', '.join(corrupt)}"] if corrupt else [])
 
@@ -90,9 +98,13 @@ class PreparedRun:
         """What a vote costs at most: sift of all classes, refine of the kept ones, the unconditional estimate."""
         classifier = self.config.classifier
         sift = classifier.sift if classifier.sift and classifier.sift.keep < self.num_classes else None
-        kept = sift.keep if sift else self.num_classes
-        sifting = sift.grid.steps * self.num_classes if sift else 0
         estimating = self.estimate_evaluations if classifier.name.startswith("apndc") else 0
+        if self.every_class_at_once:
+            return classifier.grid.steps + estimating
+        gradient = classifier.label_gradient
+        gradient = gradient if gradient and gradient.keep < self.num_classes else None
+        kept = gradient.keep if gradient else sift.keep if sift else self.num_classes
+        sifting = sift.grid.steps * self.num_classes if sift else 2 * gradient.steps if gradient else 0
         return sifting + kept * classifier.grid.steps + estimating
 
     def manifest(self) -> dict[str, Any]:
@@ -111,10 +123,11 @@ def prepare(config: RunConfig, folder: UPath) -> PreparedRun:
     Raises:
         ValueError: a model or data that cannot be used, or a folder that belongs to another run.
     """
-    pick_device(config.compute.gpus_per_actor)
+    device = pick_device(config.compute.gpus_per_actor)
     store = RunStore(folder)
     store.is_declared()  # says at once whether the place can be reached at all
-    denoiser, unconditional = load_models(config, device="cpu")
+    denoiser, unconditional = load_models(config, device=device)
+    config = with_rows_per_pass(config, store, denoiser, device=device)
     source = source_of(config.dataset)
     listing = list_images(
         config.dataset,
@@ -128,9 +141,25 @@ def prepare(config: RunConfig, folder: UPath) -> PreparedRun:
     fingerprint = fingerprint_of(law)
     refuse_other_law(store, law)
     units = {unit.unit_id(fingerprint): unit for unit in plan_units(law, listing.records)}
+    classes, at_once = denoiser.num_classes, isinstance(denoiser, EveryClass)
     return PreparedRun(
-        config, folder, source, listing, units, law, fingerprint, denoiser.num_classes, unconditional.evaluations
+        config, folder, source, listing, units, law, fingerprint, classes, unconditional.evaluations, at_once
     )
+
+
+def with_rows_per_pass(config: RunConfig, store: RunStore, denoiser: Denoiser, *, device: str) -> RunConfig:
+    """The configuration with the number of rows that the run was declared with, or else the fastest here."""
+    if config.compute.rows_per_pass is not None:
+        return config
+    if store.is_declared():
+        rows = store.manifest()["law"]["compute"]["rows_per_pass"]
+    else:
+        keep_freed_memory()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(config.compute.threads_per_actor)
+        rows = fastest_rows(denoiser, device=device).rows
+        torch.set_num_threads(threads)
+    return config.model_copy(update={"compute": config.compute.model_copy(update={"rows_per_pass": rows})})
 
 
 def refuse_other_law(store: RunStore, law: dict[str, Any]) -> None:

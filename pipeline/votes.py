@@ -84,6 +84,7 @@ def pick_device(gpus_per_actor: float) -> str:
 def build_classifier(config: RunConfig, *, device: str) -> DiffusionClassifier:
     """The classifier of a run, its models loaded."""
     denoiser, unconditional = load_models(config, device=device)
+    assert config.compute.rows_per_pass is not None
     return DiffusionClassifier(
         denoiser,
         config.classifier.name,

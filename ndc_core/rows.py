@@ -1,0 +1,71 @@
+"""How many rows a forward pass should have on this machine, found by trying."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ndc_core.denoiser import Denoiser, EveryClass
+
+FEWEST, MOST = 16, 8192
+SECONDS_A_SIZE = 0.2
+LONGEST_PASS_SECONDS = 4.0
+GOOD_ENOUGH = 0.95
+Pass = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Rate:
+    rows: int
+    rows_per_second: float
+
+
+def fastest_rows(denoiser: Denoiser, *, device: str) -> Rate:
+    """The smallest power of two whose rate is nearly the best: larger passes only wait longer and pad more.
+
+    It takes a second or two. The size changes rounding, so a run searches once, before its law is declared (rule S1).
+    """
+    return choose(measured(lambda rows: _one_pass(denoiser, rows, device=device)))
+
+
+def choose(rates: Iterator[Rate]) -> Rate:
+    """Doubles as long as that is worth it; the smallest of those nearly as fast as the best."""
+    found: list[Rate] = []
+    for rate in rates:
+        found.append(rate)
+        best = max(one.rows_per_second for one in found)
+        if len(found) > 2 and found[-3].rows_per_second == best:  # two doublings were no gain
+            break
+    best = max(one.rows_per_second for one in found)
+    return next(one for one in found if one.rows_per_second >= GOOD_ENOUGH * best)
+
+
+def measured(one_pass: Pass) -> Iterator[Rate]:
+    """Rates of passes of 16, 32, ... rows, as far as memory and patience go."""
+    rows = FEWEST
+    while rows <= MOST:
+        try:
+            one_pass(rows)  # what is set up at the first pass of a shape is not counted
+            started, passes = time.perf_counter(), 0
+            while (seconds := time.perf_counter() - started) < SECONDS_A_SIZE:
+                one_pass(rows)
+                passes += 1
+        except torch.OutOfMemoryError:
+            return
+        yield Rate(rows, passes * rows / seconds)
+        if seconds / passes > LONGEST_PASS_SECONDS / 2:
+            return
+        rows *= 2
+
+
+@torch.inference_mode()
+def _one_pass(denoiser: Denoiser, rows: int, *, device: str) -> None:
+    z = torch.zeros(rows, *denoiser.image_shape, device=device)
+    sigma_model = torch.ones(rows, device=device)
+    if isinstance(denoiser, EveryClass):
+        denoiser.every_class(z, sigma_model)
+    else:
+        denoiser(z, sigma_model, torch.zeros(rows, denoiser.num_classes, device=device))
+    if device == "cuda":
+        torch.cuda.synchronize()

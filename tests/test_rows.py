@@ -1,0 +1,49 @@
+"""The search for the number of rows of a pass."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from ndc_core.rows import Rate, choose, measured
+from pipeline.locations import location
+from pipeline.run import prepare
+from pipeline.store import RunStore
+from tests.runs import digits, small_config
+
+
+def rates(*values: float):
+    for index, value in enumerate(values):
+        yield Rate(16 * 2**index, value)
+
+
+def test_the_smallest_of_those_nearly_as_fast_as_the_best_is_chosen() -> None:
+    assert choose(rates(100, 190, 300, 310, 305, 300, 999)).rows == 64, "within 5 % of 310; 999 is never tried"
+    assert choose(rates(100)).rows == 16
+    assert choose(rates(100, 200, 400, 800)).rows == 128
+
+
+def test_rates_are_rows_over_seconds_and_end_where_a_pass_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def one_pass(rows: int) -> None:
+        clock[0] += rows / 100
+
+    found = list(measured(one_pass))
+    assert [rate.rows for rate in found] == [16, 32, 64, 128, 256]
+    assert all(rate.rows_per_second == pytest.approx(100) for rate in found)
+
+
+def test_a_run_keeps_the_rows_that_it_was_declared_with(tiny_model: Path, tmp_path: Path) -> None:
+    unset = small_config(tiny_model).model_dump(mode="json", exclude_none=True)
+    del unset["compute"]["rows_per_pass"]
+    config = type(small_config(tiny_model)).model_validate(unset)
+    first = prepare(config, location(tmp_path))
+    rows = first.law["compute"]["rows_per_pass"]
+    assert rows == first.config.compute.rows_per_pass >= 16
+    store = RunStore(location(tmp_path))
+    other = first.law | {"compute": first.law["compute"] | {"rows_per_pass": rows * 3}}
+    examples = digits("test", limit=config.dataset.limit)
+    store.declare(first.manifest() | {"law": other}, config_toml="", records=first.records, examples=examples)
+    assert prepare(config, location(tmp_path)).config.compute.rows_per_pass == rows * 3
