@@ -185,7 +185,15 @@ def test_data_that_do_not_fit_the_model_are_refused() -> None:
         DataError, match=r"has shape \(1, 8, 8\) \(channels, height, width\), the model takes \(1, 9, 9\)"
     ):
         listed(DatasetSpec("digits"), shape=(1, 9, 9), classes=10)
-    with pytest.raises(DataError, match="dataset 'mnist' is unknown; there are: digits, and your paths"):
-        source_of(DatasetSpec("mnist"))
+    with pytest.raises(DataError, match="dataset 'emnist' is unknown; there are: digits, mnist, and your paths"):
+        source_of(DatasetSpec("emnist"))
     with pytest.raises(DataError, match="does not exist"):
         source_of(DatasetSpec("data/mnist"))
+
+
+def test_mnist_is_split_once_and_for_all() -> None:
+    train, test = (list(source_of(DatasetSpec("mnist", split=split)).entries()) for split in ("train", "test"))
+    assert (len(train), len(test)) == (4500, 500)
+    assert not {entry.image_id for entry in train} & {entry.image_id for entry in test}
+    image = examples_of(DatasetSpec("mnist", limit=1), source_of(DatasetSpec("mnist")), channels=1, corrupt=[])
+    assert next(iter(image)).image.shape == (1, 28, 28)
