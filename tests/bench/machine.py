@@ -1,16 +1,18 @@
-"""What the machine gives: the pipeline's evaluations per second against a loop over one class at a time, and its own cost.
+"""What the machine gives: the pipeline's evaluations per second against a loop over one class at a time.
 
     .venv/bin/python -m tests.bench.machine [--pairs 3] [--channels 128]
 
-Random weights of the embedded network at 128 channels, 8x8 images, ten classes, one thread. The loop evaluates in float32
-what a vote of a research script does: for each class, all steps of its grid in one batch. The pipeline gathers rows of
-many draws into passes of the size that the search finds, in bfloat16 and channels last. They take turns; ratios are
-taken within a turn. `host` is the share of the pipeline's time that is not spent in the network: noise, losses,
-bookkeeping. The last line says how many rows of the passes were padding while classes dropped out.
+Random weights of the embedded network at 128 channels, 8x8 images, ten classes, one thread. The loop evaluates in
+float32 what a vote of a research script does: for each class, all steps of its grid in one batch. The pipeline gathers
+rows of many draws into passes of the size that the search finds: in float32, in bfloat16, and in bfloat16, channels
+last and compiled (compilation needs a C++ compiler). They take turns; ratios are taken within a turn. `host` is the
+share of the pipeline's time that is not spent in the network: noise, losses, bookkeeping. The last line says how many
+rows of the passes were padding while classes dropped out.
 """
 
 import statistics
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 import click
@@ -89,6 +91,13 @@ def pipeline_rate(denoiser: EDMDenoiser, votes: int, *, rows: int, race: RaceSpe
     return evaluations / seconds, 1 - timed.seconds / seconds, 1 - evaluations / timed.rows
 
 
+WAYS = {
+    "float32": Execution(),
+    "bfloat16": Execution("bfloat16"),
+    "bfloat16, channels last, compiled": Execution("bfloat16", channels_last=True, compile=True),
+}
+
+
 @click.command()
 @click.option("--pairs", default=3, show_default=True)
 @click.option("--channels", default=128, show_default=True)
@@ -96,23 +105,23 @@ def pipeline_rate(denoiser: EDMDenoiser, votes: int, *, rows: int, race: RaceSpe
 def main(pairs: int, channels: int, votes: int) -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
-    plain, fast = network(channels, Execution()), network(channels, Execution("bfloat16", channels_last=True))
-    rows = {name: fastest_rows(one, device="cpu").rows for name, one in (("float32", plain), ("bfloat16", fast))}
-    ratios: dict[str, list[float]] = {"gathered, float32": [], "gathered, bfloat16, channels last": []}
+    networks = {way: network(channels, execution) for way, execution in WAYS.items()}
+    rows = {way: fastest_rows(one, device="cpu").rows for way, one in networks.items()}
+    loop, ratios = networks["float32"], defaultdict(list)
     hosts, padding = [], []
     for pair in range(pairs):
-        before = loop_rate(plain, max(1, votes // 5))
-        gathered, _, _ = pipeline_rate(plain, votes, rows=rows["float32"], race=None)
-        best, host, _ = pipeline_rate(fast, votes, rows=rows["bfloat16"], race=None)
-        loop = (before + loop_rate(plain, max(1, votes // 5))) / 2
-        _, _, padded = pipeline_rate(fast, 4 * votes, rows=rows["bfloat16"], race=RaceSpec(1.5))
-        ratios["gathered, float32"].append(gathered / loop)
-        ratios["gathered, bfloat16, channels last"].append(best / loop)
-        hosts.append(host)
-        padding.append(padded)
-        click.echo(f"{pair + 1}: loop {loop:,.0f}/s, gathered {gathered:,.0f}/s, in bfloat16 {best:,.0f}/s")
-    for name, found in ratios.items():
-        click.echo(f"{name}: {statistics.median(found):.2f} times the loop, {min(found):.2f} to {max(found):.2f}")
+        before = loop_rate(loop, max(1, votes // 5))
+        rates = {way: pipeline_rate(one, votes, rows=rows[way], race=None) for way, one in networks.items()}
+        slow = (before + loop_rate(loop, max(1, votes // 5))) / 2
+        for way, (rate, host, _) in rates.items():
+            ratios[way].append(rate / slow)
+            hosts.append(host)
+        padding.append(pipeline_rate(networks["bfloat16"], 4 * votes, rows=rows["bfloat16"], race=RaceSpec(1.5))[2])
+        found = ", ".join(f"{way} {rate:,.0f}/s" for way, (rate, _, _) in rates.items())
+        click.echo(f"{pair + 1}: loop {slow:,.0f}/s; gathered: {found}")
+    for way, found_ratios in ratios.items():
+        low, high = min(found_ratios), max(found_ratios)
+        click.echo(f"{way}: {statistics.median(found_ratios):.2f} times the loop, {low:.2f} to {high:.2f}")
     click.echo(f"rows a pass: {rows}")
     click.echo(f"host: {100 * statistics.median(hosts):.1f} % of the time, at most {100 * max(hosts):.1f} %")
     click.echo(f"padding in a race: {100 * statistics.median(padding):.1f} % of the rows")
