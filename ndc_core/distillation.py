@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from ndc_core.denoiser import Denoiser, EDMDenoiser
 from ndc_core.heads import HeadsDenoiser
-from ndc_core.networks.small import SmallHeadsUNet
+from ndc_core.networks.small import SmallHeadsUNet, SmallUNet
 from ndc_core.space import pixels_to_model
 from ndc_core.training import FitSpec, TrainingProgress, draw_sigma, fit, jitter, loss_weight
 
@@ -24,10 +24,12 @@ class DistillationSpec(FitSpec):
     evaluated once for each class, which costs more than a step of the student.
     """
 
+    steps: int = 3000
     max_seconds: float = 60.0
-    batch: int = 64
+    batch: int = 32
+    learning_rate: float = 4e-3
     classes: int = 16
-    reuse: int = 4
+    reuse: int = 8
     kept: int = 64
 
 
@@ -56,9 +58,9 @@ def distil(
     torch.manual_seed(spec.seed)  # the network's initialisation has no generator argument
     classes, image_shape = teacher.num_classes, teacher.image_shape
     network = SmallHeadsUNet(image_channels=image_shape[0], num_classes=classes, channels=spec.channels)
-    student = HeadsDenoiser(network, image_shape=image_shape, num_classes=classes)
     if isinstance(teacher, EDMDenoiser):
-        start_from(student, teacher)
+        start_from(network, teacher.network)
+    student = HeadsDenoiser(network, image_shape=image_shape, num_classes=classes)
     answers = answers_of(teacher, images, knows_no_label=knows_no_label, spec=spec)
     return fit(student, lambda: distillation_loss(student, next(answers)), spec=spec, on_step=on_step)
 
@@ -77,19 +79,16 @@ def answers_of(
             yield recent[int(torch.randint(len(recent), (), generator=generator))]
 
 
-def start_from(student: HeadsDenoiser, teacher: EDMDenoiser) -> None:
-    """Takes over the teacher's weights, its last layer for every head, if but for its label it is the same network.
-
-    Every head then starts as the teacher without a label.
-    """
-    own, known = student.network.state_dict(), teacher.network.state_dict()
-    last = {name: known[name] for name in ("conv_out.weight", "conv_out.bias") if name in known}
-    shared = own.keys() - last.keys()
-    if len(last) == 2 and all(name in known and known[name].shape == own[name].shape for name in shared):
-        weights = {name: known[name] for name in shared}
-        for name, tensor in last.items():
-            weights[name] = tensor.repeat(student.num_classes + 1, *[1] * (tensor.dim() - 1))
-        student.network.load_state_dict(weights)
+def start_from(network: SmallHeadsUNet, teacher: nn.Module) -> None:
+    """Takes over the weights of a small network of the same width: every head starts as the teacher without a label."""
+    if not isinstance(teacher, SmallUNet):
+        return
+    known, own = teacher.state_dict(), network.state_dict()
+    del known["label.weight"]
+    for name in ("conv_out.weight", "conv_out.bias"):
+        known[name] = torch.cat([known[name]] * (len(own[name]) // len(known[name])))
+    if all(known[name].shape == weight.shape for name, weight in own.items()):
+        network.load_state_dict(known)
 
 
 @torch.no_grad()
@@ -101,16 +100,24 @@ def ask(
     knows_no_label: bool,
     spec: DistillationSpec,
 ) -> Answer:
-    """The teacher's outputs at noisy images, one class after the other: as many rows at a time as there are images."""
+    """The teacher's outputs at noisy images, one class after the other: as many rows at a time as there are images.
+
+    Raises:
+        ValueError: an output is not finite.
+    """
     sigma = draw_sigma(len(clean), generator, spec)
     z = clean + torch.randn(clean.shape, generator=generator) * sigma.view(-1, 1, 1, 1)
     classes = torch.randperm(teacher.num_classes, generator=generator)[: spec.classes]
-    labels = torch.eye(teacher.num_classes)[classes]
+    null = torch.zeros(1, teacher.num_classes)
+    labels = [*torch.eye(teacher.num_classes)[classes], *(null if knows_no_label else ())]
     outputs = torch.stack([teacher(z, sigma, label.expand(len(z), -1)) for label in labels], dim=1)
-    null = torch.zeros(len(z), teacher.num_classes)
-    no_class = teacher(z, sigma, null) if knows_no_label else outputs.mean(dim=1)
-    heads = torch.cat([classes, torch.tensor([teacher.num_classes])])
-    return Answer(z, sigma, heads, torch.cat([outputs, no_class[:, None]], dim=1))
+    if not knows_no_label:
+        outputs = torch.cat([outputs, outputs.mean(dim=1, keepdim=True)], dim=1)
+    if not outputs.isfinite().all():
+        raise ValueError(
+            "the teacher's output is not finite: nothing can be learned from it; convert or train it again"
+        )
+    return Answer(z, sigma, torch.cat([classes, torch.tensor([teacher.num_classes])]), outputs)
 
 
 def distillation_loss(student: HeadsDenoiser, answer: Answer) -> Float[Tensor, ""]:

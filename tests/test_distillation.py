@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from torch import Tensor
 
 from ndc_core.checkpoints import denoiser_digest, load_denoiser, write_checkpoint
-from ndc_core.denoiser import EDMDenoiser, EveryClass
+from ndc_core.denoiser import EveryClass
 from ndc_core.distillation import DistillationSpec, distil, start_from
 from ndc_core.heads import HeadsDenoiser
 from ndc_core.networks.edm_song import SongUNet
@@ -92,6 +92,13 @@ def test_the_teacher_is_asked_for_few_of_many_classes_and_seldom() -> None:
     assert teacher.asked == 2 * (5 + 1)
 
 
+def test_a_teacher_whose_output_is_not_finite_teaches_nothing() -> None:
+    teacher, images = teacher_and_images()
+    teacher.images[1, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="the teacher's output is not finite"):
+        distil(teacher, images, knows_no_label=True, spec=DistillationSpec(steps=2, batch=4, channels=8))
+
+
 def test_distillation_is_reproducible() -> None:
     teacher, images = teacher_and_images()
     spec = DistillationSpec(steps=5, batch=4, channels=8)
@@ -100,23 +107,20 @@ def test_distillation_is_reproducible() -> None:
         assert torch.equal(weight, two.state_dict()[name])
 
 
-def heads_of(denoiser: EDMDenoiser, channels: int) -> HeadsDenoiser:
-    network = SmallHeadsUNet(image_channels=1, num_classes=10, channels=channels)
-    return HeadsDenoiser(network, image_shape=denoiser.image_shape, num_classes=10)
-
-
 def test_a_student_of_its_own_kind_starts_as_the_teacher_without_a_label(tiny_model: Path) -> None:
     teacher = load_denoiser(tiny_model)
-    student = heads_of(teacher, 8)
-    start_from(student, teacher)
+    network = SmallHeadsUNet(image_channels=1, num_classes=10, channels=8)
+    start_from(network, teacher.network)
+    student = HeadsDenoiser(network, image_shape=(1, 8, 8), num_classes=10)
     z, sigma = noisy(torch.zeros(2, 1, 8, 8))
     null = torch.zeros(2, 10)
     assert torch.equal(student(z, sigma, null), teacher(z, sigma, null))
-    assert torch.equal(student.every_class(z, sigma)[:, 3], teacher(z, sigma, null))
-    wider = heads_of(teacher, 16)
-    before = wider.network.conv_in.weight.clone()
-    start_from(wider, teacher)
-    assert torch.equal(wider.network.conv_in.weight, before)
+    torch.testing.assert_close(student.every_class(z, sigma)[:, 3], teacher(z, sigma, null))
+    wider = SmallHeadsUNet(image_channels=1, num_classes=10, channels=16)
+    before = wider.conv_in.weight.clone()
+    for other in (teacher.network, network):
+        start_from(wider, other)
+        assert torch.equal(wider.conv_in.weight, before)
 
 
 def ndc(*arguments: str | Path) -> Result:
