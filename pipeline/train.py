@@ -36,7 +36,8 @@ def train_on(dataset: str, out: Path, *, steps: int | None, seed: int, heads: bo
     spec = TrainingSpec(seed=seed)
     if steps is not None:
         spec = replace(spec, steps=steps)
-    use_all_cores()
+    keep_freed_memory()
+    torch.set_num_threads(cores())
     network = "small-heads" if heads else "small"
     labels = [example.label for example in examples]
     with TrainingBar(spec.steps) as bar:
@@ -56,9 +57,8 @@ def refuse_to_overwrite(out: Path) -> None:
         raise ValueError(f"{out} holds a checkpoint already, which runs may depend on; choose another folder")
 
 
-def use_all_cores() -> None:
-    keep_freed_memory()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def stacked(examples: list[Example]) -> UInt8[Tensor, "n c h w"]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
 from ndc_core.checkpoints import load_denoiser
@@ -12,6 +13,7 @@ from ndc_core.execution import Execution
 from ndc_core.heads import HeadsDenoiser
 from ndc_core.networks.small import SmallHeadsUNet
 from ndc_core.training import TrainingProgress, TrainingSpec, save_trained, train_denoiser
+from pipeline.cli import main
 from tests.test_training import SHORT, stripes
 
 CLASSES = 4
@@ -124,3 +126,15 @@ def test_heads_trained_from_scratch_tell_classes_apart() -> None:
     every = denoiser.every_class(clean + noise, torch.ones(8))
     loss = (every - clean[:, None]).square().flatten(2).sum(2)
     assert torch.equal(loss.argmin(dim=1), labels[:8])
+
+
+def test_heads_are_trained_from_the_command_line(tmp_path: Path) -> None:
+    arguments = ["train", "--dataset", "digits", "--steps", "2", "--out", str(tmp_path / "heads"), "--heads"]
+    other = CliRunner().invoke(main, [*arguments, "pixels"])
+    assert other.exit_code == 2
+    assert "'pixels' is not 'classes'" in other.output
+    done = CliRunner().invoke(main, [*arguments, "classes"])
+    assert done.exit_code == 0, done.output
+    loaded = load_denoiser(tmp_path / "heads")
+    assert isinstance(loaded, EveryClass)
+    assert loaded.num_classes == 10
