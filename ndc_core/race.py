@@ -23,13 +23,13 @@ class RaceSpec:
 
 
 def strided(steps: int) -> list[int]:
-    """All steps, each as far as can be from those before it: bit-reversed counting.
+    """All steps from the last one on, each as far as can be from those before it: bit-reversed counting.
 
-    Early evidence is then of the whole grid, not of its lower end.
+    Early evidence is then of the whole grid, and a single step says more the higher its level.
     """
     bits = max(steps - 1, 1).bit_length()
     order = (int(f"{index:0{bits}b}"[::-1], 2) for index in range(2**bits))
-    return [step for step in order if step < steps]
+    return [steps - 1 - step for step in order if step < steps]
 
 
 def leaders(

@@ -115,7 +115,7 @@ class RunConfig(Section):
     classifier: ClassifierConfig
     votes: VotesConfig
     certificate: CertificateConfig
-    compute: ComputeConfig
+    compute: ComputeConfig = ComputeConfig()
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:

@@ -44,7 +44,7 @@ def test_a_race_agrees_with_the_full_vote_for_fewer_evaluations() -> None:
     classifier, z, noise = setting(draws=200, race=RACE)
     full = predict(replace(classifier, race=None), z, tau_model=0.5, noise=noise)
     raced = predict(classifier, z, tau_model=0.5, noise=noise)
-    assert (raced.winners == full.winners).mean() > 0.98
+    assert (raced.winners == full.winners).mean() >= 0.95
     assert raced.evaluations < 0.9 * full.evaluations
 
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int
 
 from ndc_core import DiffusionClassifier, GridSpec, load_denoiser
+from ndc_core.ballots import scores
 from ndc_core.denoiser import EDMDenoiser, EveryClass
 from ndc_core.randomness import DrawNoise, draw_noise
 from ndc_core.smoothing import IntegerNoise
@@ -44,8 +45,8 @@ def winners(
         noisy.append(law.add(example.image, noise.input))
         noises.append(noise)
     noise = DrawNoise(*(np.concatenate([getattr(each, part.name) for each in noises]) for part in fields(DrawNoise)))
-    scores = classifier.scores(np.concatenate(noisy), tau_model=2 * sigma_pixel, noise=noise)
-    return scores.argmax(axis=1).reshape(len(examples), draws)
+    found = scores(classifier, np.concatenate(noisy), tau_model=2 * sigma_pixel, noise=noise)
+    return found.argmax(axis=1).reshape(len(examples), draws)
 
 
 @torch.inference_mode()
