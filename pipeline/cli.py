@@ -115,6 +115,35 @@ def convert(source: Path, out: Path) -> None:
 
 
 @main.command()
+@click.argument("model")
+@click.argument("data")
+@click.option("--sigma-pixel", type=float, multiple=True, default=(0.125, 0.25, 0.5), show_default=True)
+@click.option("--classifier", type=click.Choice(["apndc", "epndc"]), default="apndc", show_default=True)
+@click.option("--weight", default="edm", show_default=True, help="Weight of a level in the score.")
+@click.option(
+    "--budget", type=click.IntRange(min=1), default=10, show_default=True, help="Levels to evaluate, at most."
+)
+@click.option(
+    "--limit", type=click.IntRange(min=4), default=64, show_default=True, help="Images, spread over the data."
+)
+@click.option("--draws", type=click.IntRange(min=1), default=4, show_default=True, help="Noise draws of an image.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write to [default: runs/diagnose-<model>].")
+def diagnose(model: str, data: str, data_format: str | None, limit: int, out: Path | None, **settings: Any) -> None:
+    """See at which noise levels MODEL tells the classes of DATA apart, and have a grid of levels proposed.
+
+    Of data with a training split (digits) that is taken: a grid should not be chosen on the images it is tested on.
+    """
+    from pipeline.datasets import DatasetSpec
+    from pipeline.diagnose import DiagnosisSettings, diagnose_model
+
+    images = DatasetSpec(data, format=data_format, split="train", limit=limit)
+    out = out or Path("runs") / f"diagnose-{Path(model.rstrip('/')).name}"
+    diagnose_model(model, images, DiagnosisSettings(**settings), out=out, say=click.echo)
+
+
+@main.command()
 @click.argument("source", metavar="[PRESET_OR_TOML_OR_RUN]", required=False)
 @click.option("--certificate", "method", help="cohen, sequential or lipschitz.")
 @click.option("--radii", help="Radii of the table, and the sequential certificate's aims, as 0.25,0.5.")

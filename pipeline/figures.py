@@ -62,10 +62,10 @@ def certified_accuracy_figure(
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-        return Picture(_render(figure, "svg").decode(), _render(figure, "png"))
+        return Picture(render(figure, "svg").decode(), render(figure, "png"))
 
 
-def _render(figure: Figure, kind: str) -> bytes:
+def render(figure: Figure, kind: str) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
     return stream.getvalue()
