@@ -41,7 +41,7 @@ def candidate_levels(sigma_pixel: Sequence[float]) -> tuple[float, ...]:
     smallest, largest = sigma_to_model(min(sigma_pixel)), sigma_to_model(max(sigma_pixel))
     spaced = np.geomspace(LOWEST_BEYOND_TAU * smallest, LARGEST_LEVEL, CANDIDATES)
     levels = tuple(sorted({float(f"{level:.3g}") for level in spaced}))
-    if sum(level > largest for level in levels) < 2:
+    if sum(largest < level <= LARGEST_LEVEL for level in levels) < 2:
         raise ValueError(
             f"sigma_pixel {max(sigma_pixel):g} is {largest:g} in model units, which leaves no two levels between it "
             f"and {LARGEST_LEVEL:g}, where the search ends; give a lower sigma_pixel"
