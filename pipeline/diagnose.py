@@ -22,9 +22,10 @@ from ndc_core.space import sigma_to_model
 from pipeline.datasets import DatasetSpec, Example, check_classes, check_example, examples_of, source_of
 from pipeline.diagnosis_figures import diagnosis_figure
 from pipeline.entries import DataError
+from pipeline.memory import keep_freed_memory
 from pipeline.models import local_checkpoint
 from pipeline.progress import CountProgress
-from pipeline.train import use_all_cores
+from pipeline.train import cores
 
 SHOWN_EVALUATIONS = 16  # how far accuracy is followed, if the budget ends before
 FEWEST_IMAGES = 4  # a grid is chosen on half of them and judged on the other, with a standard error
@@ -80,7 +81,8 @@ def diagnose_model(
         denoiser, settings.classifier, GridSpec(levels=levels), weight=settings.weight, device=device
     )
     examples = spread_images(data, denoiser)
-    use_all_cores()
+    keep_freed_memory()
+    torch.set_num_threads(cores())
     diagnosis = diagnose(model, data, settings, classifier, examples)
     write(diagnosis, out)
     report(diagnosis, out, say)
