@@ -119,6 +119,7 @@ def convert(source: Path, out: Path) -> None:
 @click.argument("data")
 @click.option("--sigma-pixel", type=float, multiple=True, default=(0.125, 0.25, 0.5), show_default=True)
 @click.option("--classifier", type=click.Choice(["apndc", "epndc"]), default="apndc", show_default=True)
+@click.option("--unconditional", default="null_label", show_default=True, help="As in a run: a name or a checkpoint.")
 @click.option("--weight", default="edm", show_default=True, help="Weight of a level in the score.")
 @click.option(
     "--budget", type=click.IntRange(min=1), default=10, show_default=True, help="Levels to evaluate, at most."
@@ -133,7 +134,7 @@ def convert(source: Path, out: Path) -> None:
 def diagnose(model: str, data: str, data_format: str | None, limit: int, out: Path | None, **settings: Any) -> None:
     """See at which noise levels MODEL tells the classes of DATA apart, and have a grid of levels proposed.
 
-    Of data with a training split (digits) that is taken: a grid should not be chosen on the images it is tested on.
+    The training split is taken where the data have one: a grid should not be chosen on the images it is tested on.
     """
     from pipeline.datasets import DatasetSpec
     from pipeline.diagnose import DiagnosisSettings, diagnose_model

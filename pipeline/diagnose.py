@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ndc_core.checkpoints import CheckpointError, load_denoiser
+from ndc_core.checkpoints import CheckpointError
 from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.denoiser import EDMDenoiser
 from ndc_core.diagnosis import Measured, candidate_levels, measure
@@ -19,11 +19,11 @@ from ndc_core.grid import GridSpec
 from ndc_core.grid_choice import Choice, GridSearch
 from ndc_core.scores import NonFiniteScoreError
 from ndc_core.space import sigma_to_model
-from pipeline.datasets import DatasetSpec, Example, check_classes, check_example, examples_of, source_of
+from pipeline.datasets import DATASETS, DatasetSpec, Example, check_classes, check_example, examples_of, source_of
 from pipeline.diagnosis_figures import diagnosis_figure
 from pipeline.entries import DataError
 from pipeline.memory import keep_freed_memory
-from pipeline.models import local_checkpoint
+from pipeline.models import load_pair
 from pipeline.progress import CountProgress
 from pipeline.train import cores
 
@@ -40,6 +40,7 @@ NOT_TOLD_APART = (
 class DiagnosisSettings:
     sigma_pixel: tuple[float, ...]
     classifier: str
+    unconditional: str
     weight: str
     budget: int
     draws: int
@@ -75,10 +76,14 @@ def diagnose_model(
     levels = candidate_levels(settings.sigma_pixel)
     settings = replace(settings, sigma_pixel=tuple(sorted(settings.sigma_pixel)))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    denoiser = load_denoiser(local_checkpoint(model), device=device)
-    check_model(model, denoiser, settings.classifier)
+    denoiser, unconditional = load_pair(model, settings.unconditional, classifier=settings.classifier, device=device)
     classifier = DiffusionClassifier(
-        denoiser, settings.classifier, GridSpec(levels=levels), weight=settings.weight, device=device
+        denoiser,
+        settings.classifier,
+        GridSpec(levels=levels),
+        weight=settings.weight,
+        device=device,
+        unconditional=unconditional,
     )
     examples = spread_images(data, denoiser)
     keep_freed_memory()
@@ -87,15 +92,6 @@ def diagnose_model(
     write(diagnosis, out)
     report(diagnosis, out, say)
     return diagnosis
-
-
-def check_model(model: str, denoiser: EDMDenoiser, classifier: str) -> None:
-    if denoiser.num_classes < 2:
-        raise CheckpointError(f"{model} knows no classes that could be told apart; choose another model")
-    if classifier == "apndc" and not denoiser.knows_no_label:
-        raise CheckpointError(
-            f"{model} was never trained without a label, which apndc asks for; take --classifier epndc"
-        )
 
 
 def spread_images(data: DatasetSpec, denoiser: EDMDenoiser) -> list[Example]:
@@ -141,7 +137,7 @@ def diagnose(
     grown = search.greedy(most)
     return Diagnosis(
         model,
-        f"{data.name} (training split)" if data.name == "digits" else data.name,
+        f"{data.name} (training split)" if data.name in DATASETS else data.name,
         settings,
         measured,
         search.judged(search.proposal(grown, settings.budget)),
@@ -241,6 +237,7 @@ def report(diagnosis: Diagnosis, out: Path, say: Callable[[str], None]) -> None:
         say(NOT_TOLD_APART)
     say(f"Written: {out}/grid.toml, diagnosis.json, diagnosis.png, diagnosis.svg")
     say(
-        f"ndc certify PRESET --model {diagnosis.model} --set classifier.name={settings.classifier} "
-        f"--set classifier.weight={settings.weight} --set '{diagnosis.grid_override}'"
+        f"ndc certify PRESET --model {diagnosis.model} --set unconditional={settings.unconditional} "
+        f"--set classifier.name={settings.classifier} --set classifier.weight={settings.weight} "
+        f"--set '{diagnosis.grid_override}'"
     )

@@ -60,18 +60,20 @@ def _draw_growth(
     axes: Axes, sigma_pixel: Sequence[float], proposal: Choice, chosen: Sequence[Choice], evenly: Sequence[Choice]
 ) -> None:
     for tau, sigma in enumerate(sigma_pixel):
-        accuracy = [100 * choice.accuracy[tau] for choice in chosen]
         error = [100 * choice.standard_error[tau] for choice in chosen]
-        label, sizes = f"$\\sigma$ = {sigma:g}", [choice.evaluations for choice in chosen]
-        axes.errorbar(sizes, accuracy, yerr=error, color=_colour(tau), elinewidth=0.6, label=label)
-        accuracy, sizes = [100 * choice.accuracy[tau] for choice in evenly], [choice.evaluations for choice in evenly]
-        axes.plot(sizes, accuracy, color=_colour(tau), linestyle=":")
+        label = f"$\\sigma$ = {sigma:g}"
+        axes.errorbar(*_growth(chosen, tau), yerr=error, color=_colour(tau), elinewidth=0.6, label=label)
+        axes.plot(*_growth(evenly, tau), color=_colour(tau), linestyle=":")
     axes.plot([], [], color="black", linestyle=":", label="evenly spaced instead")
     axes.axvline(proposal.evaluations, color="#999999", linewidth=0.8, label="proposed")
     axes.set_ylim(0, 101)
     axes.set_title("A vote with several levels chosen greedily")
     axes.set_xlabel("levels evaluated")
     axes.set_ylabel("accuracy (%)")
+
+
+def _growth(choices: Sequence[Choice], tau: int) -> tuple[list[int], list[float]]:
+    return [choice.evaluations for choice in choices], [100 * choice.accuracy[tau] for choice in choices]
 
 
 def _level_axis(axes: Axes, measured: Measured) -> None:

@@ -76,28 +76,37 @@ def model_digests(config: RunConfig) -> dict[str, str]:
 
 
 def load_models(config: RunConfig, *, device: str) -> tuple[EDMDenoiser, Unconditional]:
-    """The conditional denoiser and the unconditional estimate of a run.
+    """The conditional denoiser and the unconditional estimate of a run: see `load_pair`."""
+    execution = Execution(config.compute.precision, config.compute.channels_last, config.compute.compile)
+    return load_pair(
+        config.model, config.unconditional, classifier=config.classifier.name, device=device, execution=execution
+    )
+
+
+def load_pair(
+    model: str, unconditional: str, *, classifier: str, device: str, execution: Execution | None = None
+) -> tuple[EDMDenoiser, Unconditional]:
+    """A conditional denoiser, and an unconditional estimate by its name or from a checkpoint.
 
     Raises:
         CheckpointError: a model that cannot be used; no label is asked of one that was never trained without; or the
             two models are of different images.
     """
-    execution = Execution(config.compute.precision, config.compute.channels_last, config.compute.compile)
-    denoiser = load_denoiser(local_checkpoint(config.model), device=device, execution=execution)
+    denoiser = load_denoiser(local_checkpoint(model), device=device, execution=execution)
     if denoiser.num_classes < 2:
-        raise CheckpointError(f"{config.model} knows no classes: it can stand as unconditional, not as the model")
-    if config.unconditional in UNCONDITIONALS:
-        needs_it = config.classifier.name.startswith("apndc") and config.unconditional == "null_label"
+        raise CheckpointError(f"{model} knows no classes: it can stand as unconditional, not as the model")
+    if unconditional in UNCONDITIONALS:
+        needs_it = classifier.startswith("apndc") and unconditional == "null_label"
         if needs_it and not denoiser.knows_no_label:
             raise CheckpointError(
-                f"{config.model} was never trained without a label, which {config.classifier.name} asks for; set "
+                f"{model} was never trained without a label, which {classifier} asks for; set "
                 "unconditional to a checkpoint without classes, to 'label_mean' or to 'blended_label', or take epndc"
             )
-        return denoiser, UNCONDITIONALS[config.unconditional](denoiser)
-    other = load_denoiser(local_checkpoint(config.unconditional), device=device, execution=execution)
+        return denoiser, UNCONDITIONALS[unconditional](denoiser)
+    other = load_denoiser(local_checkpoint(unconditional), device=device, execution=execution)
     if other.image_shape != denoiser.image_shape or not other.knows_no_label:
         raise CheckpointError(
-            f"{config.unconditional} cannot stand for {config.model} without a label: it makes images of shape "
+            f"{unconditional} cannot stand for {model} without a label: it makes images of shape "
             f"{other.image_shape}, not {denoiser.image_shape}, or needs a label itself"
         )
     return denoiser, null_label(other)

@@ -1,6 +1,7 @@
 """`ndc diagnose`: what each level tells of the class, and the grid that is proposed from it."""
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from torch import Tensor, nn
+from torch import Tensor
 
 from ndc_core.ballots import on_one_path
+from ndc_core.checkpoints import load_denoiser
 from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.denoiser import Denoiser, EDMDenoiser
+from ndc_core.denoiser import Denoiser
 from ndc_core.diagnosis import Measured, candidate_levels, credit, likeness_of, measure, noisy_images
 from ndc_core.grid import GridSpec
 from ndc_core.grid_choice import GridSearch
@@ -20,7 +22,7 @@ from ndc_core.passes import answer
 from pipeline.cli import main
 from pipeline.config import load_config
 from pipeline.datasets import DatasetSpec, Example
-from pipeline.diagnose import NOT_TOLD_APART, Diagnosis, DiagnosisSettings, check_model, diagnose, report, spread_images
+from pipeline.diagnose import NOT_TOLD_APART, Diagnosis, DiagnosisSettings, diagnose, report, spread_images
 from tests.fakes import many_gaussians
 from tests.runs import digits
 
@@ -33,7 +35,7 @@ BAND = (0.8, 1.5)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads wait for each other where cores are busy."""
     torch.set_num_threads(1)
-    monkeypatch.setattr("pipeline.diagnose.use_all_cores", lambda: None)
+    monkeypatch.setattr("pipeline.diagnose.cores", lambda: 1)
 
 
 class Shades:
@@ -66,7 +68,7 @@ def classifier_of(denoiser: Denoiser, name: str = "apndc", levels: tuple[float, 
 
 
 def diagnosed(denoiser: Denoiser, *, budget: int = 4) -> Diagnosis:
-    settings = DiagnosisSettings(SIGMAS, "apndc", "edm", budget=budget, draws=2, seed=0)
+    settings = DiagnosisSettings(SIGMAS, "apndc", "null_label", "edm", budget=budget, draws=2, seed=0)
     return diagnose("shades", DatasetSpec("shades"), settings, classifier_of(denoiser), shaded(16))
 
 
@@ -208,8 +210,6 @@ def test_the_command_writes_a_grid_that_a_run_takes(tiny_model: Path, tmp_path: 
 
 
 def test_images_are_of_the_training_split_and_spread_over_it(tiny_model: Path) -> None:
-    from ndc_core.checkpoints import load_denoiser
-
     ids = [example.image_id for example in digits("train")]
     found = spread_images(DatasetSpec("digits", split="train", limit=10), load_denoiser(tiny_model))
     places = [ids.index(example.image_id) for example in found]
@@ -253,8 +253,14 @@ def test_models_and_data_that_cannot_be_used_are_refused(tiny_model: Path, tmp_p
     assert not out.exists()
 
 
-def test_apndc_needs_a_model_that_was_trained_without_a_label() -> None:
-    denoiser = EDMDenoiser(nn.Identity(), image_shape=(1, 8, 8), num_classes=10, knows_no_label=False)
-    check_model("model", denoiser, "epndc")
-    with pytest.raises(ValueError, match="take --classifier epndc"):
-        check_model("model", denoiser, "apndc")
+def test_apndc_needs_a_model_that_was_trained_without_a_label_or_another_estimate(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    needy = shutil.copytree(tiny_model, tmp_path / "needy")
+    description = json.loads((needy / "denoiser.json").read_text())
+    (needy / "denoiser.json").write_text(json.dumps({**description, "knows_no_label": False}))
+    short = ["--limit", 4, "--draws", 1, "--budget", 1, "--out", tmp_path / "out"]
+    assert "or take epndc" in ndc(needy, "digits", *short).output
+    done = ndc(needy, "digits", *short, "--unconditional", "blended_label")
+    assert done.exit_code == 0, done.output
+    assert "--set unconditional=blended_label" in done.output
