@@ -20,7 +20,7 @@ Inputs = tuple[Float[Tensor, "rows c h w"], Float[Tensor, " rows"], Float[Tensor
 Kind = Literal["forward", "every_class", "label_gradient"]
 # A backward pass to the label costs about as much as a forward one: the weights need no gradient.
 EVALUATIONS_OF_A_ROW: dict[Kind, int] = {"forward": 1, "every_class": 1, "label_gradient": 2}
-TASKS_AT_ONCE = 4
+TASKS_AT_ONCE = 12
 
 
 @dataclass(frozen=True)

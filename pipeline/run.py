@@ -27,7 +27,7 @@ from pipeline.votes import Receipt, VoteActor, VoterSettings, WaveActor, pick_de
 from pipeline.waves import Cells, cells_of
 
 Say = Callable[[str], None]
-IMAGES_TOGETHER = 4
+IMAGES_TOGETHER = 8
 
 
 class UnitsFailedError(RuntimeError):
