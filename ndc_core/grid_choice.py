@@ -93,12 +93,12 @@ class GridSearch:
         return [levels for levels in found if levels[-2] > max(self.taus_model)]
 
     def judged(self, levels: Levels) -> Choice:
-        chosen_on, others = (self._accuracy_of_images(levels, images) for images in self.halves())
+        chosen_on, others = (self.accuracy_of_images(levels, images) for images in self.halves())
         error = others.std(axis=0, ddof=1) / np.sqrt(len(others))
         return Choice(
             levels, tuple(chosen_on.mean(axis=0).tolist()), tuple(others.mean(axis=0).tolist()), tuple(error.tolist())
         )
 
-    def _accuracy_of_images(self, levels: Levels, images: np.ndarray) -> Float[np.ndarray, "images taus"]:
+    def accuracy_of_images(self, levels: Levels, images: np.ndarray) -> Float[np.ndarray, "images taus"]:
         found: np.ndarray = credit(self.losses(levels, images), self.measured.labels[images]).mean(axis=1)
         return found

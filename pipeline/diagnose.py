@@ -220,17 +220,14 @@ def _without_nan(table: np.ndarray) -> list[list[float | None]]:
 
 def report(diagnosis: Diagnosis, out: Path, say: Callable[[str], None]) -> None:
     settings, proposal, measured = diagnosis.settings, diagnosis.proposal, diagnosis.measured
+    size = proposal.evaluations
+    evenly = next((accuracies(one) for one in diagnosis.evenly_spaced if one.evaluations == size), None)
     table = Table(title=f"{settings.classifier}, weight {settings.weight}: vote accuracy, on images not chosen on")
-    head = "sigma_pixel", "best level alone", f"proposed ({proposal.evaluations} levels)", f"all {len(measured.cosine)}"
-    for name in head:
+    for name in ("sigma_pixel", f"{size} proposed", f"{size} evenly spaced", f"all {len(measured.cosine)} levels"):
         table.add_column(name, justify="right")
-    rows = zip(settings.sigma_pixel, accuracies(proposal), accuracies(diagnosis.every_level), strict=True)
-    for tau, (sigma, proposed, every_level) in enumerate(rows):
-        alone = measured.one_level_accuracy[tau]
-        best = int(np.nanargmax(alone))
-        table.add_row(
-            f"{sigma:g}", f"{100 * alone[best]:.1f} % at {measured.levels[best + 1]:g}", proposed, every_level
-        )
+    columns = accuracies(proposal), evenly or ["-"] * len(settings.sigma_pixel), accuracies(diagnosis.every_level)
+    for sigma, *cells in zip(settings.sigma_pixel, *columns, strict=True):
+        table.add_row(f"{sigma:g}", *cells)
     Console(width=140).print(table)
     say(f"{len(measured.labels)} images of {diagnosis.data}: half chose the grid, half judged it")
     if not measured.told_apart:
