@@ -167,7 +167,7 @@ def test_a_model_is_converted_and_images_are_chosen_by_id(ndc, tmp_path: Path) -
         (["attack", "nowhere"], "nowhere holds no run"),
         (["status", "nowhere"], "nowhere holds no run"),
         (["report", "nowhere"], "nowhere holds no run"),
-        (["train", "--dataset", "mnist", "--out", "m"], "dataset 'mnist' is unknown"),
+        (["train", "--dataset", "emnist", "--out", "m"], "dataset 'emnist' is unknown"),
     ],
 )
 def test_errors_are_one_line_and_come_before_any_work(ndc, tmp_path: Path, arguments: list[str], message: str) -> None:
