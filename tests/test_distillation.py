@@ -192,7 +192,7 @@ def test_what_cannot_be_distilled_is_refused_before_any_work(tiny_model: Path, t
         ((one_class,), "knows 1 classes, and heads tell classes apart"),
         ((odd,), "which must be even"),
         ((colour,), r"is uint8 of shape (3, 8, 8)"),
-        ((tiny_model, "--data", "mnist"), "dataset 'mnist' is unknown"),
+        ((tiny_model, "--data", "emnist"), "dataset 'emnist' is unknown"),
         ((tiny_model, "--channels", "20"), "20 channels make no network; take a multiple of 8"),
     ]:
         done = ndc("distill", arguments[0], tmp_path / "heads", *arguments[1:])
