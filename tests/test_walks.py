@@ -10,8 +10,8 @@ from ndc_core.randomness import draw_walks
 from ndc_core.smoothing import IntegerNoise
 from ndc_core.walks import WALKS, FloatWalk, IntegerWalk, discrete_gaussian_table, rounding_gap, stations_of
 
-# 255 sigma is 2.04, 2.55 and 5.1: so coarse that a wrong law would show.
-COARSE = (0.008, 0.01, 0.02)
+# 255 sigma is 1.02, 1.53 and 5.1: so coarse that a wrong law would show.
+COARSE = (0.004, 0.006, 0.02)
 
 
 def discrete_gaussian(below: float, above: float, k: int) -> mpmath.mpf:
@@ -66,7 +66,8 @@ def test_a_rounded_gaussian_plus_a_discrete_one_is_a_rounded_one_within_the_stat
 def test_every_station_has_the_law_of_its_own_level() -> None:
     drawn = IntegerWalk(COARSE).draw(np.random.default_rng(0), (300_000,))
     for station, sigma in enumerate(COARSE):
-        values = np.arange(-8, 9) if sigma < 0.02 else np.arange(-15, 16)
+        reach = int(3 * 255 * sigma)
+        values = np.arange(-reach, reach + 1)
         edges = np.array([float(mpmath.ncdf((k + 0.5) / (255 * sigma))) for k in [values[0] - 1, *values]])
         counts, inside = np.array([(drawn[station] == k).sum() for k in values]), np.diff(edges)
         assert chisquare(counts, inside / inside.sum() * counts.sum()).pvalue > 1e-4, sigma
