@@ -5,7 +5,8 @@ from ndc_core.checkpoints import load_denoiser
 from ndc_core.classifiers import CLASSIFIERS, DiffusionClassifier
 from ndc_core.grid import WEIGHTS, GridSpec
 from ndc_core.methods import CERTIFICATES
-from ndc_core.sift import SiftSpec
+from ndc_core.race import RaceSpec
+from ndc_core.sift import LabelGradientSpec, SiftSpec
 from ndc_core.voting import certify, count_votes
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "Certificate",
     "DiffusionClassifier",
     "GridSpec",
+    "LabelGradientSpec",
+    "RaceSpec",
     "SiftSpec",
     "Tally",
     "Terms",

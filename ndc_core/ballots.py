@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.grid import build_grid
 from ndc_core.passes import Ask, Task, answer
 from ndc_core.race import leaders, strided, survivors
 from ndc_core.randomness import DrawNoise
@@ -315,8 +314,3 @@ class _Ballots:
             sums = np.where(contested, -self._so_far(tau, None).sum(axis=1), 0.0)
             found.append(Prediction(winners, np.where(alive, sums, -np.inf), 0 if tau else self.evaluations))
         return found
-
-
-def steps_of(classifier: DiffusionClassifier, *, taus_model: tuple[float, ...]) -> int:
-    """Levels that a vote is evaluated at, at the most."""
-    return len(build_grid(classifier.grid, tau_model=classifier.grid_start(min(taus_model))).level)

@@ -39,17 +39,6 @@ class Path:
     anchors: tuple[Images, ...]
     anchor_share: Float[np.ndarray, "taus steps"]
 
-    def at(self, steps: slice) -> "Path":
-        """Some of the path's steps as a path of their own."""
-        return Path(
-            self.start,
-            self.noise[:, steps],
-            self.level[steps],
-            self.input_scale[steps],
-            self.anchors,
-            self.anchor_share[:, steps],
-        )
-
     def of(self, tau: int) -> "Path":
         """The same noisy images with the targets of one noise level."""
         one = slice(tau, tau + 1)

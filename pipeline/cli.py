@@ -60,16 +60,18 @@ def main(traceback: bool) -> None:
 
 
 @main.command()
-@click.option("--dataset", required=True, help="A data set by name: digits.")
+@click.option("--dataset", required=True, help="A data set by name: digits or mnist.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new checkpoint.")
 @click.option("--heads", type=click.Choice(["classes"]), help="An output for each class instead of a label as input.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of the default.")
+@click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End at this time, if it comes first.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def train(dataset: str, out: Path, heads: str | None, steps: int | None, seed: int) -> None:
+def train(dataset: str, out: Path, heads: str | None, **settings: Any) -> None:
     """Train the small embedded denoiser."""
     from pipeline.train import train_on
 
-    train_on(dataset, out, steps=steps, seed=seed, heads=heads == "classes")
+    given = {name: value for name, value in settings.items() if value is not None}
+    train_on(dataset, out, settings=given, heads=heads == "classes")
     click.echo(f"trained {out}")
 
 

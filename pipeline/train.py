@@ -2,8 +2,8 @@
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from pipeline.progress import duration
 SECONDS_BETWEEN_LINES = 5.0
 
 
-def train_on(dataset: str, out: Path, *, steps: int | None, seed: int, heads: bool = False) -> None:
-    """Trains on the training split (the held-out images are never seen) and writes a checkpoint.
+def train_on(dataset: str, out: Path, *, settings: dict[str, Any], heads: bool = False) -> None:
+    """Trains on the training split (the held-out images are never seen) and writes a checkpoint; `settings` are those
+    of `TrainingSpec`.
 
     Raises:
         ValueError: an unknown data set, or a folder that holds a checkpoint already.
@@ -33,9 +34,7 @@ def train_on(dataset: str, out: Path, *, steps: int | None, seed: int, heads: bo
     out.mkdir(parents=True, exist_ok=True)
     data = DatasetSpec(dataset, split="train")
     examples = list(examples_of(data, source_of(data), channels=1, corrupt=[]))
-    spec = TrainingSpec(seed=seed)
-    if steps is not None:
-        spec = replace(spec, steps=steps)
+    spec = TrainingSpec(**settings)
     keep_freed_memory()
     torch.set_num_threads(cores())
     network = "small-heads" if heads else "small"

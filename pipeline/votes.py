@@ -299,8 +299,8 @@ class WaveActor(VoteActor):
         for unit in ballot.units:
             path = self.store.evidence_path(unit.unit_id(self.settings.fingerprint))
             following.take(self.store.read_evidence(path, fingerprint=self.settings.fingerprint))
-        following_one = following.next_ballot()
-        return [following_one] if following_one else []
+        coming = following.next_ballot()
+        return [coming] if coming else []
 
 
 def levels_of(config: RunConfig, unit: WorkUnit) -> tuple[float, ...]:

@@ -29,7 +29,7 @@ VOTES_COMPARED = 20_000
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "digits"
     started = time.monotonic()
-    train_on("digits", folder, steps=None, seed=0)
+    train_on("digits", folder, settings={})
     assert time.monotonic() - started < 120
     return folder
 

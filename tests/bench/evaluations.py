@@ -4,7 +4,9 @@
     .venv/bin/python -m tests.bench.evaluations --classes     # evaluations a vote for 10, 100 and 1,000 classes
 
 Needs models/digits (`ndc train --dataset digits --out models/digits`) and the heads distilled from it (`ndc distill
-models/digits models/digits-heads`); for mnist likewise models/mnist and models/mnist-heads.
+models/digits models/digits-heads`). The harder set is slow (hours for the first row; --images 4 --votes 40 gives an
+impression in minutes): `ndc train --dataset mnist --out models/mnist --max-seconds 900` and `ndc distill models/mnist
+models/mnist-heads --data mnist --max-seconds 600`.
 
 Every way to vote is run in full: `--votes` estimation votes and a fifth as many for selection, of each image at the
 three noise levels. Certified accuracy is that of Cohen's certificate on these votes, at each radius of the level that
