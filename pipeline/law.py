@@ -8,9 +8,8 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.datasets import Listing
 
-# Raised whenever the code changes what a vote is: evidence of another version is never mixed in.
-VOTE_VERSION = 4
-
+# Raised whenever the code changes what a vote is or when voting ends: evidence of another version is never mixed in.
+VOTE_VERSION = 5
 
 # Each changes the rounding of a forward pass, and with it a near-tie's winner.
 DECISIVE_COMPUTE = ("rows_per_pass", "threads_per_actor", "precision", "channels_last", "compile")

@@ -73,6 +73,36 @@ def test_a_radius_that_the_remaining_votes_cannot_prove_ends_the_sampling() -> N
     assert not METHOD.decided(tally_of([97])), "10,000 might"
 
 
+def test_the_chance_to_prove_a_radius_is_that_of_the_votes_to_come() -> None:
+    generator = np.random.default_rng(3)
+    near, far = METHOD.targets
+    for wins, votes, target in (
+        (98, 100, far),
+        (990, 1000, far),
+        (984, 1000, far),
+        (86, 100, near),
+        (6000, 7000, near),
+    ):
+        p = generator.beta(wins + 0.5, votes - wins + 0.5, 20_000)
+        in_the_end = wins + generator.binomial(10_000 - votes, p)
+        proved = float(np.mean(in_the_end >= target.wins_at_most_votes))
+        assert METHOD._chance(wins, votes, target) == pytest.approx(proved, abs=0.03), (wins, votes)
+
+
+def test_what_is_hardly_going_to_be_proved_is_given_up() -> None:
+    method = Sequential(Terms(sigma_pixel=0.25, alpha=0.001, votes=10_000, radii=(0.5,)))
+    generator = np.random.default_rng(4)
+    taken = [sum(run(method, generator.random(10_000) < 0.97).looks[-1]) for _ in range(100)]
+    assert np.mean(taken) < 1_500, "two sigmas need 0.977: a proof that it is out of reach takes 6,600"
+
+
+def test_giving_up_costs_few_certificates() -> None:
+    method = Sequential(Terms(sigma_pixel=0.25, alpha=0.001, votes=10_000, radii=(0.5,)))
+    generator = np.random.default_rng(5)
+    tallies = [run(method, generator.random(10_000) < 0.99) for _ in range(200)]
+    assert sum(method.certificate(tally).radius >= 0.5 for tally in tallies) >= 196
+
+
 def test_the_cap_ends_in_the_radius_proved_so_far() -> None:
     p = 0.5 * (float(ndtr(1)) + float(ndtr(2)))  # between the two radii
     short = Sequential(Terms(sigma_pixel=0.25, alpha=0.001, votes=900, radii=(0.25, 0.5)))

@@ -48,22 +48,22 @@ from pipeline.votes import build_classifier
 SIGMAS, RADII = (0.0625, 0.125, 0.25), (0.0, 0.125, 0.25, 0.35)
 ALPHA, FULL_VOTES = 0.001, 10_100
 UNIFORM = [round(level, 6) for level in np.linspace(2 * SIGMAS[0], 3, 126)[1:].tolist()]
-SHORT = "classifier.grid={points=10, sigma_model_min=0.5, sigma_model_max=1.6, spacing='log'}"
+SHORT = "classifier.grid={points=26, sigma_model_min=0.4, sigma_model_max=2.0, spacing='log'}"
 GRADIENT = "classifier.label_gradient={steps=4, keep=3}"
-RACE = "classifier.race={gap=1.2}"
+RACE = "classifier.race={gap=1.4}"
 HEADS = "model='models/{dataset}-heads'"
 
 # Each is the preset `paper` with some keys changed; the first is the authors' procedure.
 WAYS: dict[str, list[str]] = {
     "authors' procedure": [],
     "label-gradient sift": [GRADIENT],
-    "racing": [RACE],
+    "racing, gap 2": ["classifier.race={gap=2.0}"],
     "one path": ["classifier.name='apndc'", "classifier.one_path=true", f"classifier.grid={{levels={UNIFORM}}}"],
     "class heads": [HEADS],
     "short grid": [SHORT, "classifier.weight='edm'"],
     "all but heads": [SHORT, "classifier.weight='edm'", GRADIENT, RACE],
     "heads, short grid": [SHORT, "classifier.weight='edm'", HEADS],
-    "heads, short grid, racing": [SHORT, "classifier.weight='edm'", HEADS, RACE],
+    "heads, short grid, racing: the votes of `fast`": [SHORT, "classifier.weight='edm'", HEADS, RACE],
 }
 
 
