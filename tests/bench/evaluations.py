@@ -50,7 +50,7 @@ ALPHA, FULL_VOTES = 0.001, 10_100
 UNIFORM = [round(level, 6) for level in np.linspace(2 * SIGMAS[0], 3, 126)[1:].tolist()]
 SHORT = "classifier.grid={points=26, sigma_model_min=0.4, sigma_model_max=2.0, spacing='log'}"
 GRADIENT = "classifier.label_gradient={steps=4, keep=3}"
-RACE = "classifier.race={gap=1.4}"
+RACE = "classifier.race={gap=1.7}"
 HEADS = "model='models/{dataset}-heads'"
 
 # Each is the preset `paper` with some keys changed; the first is the authors' procedure.
