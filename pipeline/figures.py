@@ -61,7 +61,7 @@ def certified_accuracy_figure(
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
         return Picture(render(figure, "svg").decode(), render(figure, "png"))
 
 
