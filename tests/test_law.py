@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.law import LawChangedError, fingerprint_of, law_of, refuse_changes
+from pipeline.law import VOTE_VERSION, LawChangedError, fingerprint_of, law_of, refuse_changes
 from tests.runs import digits, listing_of, small_config
 
 EXAMPLES = digits("test", limit=4)
@@ -37,7 +37,8 @@ def test_what_decides_a_vote_may_not_change(changed: dict, message: str) -> None
 
 
 def test_a_run_of_another_version_is_named_as_that() -> None:
-    with pytest.raises(LawChangedError, match=r"another version of ndc \(votes of version 2, this program's are 4\)"):
+    expected = rf"another version of ndc \(votes of version 2, this program's are {VOTE_VERSION}\)"
+    with pytest.raises(LawChangedError, match=expected):
         refuse_changes({**law(), "vote_version": 2}, law(), folder="runs/a")
 
 
