@@ -1,7 +1,6 @@
 """`ndc attack`: tries to break a run's own certificates, and measures what attacks leave of its accuracy."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from upath import UPath
@@ -16,8 +15,9 @@ from pipeline.attackers import (
     cell_row,
     summary_of,
 )
-from pipeline.cluster import stop_on_signals, stream
+from pipeline.cluster import Say, stop_on_signals, stream
 from pipeline.config import load_config
+from pipeline.lease import held
 from pipeline.locations import absolute, publish
 from pipeline.progress import CountProgress
 from pipeline.reduce import certify_images
@@ -32,7 +32,7 @@ class AttackFailedError(RuntimeError):
 
 
 def attack_run(
-    folder: UPath, settings: AttackSettings, *, limit: int | None, say: Callable[[str], None]
+    folder: UPath, settings: AttackSettings, *, limit: int | None, say: Say
 ) -> tuple[Report, dict[str, Any]]:
     """Attacks every certificate of a finished run at its radius, and every right image at the radii of the report.
 
@@ -48,8 +48,8 @@ def attack_run(
     store = RunStore(folder)
     store.manifest()
     run = prepare(load_config(str(folder / "run.toml")), folder)
-    with store.lock():
-        results = _results(run, store, settings, limit)
+    with held(folder, force=False, say=say):
+        results = _results(run, store, settings, limit, say)
         summary = summary_of(results, radii=run.config.certificate.radii, fingerprint=run.fingerprint)
         publish(folder / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
         report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=folder)
@@ -70,7 +70,9 @@ def attack_run(
     return report, summary
 
 
-def _results(run: PreparedRun, store: RunStore, settings: AttackSettings, limit: int | None) -> list[dict[str, Any]]:
+def _results(
+    run: PreparedRun, store: RunStore, settings: AttackSettings, limit: int | None, say: Say
+) -> list[dict[str, Any]]:
     images = store.images()[:limit]
     certified = certify_images(
         store.all_evidence(fingerprint=run.fingerprint),
@@ -89,7 +91,8 @@ def _results(run: PreparedRun, store: RunStore, settings: AttackSettings, limit:
     ]
     voter = VoterSettings(run.config, absolute(run.folder), run.law, run.fingerprint, num_classes=run.num_classes)
     progress, results, failed = CountProgress("attacked", len(rows)), [], []
-    for receipt in stream(rows, AttackActor, AttackerSettings(voter, settings), compute=run.config.compute):
+    attackers = AttackerSettings(voter, settings)
+    for receipt in stream(rows, AttackActor, attackers, compute=run.config.compute, say=say):
         progress.add()
         if receipt["error"]:
             failed.append(receipt["error"])

@@ -22,6 +22,7 @@ from ndc_core.space import bytes_to_pixels
 from ndc_core.statistics import clopper_pearson_lower
 from ndc_core.voting import count_votes
 from pipeline.datasets import ImageRecord
+from pipeline.journal import LOADING, Journal
 from pipeline.locations import exists, location, publish, read
 from pipeline.reduce import Attacked, CertifiedImage
 from pipeline.store import RunStore, checksum
@@ -93,10 +94,13 @@ class Verdict:
 class AttackActor:
     """Holds the model; for each cell attacks its certificate, then the label at growing radii until one falls."""
 
-    def __init__(self, settings: AttackerSettings) -> None:
+    def __init__(self, settings: AttackerSettings, journal: Journal | None = None) -> None:
         self.settings = settings
         self.config = settings.voter.config
+        self.journal = journal or Journal()
+        self.journal.arrive()
         self.classifier = load_voter(settings.voter)
+        self.journal.end(LOADING)
         self.pictures = RunStore(settings.voter.run_folder).pictures
         self.folder = location(settings.voter.run_folder) / "attacks"
         self.results = self.folder / settings.attack.folder(settings.voter.fingerprint)
@@ -106,7 +110,9 @@ class AttackActor:
         for row in rows_of(batch):
             asked = [row["image_id"], row["sigma_pixel"], row["certified_radius"], list(map(float, row["radii"]))]
             path = self.results / f"{checksum(asked)[:24]}.json"
+            cell = f"image {row['image_id']}, sigma_pixel {row['sigma_pixel']:g}"
             try:
+                self.journal.begin(cell)
                 if not exists(path):
                     record = ImageRecord(**{name: row[name] for name in ImageRecord.__dataclass_fields__})
                     publish(path, json.dumps(self.attack(row, self.pictures.pixels(record))).encode())
@@ -114,7 +120,8 @@ class AttackActor:
                 errors.append("")
             except Exception as error:  # whatever it is, it is this cell's: the others go on
                 results.append("")
-                errors.append(f"image {row['image_id']}, sigma_pixel {row['sigma_pixel']:g}: {error}")
+                errors.append(f"{cell}: {error}")
+            self.journal.end(cell)
         return {"result": np.array(results), "error": np.array(errors)}
 
     def attack(self, row: dict[str, Any], image: np.ndarray) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -162,6 +164,8 @@ def diagnose(model: str, data: str, data_format: str | None, limit: int, out: Pa
 @click.option("--sigma-pixel", type=float, multiple=True, help="Noise level for pixels in [0, 1]; repeatable.")
 @click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Override a key: votes.estimation=99.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the cost; compute nothing.")
+@click.option("--retry-failed", is_flag=True, help="Compute nothing but the units that failed.")
+@click.option("--force", is_flag=True, help="Take the run from another driver that works on it.")
 def certify(
     source: str | None,
     method: str | None,
@@ -171,6 +175,8 @@ def certify(
     sigma_pixel: tuple[float, ...],
     assignments: tuple[str, ...],
     dry_run: bool,
+    retry_failed: bool,
+    force: bool,
     **flags: Any,
 ) -> None:
     """Certify images, going on where a run in the same folder stopped.
@@ -206,7 +212,9 @@ def certify(
     if dry_run:
         return
     try:
-        report, tracker = certify_run(run, say=lambda line: click.echo(line, err=True))
+        report, tracker = certify_run(
+            run, say=lambda line: click.echo(line, err=True), force=force, retry_failed=retry_failed
+        )
     except KeyboardInterrupt:
         click.echo(f"\nstopped; what was published is kept. Run `{run.resume_command}` to go on.", err=True)
         sys.exit(EXIT_INTERRUPTED)
@@ -276,15 +284,36 @@ def report(folder: "UPath", alpha: float | None, radii: str | None, out: "UPath 
 @main.command()
 @click.argument("folder", metavar="RUN", type=PLACE)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def status(folder: "UPath", as_json: bool) -> None:
-    """Say how far a run is: units, votes, evaluations per second, time left, failed units."""
+@click.option("--watch", is_flag=True, help="Go on until the run is complete.")
+@click.option("--every", type=click.FloatRange(min=0.1), default=10, show_default=True, help="Seconds between looks.")
+def status(folder: "UPath", as_json: bool, watch: bool, every: float) -> None:
+    """Say how far a run is: units, votes, evaluations per second, time left, driver, failed units.
+
+    It reads the run's folder alone, so it works on any machine that sees it.
+    """
     from pipeline.status import status_lines, status_of
 
-    found = status_of(folder)
-    if as_json:
-        click.echo(json.dumps(found.as_json(), indent=2))
-    else:
-        click.echo("\n".join(status_lines(found)))
+    while True:
+        found = status_of(folder)
+        click.echo(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(status_lines(found)))
+        if found.failures and not as_json:
+            _print_failures(found.failures)
+        if not watch or found.complete:
+            return
+        time.sleep(every)
+
+
+def _print_failures(failures: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{len(failures):,} units failed; `ndc certify RUN --retry-failed` tries them again")
+    for name in ("unit", "error", "when"):
+        table.add_column(name, overflow="fold")
+    for failure in failures:
+        when = datetime.fromtimestamp(failure["failed_unix"], UTC).isoformat(" ", timespec="seconds")
+        table.add_row(failure["unit"], failure["error"], when)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def _print_report(written: Any) -> None:

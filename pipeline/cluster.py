@@ -6,21 +6,29 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
 from pipeline.config import ComputeConfig
+from pipeline.journal import Journal, Ledger
 from pipeline.votes import rows_of
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets every other process push in front of the actors
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the driver's terminal is for progress
 
-ACTOR_RESTARTS, TASK_RETRIES = 20, 3
+FOR_EVER = -1  # actors and nodes may die as often as they like: the journal gives up units, not the run
 MAX_BLOCKS = 20_000
 TURNS_OF_AN_ACTOR = 8  # at the least, so that none is left alone with much of the work at the end
+IN_FLIGHT = 2  # the unit behind the one in work has not begun, so nothing of it is lost with its actor
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+SECONDS_BETWEEN_WATCHES = 5.0
+# What leads actors to stores and is no secret: Ray shows a job's environment to all who see its dashboard.
+HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION")
+
+Say = Callable[[str], None]
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
@@ -34,44 +42,153 @@ def stop_on_signals() -> None:
         signal.signal(signal.SIGTERM, _interrupt)
 
 
-def connect_ray(compute: ComputeConfig) -> int:
-    """Joins the cluster of RAY_ADDRESS, or starts a local one on loopback; returns the number of actors."""
+def connect_ray(compute: ComputeConfig, *, say: Say) -> tuple[int, int]:
+    """Joins the cluster of RAY_ADDRESS, or starts a local one; gives the fewest and the most actors to hold there.
+
+    Raises:
+        ValueError: GPUs are asked for, and there are none and none to come.
+    """
     import ray
 
     if not ray.is_initialized():
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            link = ray.init(**quiet, **_environment()).dashboard_url
+            say(f"on the Ray cluster whose dashboard is http://{link}" if link else "on a Ray cluster")
         else:
-            # One CPU more than the actors take: without a free one, Ray Data's own tasks never start.
-            cpus = len(os.sched_getaffinity(0))
-            actors = compute.actors or max(1, cpus // compute.threads_per_actor)
-            ray.init(
-                address="local",
-                num_cpus=actors * compute.threads_per_actor + 1,
-                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-            return actors
-    if compute.actors:
-        return compute.actors
+            _start_local(compute, quiet)
+    fewest, most = compute.actors if isinstance(compute.actors, tuple) else (compute.actors, compute.actors)
     resources = ray.cluster_resources()
+    if compute.gpus_per_actor and not resources.get("GPU") and fewest == most:
+        raise ValueError(
+            "compute.gpus_per_actor is above 0, but Ray sees no GPU here; set it to 0, or on a cluster that starts "
+            "GPU nodes when asked set compute.actors to the fewest and the most actors, as [1, 64]"
+        )
+    if fewest is not None and most is not None:
+        return fewest, most
     if compute.gpus_per_actor:
-        return max(1, int(resources.get("GPU", 0) / compute.gpus_per_actor))
-    return max(1, int((resources.get("CPU", 1) - 1) / compute.threads_per_actor))
+        of_each = resources["GPU"] / compute.gpus_per_actor
+    else:
+        of_each = (resources.get("CPU", 1) - 1) / compute.threads_per_actor
+    return max(1, int(of_each)), max(1, int(of_each))
+
+
+def _start_local(compute: ComputeConfig, quiet: dict[str, Any]) -> None:
+    import ray
+
+    # One CPU more than the actors take: without a free one, Ray Data's own tasks never start.
+    most = compute.actors[1] if isinstance(compute.actors, tuple) else compute.actors
+    actors = most or max(1, len(os.sched_getaffinity(0)) // compute.threads_per_actor)
+    ray.init(
+        address="local",
+        num_cpus=actors * compute.threads_per_actor + 1,
+        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        **quiet,
+    )
+
+
+def _environment() -> dict[str, Any]:
+    """What a driver outside of a Ray job hands on to its actors; a job has a runtime environment of its own."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return {}
+    variables = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
+    return {"runtime_env": {"env_vars": variables}} if variables else {}
+
+
+class RemoteJournal(Journal):
+    """An actor's journal in the ledger beside the driver."""
+
+    def __init__(self, ledger: Any) -> None:
+        self.ledger = ledger
+
+    @property
+    def actor(self) -> Any:
+        import ray
+
+        return ray.get_runtime_context().current_actor
+
+    def arrive(self) -> None:
+        self.ledger.arrive.remote(self.actor)
+
+    def _attempts(self, unit: str) -> int:
+        import ray
+
+        attempts: int = ray.get(self.ledger.begin.remote(self.actor, unit))
+        return attempts
+
+    def end(self, unit: str) -> None:
+        self.ledger.end.remote(self.actor, unit)
+
+
+@contextmanager
+def watched(*, stuck_seconds: float, say: Say) -> Iterator[RemoteJournal]:
+    """A journal for actors; those that are at a unit and not heard of for so long are replaced, and that is said.
+
+    The journals end with the driver, beside which they are kept.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    ledger: Any = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(min(SECONDS_BETWEEN_WATCHES, stuck_seconds / 4)):
+            with suppress(ray.exceptions.RayError):  # Ray is going down, or the actor is gone already
+                for stuck in ray.get(ledger.stuck.remote(stuck_seconds)):
+                    say(f"stuck for {stuck.seconds:,.0f} s at {'; '.join(stuck.units)}: its actor is replaced")
+                    ray.kill(stuck.actor, no_restart=False)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield RemoteJournal(ledger)
+    finally:
+        ended.set()
+        thread.join()
+        ray.kill(ledger)
 
 
 def stream(
-    rows: Sequence[dict[str, Any]], actor: type, settings: object, *, compute: ComputeConfig, rows_together: int = 1
+    rows: Sequence[dict[str, Any]],
+    actor: type,
+    settings: object,
+    *,
+    compute: ComputeConfig,
+    rows_together: int = 1,
+    say: Say,
 ) -> Iterator[dict[str, Any]]:
-    """Maps rows over a pool of `actor(settings)` and yields the rows that they return, as soon as each is there.
+    """Maps rows over a pool of `actor(settings, journal)` and yields the rows that they return, as each is there.
 
-    An actor is sent at most `rows_together` rows at a time, and fewer where there are few for each.
+    An actor is sent at most `rows_together` rows at a time, and fewer where there are few for each. The pool grows to
+    its most as nodes come, and goes on with those that are left when nodes go.
     """
-    actors = min(connect_ray(compute), len(rows))
-    blocks = min(len(rows), MAX_BLOCKS, max(math.ceil(len(rows) / rows_together), TURNS_OF_AN_ACTOR * actors))
+    fewest, most = (min(bound, len(rows)) for bound in connect_ray(compute, say=say))
+    blocks = min(len(rows), MAX_BLOCKS, max(math.ceil(len(rows) / rows_together), TURNS_OF_AN_ACTOR * most))
     stop_on_signals()  # again: Ray has put handlers of its own in place, which abort
+    import ray.data
+
+    _set_up_ray_data()
+    with watched(stuck_seconds=compute.stuck_seconds, say=say) as journal, warnings.catch_warnings():
+        # Ray deprecates max_restarts and max_task_retries here without another way to say them.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        receipts = ray.data.from_items(list(rows), override_num_blocks=blocks).map_batches(
+            actor,
+            fn_constructor_args=(settings, journal),
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(min_size=fewest, max_size=most, max_tasks_in_flight_per_actor=IN_FLIGHT),
+            num_cpus=compute.threads_per_actor,
+            num_gpus=compute.gpus_per_actor or None,
+            max_restarts=FOR_EVER,
+            max_task_retries=FOR_EVER,
+        )
+        for batch in receipts.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+            yield from rows_of(batch)
+
+
+def _set_up_ray_data() -> None:
     import ray.data
 
     for handler in logging.getLogger("ray.data").handlers:
@@ -81,20 +198,4 @@ def stream(
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False
     context.target_max_block_size = 1  # receipts flow at once instead of filling a block first
-    context.execution_no_progress_timeout_s = -1  # a long unit is not a stuck one
-    with warnings.catch_warnings():
-        # Ray deprecates these two without another way to say them, and its defaults would retry a unit that
-        # kills its actor for ever.
-        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        receipts = ray.data.from_items(list(rows), override_num_blocks=blocks).map_batches(
-            actor,
-            fn_constructor_args=(settings,),
-            batch_size=None,
-            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
-            num_cpus=compute.threads_per_actor,
-            num_gpus=compute.gpus_per_actor or None,
-            max_restarts=ACTOR_RESTARTS,
-            max_task_retries=TASK_RETRIES,
-        )
-    for batch in receipts.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-        yield from rows_of(batch)
+    context.execution_no_progress_timeout_s = -1  # the watch says what is stuck, and a long unit is not

@@ -3,7 +3,7 @@
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -90,7 +90,8 @@ class CertificateConfig(Section):
 
 
 class ComputeConfig(Section):
-    """`actors` unset means one per CPU (or GPU) of the cluster. It alone may change on resume.
+    """`actors` is their number, or the fewest and the most; unset it is one per CPU (or GPU) that there is. It and
+    `stuck_seconds`, after which an actor that was not heard of is replaced, may change on resume.
 
     `rows_per_pass` unset means that a run searches for the fastest on its first start.
     """
@@ -101,7 +102,14 @@ class ComputeConfig(Section):
     compile: bool = False
     threads_per_actor: int = Field(default=1, ge=1)
     gpus_per_actor: float = Field(default=0, ge=0)
-    actors: int | None = Field(default=None, ge=1)
+    actors: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    stuck_seconds: float = Field(default=1800, gt=0)
+
+    @model_validator(mode="after")
+    def _fewest_before_most(self) -> Self:
+        if isinstance(self.actors, tuple) and self.actors[0] > self.actors[1]:
+            raise ValueError(f"actors are the fewest and the most: {list(self.actors)} is the wrong way round")
+        return self
 
 
 class RunConfig(Section):

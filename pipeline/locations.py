@@ -3,6 +3,7 @@
 A location is a folder or file on this machine, or on anything that fsspec reaches (s3://, gs://, ...).
 """
 
+import errno
 import os
 import time
 import uuid
@@ -42,6 +43,10 @@ class LocationError(ValueError):
     """A file, folder or object store that cannot be used: what, where, remedy."""
 
 
+class NoSpaceError(LocationError):
+    """There is no room for another file."""
+
+
 def location(where: Where) -> UPath:
     """A path of this machine, or a URI.
 
@@ -78,6 +83,8 @@ def reaching(path: UPath) -> Iterator[None]:
     except Exception as error:
         if is_local(path) and not isinstance(error, OSError):
             raise
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(f"{path}: no space is left there; make room, then run the command again") from error
         raise LocationError(f"{path} {_reason(path, error)}") from error
 
 
@@ -156,11 +163,15 @@ def publish(path: UPath, content: bytes) -> None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        try:
+            with partial.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def exists(path: UPath) -> bool:

@@ -1,7 +1,8 @@
 """A run from configuration to report."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -10,23 +11,24 @@ from upath import UPath
 from ndc_core.denoiser import Denoiser, EveryClass
 from ndc_core.rows import fastest_rows
 from pipeline.attackers import empirical_accuracy
-from pipeline.cluster import stop_on_signals, stream
+from pipeline.cluster import Say, stop_on_signals, stream
 from pipeline.config import RunConfig
 from pipeline.datasets import DATASETS, ImageRecord, Listing, examples_of, list_images, source_of
 from pipeline.entries import Source
 from pipeline.law import fingerprint_of, law_of, refuse_changes, refuse_undeclared_radii
-from pipeline.locations import LocationError, absolute, is_local
+from pipeline.lease import Lease, held
+from pipeline.locations import absolute
 from pipeline.memory import keep_freed_memory
 from pipeline.models import load_models, model_digests
 from pipeline.progress import ReadingProgress, VoteProgress
 from pipeline.reduce import certify_images
 from pipeline.report import Report, write_report
+from pipeline.run_log import RunLog
 from pipeline.store import RunStore, evidence_digest
 from pipeline.units import WorkUnit, plan_units
 from pipeline.votes import Receipt, VoteActor, VoterSettings, WaveActor, pick_device, unit_row
 from pipeline.waves import Cells, cells_of
 
-Say = Callable[[str], None]
 IMAGES_TOGETHER = 8
 
 
@@ -168,8 +170,10 @@ def refuse_other_law(store: RunStore, law: dict[str, Any]) -> None:
         refuse_changes(store.manifest()["law"], law, folder=str(store.folder))
 
 
-def certify_run(run: PreparedRun, *, say: Say) -> tuple[Report, Any]:
+def certify_run(run: PreparedRun, *, say: Say, force: bool = False, retry_failed: bool = False) -> tuple[Report, Any]:
     """Brings a run to its end from wherever it stands; returns its report and its MLflow tracker.
+
+    `force` takes the run from a driver that is at work on it; `retry_failed` computes failed units only.
 
     Raises:
         UnitsFailedError: naming the units that failed; the others are done.
@@ -179,7 +183,7 @@ def certify_run(run: PreparedRun, *, say: Say) -> tuple[Report, Any]:
 
     stop_on_signals()
     store = RunStore(run.folder)
-    with store.lock():
+    with held(run.folder, force=force, say=say) as lease, RunLog(run.folder) as log:
         refuse_other_law(store, run.law)  # another driver may have been here since `prepare`
         if not store.is_declared():
             examples = examples_of(run.config.dataset, run.source, channels=run.listing.image_shape[0], corrupt=[])
@@ -192,54 +196,85 @@ def certify_run(run: PreparedRun, *, say: Say) -> tuple[Report, Any]:
             data=run.config.dataset,
         )
         try:
-            _vote(run, store, say)
+            Session(run, store, lease, log, say).vote(only_failed=retry_failed)
             report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=run.folder)
         except BaseException as error:
-            tracker.stopped(failed=isinstance(error, Exception))
+            with suppress(Exception):  # a full disk is told by what hit it first
+                tracker.stopped(failed=isinstance(error, Exception))
             raise
         names = ("report.html", "curve.svg", "curve.png", "table.md", "certificates.parquet", "run.toml")
         tracker.finish(report, [run.folder / name for name in names])
         return report, tracker
 
 
-def _vote(run: PreparedRun, store: RunStore, say: Say) -> None:
-    """Computes what is missing of the evidence."""
-    evidence, unusable = store.sort_out_evidence(fingerprint=run.fingerprint, planned=set(run.units))
-    for path, problem in unusable:
-        say(f"set aside {path}: {problem}; its unit is computed again")
-    cells = cells_of(run.law, run.records, evidence, num_classes=run.num_classes)
-    votes_done = sum(item.unit.draws for item in evidence)
-    missing = run.missing(cells)
-    if not missing:
-        say(f"all {votes_done:,} votes are there already")
-        return
-    if votes_done:
-        say(f"going on at {votes_done:,} of {run.at_most}{run.votes:,} votes")
-    failed, done = [], 0
-    with VoteProgress(votes=run.votes, votes_done_before=votes_done, at_most=run.at_most) as progress:
-        for receipt in stream_receipts(run, list(missing.values())):
-            progress.add(receipt)
-            done += 1
-            if receipt.error:
-                failed.append(receipt)
-            if receipt.error.startswith(LocationError.__name__) and not is_local(run.folder):
-                raise UnitsFailedError(
-                    f"{receipt.unit}: {receipt.error}\nstopped, since nothing can be kept; what was published is: "
-                    f"run `{run.resume_command}` to go on"
-                )
-    if failed:
-        listed = "\n".join(f"  {receipt.unit}: {receipt.error}" for receipt in failed)
-        raise UnitsFailedError(
-            f"{len(failed)} of {done} units failed, the others are done:\n{listed}\n"
-            f"mend the cause, then run `{run.resume_command}` to finish"
-        )
+@dataclass(frozen=True)
+class Session:
+    """What one driver does for a run."""
+
+    run: PreparedRun
+    store: RunStore
+    lease: Lease
+    log: RunLog
+    tell: Say
+
+    def say(self, line: str) -> None:
+        self.tell(line)
+        self.log.add("note", message=line)
+
+    def vote(self, *, only_failed: bool) -> None:
+        """Computes what is missing of the evidence.
+
+        Raises:
+            UnitsFailedError: naming the units that failed.
+            LeaseError: another driver has taken the run over.
+        """
+        evidence, unusable = self.store.sort_out_evidence(fingerprint=self.run.fingerprint, planned=set(self.run.units))
+        for path, problem in unusable:
+            self.say(f"set aside {path}: {problem}; its unit is computed again")
+        cells = cells_of(self.run.law, self.run.records, evidence, num_classes=self.run.num_classes)
+        votes_done = sum(item.unit.draws for item in evidence)
+        missing = self.run.missing(cells)
+        if only_failed:
+            missing = {unit_id: missing[unit_id] for unit_id in self.store.failed_ids() if unit_id in missing}
+            self.say(f"trying {len(missing):,} failed units again")
+        elif not missing:
+            self.say(f"all {votes_done:,} votes are there already")
+        elif votes_done:
+            self.say(f"going on at {votes_done:,} of {self.run.at_most}{self.run.votes:,} votes")
+        if missing:
+            self._vote_on(list(missing.values()), votes_done)
+
+    def _vote_on(self, units: list[WorkUnit], votes_done: int) -> None:
+        run, failed, done = self.run, [], 0
+        self.log.add("start", units=len(units), fingerprint=run.fingerprint)
+        with VoteProgress(votes=run.votes, votes_done_before=votes_done, at_most=run.at_most) as progress:
+            for receipt in stream_receipts(run, units, say=self.say):
+                self.lease.check()
+                progress.add(receipt)
+                self.log.add("unit", **asdict(receipt))
+                done += 1
+                if receipt.error:
+                    failed.append(receipt)
+                if receipt.fatal:
+                    raise UnitsFailedError(
+                        f"{receipt.unit}: {receipt.error}\nstopped, since nothing can be kept; what was published is: "
+                        f"run `{run.resume_command}` to go on"
+                    )
+        if failed:
+            listed = "\n".join(f"  {receipt.unit}: {receipt.error}" for receipt in failed)
+            raise UnitsFailedError(
+                f"{len(failed)} of {done} units failed, the others are done:\n{listed}\n"
+                f"mend the cause, then run `{run.resume_command}` to finish (`--retry-failed` for these alone)"
+            )
 
 
-def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit]) -> Iterator[Receipt]:
+def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, say: Say) -> Iterator[Receipt]:
     """Sends units to a pool of actors and yields a receipt for each as soon as it is published.
 
     Where what is drawn depends on the votes, an actor is sent one unit of each image and noise level, and goes on from
-    there; levels on one path go together. Several images at a time, so that their rows share forward passes.
+    there; levels on one path go together. Several images at a time, so that their rows share forward passes. What
+    takes longest is sent first, so that no actor is left with much at the end: the more draws a unit has, and where
+    they depend on the votes, the more noise.
     """
     record_of = {record.image_id: record for record in run.records}
     follows, one_path = run.config.follows_images, run.config.classifier.one_path
@@ -249,12 +284,12 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit]) -> Iterator[Rec
             None if one_path else unit.sigma_pixel,
             None if follows else (unit.phase, unit.draw_start),
         ): unit
-        for unit in units
+        for unit in sorted(units, key=lambda unit: (unit.sigma_pixel if follows else 0, unit.draws), reverse=True)
     }
     rows = [unit_row(unit, record_of[unit.image_id]) for unit in sent.values()]
     settings = VoterSettings(run.config, absolute(run.folder), run.law, run.fingerprint, num_classes=run.num_classes)
     actor, together = (WaveActor, IMAGES_TOGETHER) if follows else (VoteActor, 1)
-    for row in stream(rows, actor, settings, compute=run.config.compute, rows_together=together):
+    for row in stream(rows, actor, settings, compute=run.config.compute, rows_together=together, say=say):
         yield Receipt(**row)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from upath import UPath
 
+from pipeline.lease import LEASE_FILE, described, holder_of
 from pipeline.progress import duration
 from pipeline.store import RunStore
 from pipeline.waves import cells_of
@@ -28,8 +29,12 @@ class RunStatus:
     evaluations_per_second: float | None
     seconds_left: float | None
     failures: list[dict[str, Any]]
-
+    driver: str | None  # who works on it, as far as is known
     at_most: str  # where certificates may stop early: "at most "
+
+    @property
+    def complete(self) -> bool:
+        return self.decided == self.to_decide
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,8 +72,17 @@ def status_of(folder: UPath, *, now_unix: float | None = None) -> RunStatus:
         evaluations_per_second=rate,
         seconds_left=left,
         failures=list(store.failures()),
+        driver=driver_of(folder, now_unix=now),
         at_most="at most " if manifest["plan"]["stops_early"] else "",
     )
+
+
+def driver_of(folder: UPath, *, now_unix: float) -> str | None:
+    """The holder of the run's lease, and when it was heard of last."""
+    holder = holder_of(folder / LEASE_FILE)
+    if holder is None:
+        return None
+    return f"{described(holder)}, heard of {max(0.0, now_unix - float(holder['renewed_unix'])):,.0f} s ago"
 
 
 def status_lines(found: RunStatus) -> list[str]:
@@ -77,7 +91,7 @@ def status_lines(found: RunStatus) -> list[str]:
         f"{found.units_done:,} of {found.at_most}{found.units:,} units, "
         f"{found.votes_done:,} of {found.at_most}{found.votes:,} votes, {found.evaluations:,} evaluations"
     ]
-    if found.decided == found.to_decide:
+    if found.complete:
         lines.append("complete")
     elif found.evaluations_per_second is None or found.seconds_left is None:
         lines.append(f"nothing published in the last {RATE_WINDOW_SECONDS:.0f} s; `ndc certify {found.folder}` goes on")
@@ -85,5 +99,6 @@ def status_lines(found: RunStatus) -> list[str]:
         lines.append(
             f"{found.evaluations_per_second:,.0f} evaluations/s, {found.at_most}{duration(found.seconds_left)} left"
         )
-    lines += [f"failed: {failure['unit']}: {failure['error']}" for failure in found.failures]
+    if found.driver and not found.complete:
+        lines.append(f"driver: {found.driver}")
     return lines

@@ -12,13 +12,11 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock, Timeout
 from upath import UPath
 
 from pipeline.datasets import Example, ImageRecord
@@ -26,11 +24,9 @@ from pipeline.images import RunImages, parquet_bytes, parquet_table
 from pipeline.locations import (
     LocationError,
     Where,
-    check_writable,
     exists,
     files_of,
     files_of_shards,
-    is_local,
     location,
     move,
     publish,
@@ -172,33 +168,6 @@ class RunStore:
         self.folder = location(folder)
         self.pictures = RunImages(self.folder)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the run for one driver; the system lets go of it when the process dies, however it dies.
-
-        In an object store there is no such lock: two drivers of one run compute the same evidence twice, which costs
-        time, and is counted once.
-
-        Raises:
-            StoreError: another driver holds the folder.
-            LocationError: the folder cannot be written.
-        """
-        check_writable(self.folder)
-        if not is_local(self.folder):
-            yield
-            return
-        lock = FileLock(str(self.folder / "run.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise StoreError(
-                f"{self.folder} is in use by another `ndc certify`; wait for it, or choose another --run"
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
-
     # What the run is
 
     def manifest(self) -> dict[str, Any]:
@@ -328,6 +297,9 @@ class RunStore:
         unit_id = unit.unit_id(fingerprint)
         record = {"unit": str(unit), "error": error, "failed_unix": time.time()}
         publish(self.failure_path(unit_id), json.dumps(record, indent=2).encode())
+
+    def failed_ids(self) -> list[str]:
+        return [path.stem for path in files_of(self.folder / "failures")]
 
     def failures(self) -> Iterable[dict[str, Any]]:
         return [json.loads(content) for content in read_each(files_of(self.folder / "failures"))]

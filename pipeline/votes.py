@@ -1,5 +1,6 @@
 """The actor that turns work units into evidence. An ordinary callable class: nothing here knows Ray."""
 
+import socket
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +17,8 @@ from ndc_core.randomness import Phase
 from ndc_core.voting import Poll, VoteCounts, hold_polls
 from pipeline.config import RunConfig
 from pipeline.datasets import ImageRecord
-from pipeline.locations import LocationError
+from pipeline.journal import LOADING, Journal
+from pipeline.locations import LocationError, NoSpaceError, is_local
 from pipeline.memory import keep_freed_memory
 from pipeline.methods import method_of
 from pipeline.models import load_models, model_digests
@@ -29,14 +31,18 @@ Columns = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of a unit; `error` is empty unless it failed."""
+    """What became of a unit; `error` is empty unless it failed, and no other's votes can be kept either if `fatal`."""
 
     unit_id: str
     unit: str
+    image_id: str
+    sigma_pixel: float
     draws: int
     evaluations: int
     seconds: float
+    host: str
     error: str
+    fatal: bool
 
 
 RECEIPT_COLUMNS = tuple(field.name for field in fields(Receipt))
@@ -193,9 +199,12 @@ class VoteActor:
         ValueError: at construction, if the model on this node is not the run's.
     """
 
-    def __init__(self, settings: VoterSettings) -> None:
+    def __init__(self, settings: VoterSettings, journal: Journal | None = None) -> None:
         self.settings = settings
+        self.journal = journal or Journal()
+        self.journal.arrive()
         self.classifier = load_voter(settings)
+        self.journal.end(LOADING)
         self.store = RunStore(settings.run_folder)
         self.clock = time.perf_counter()
 
@@ -214,6 +223,8 @@ class VoteActor:
                 try:
                     missing = self._without_evidence(ballot, done)
                     if missing.units:
+                        for unit in missing.units:
+                            self.journal.begin(str(unit))
                         image = self.store.pictures.pixels(ballot.record)
                         return (ballot, missing), missing.poll(self.settings.config, image)
                     waiting.extend(self.next_ballots(ballot))
@@ -261,17 +272,33 @@ class VoteActor:
             votes = {int(c): int(counted.votes[c]) for c in counted.votes.nonzero()[0]}
             cost = counted.evaluations, seconds, time.time(), self.classifier.device
             self.store.publish(Evidence(unit, votes, *cost, counted.scores), fingerprint=self.settings.fingerprint)
+            self.journal.end(str(unit))
             yield self._receipt(unit, evaluations=counted.evaluations, seconds=seconds)
 
-    def _receipt(self, unit: WorkUnit, *, evaluations: int = 0, seconds: float = 0.0, error: str = "") -> Receipt:
-        return Receipt(unit.unit_id(self.settings.fingerprint), str(unit), unit.draws, evaluations, seconds, error)
+    def _receipt(
+        self, unit: WorkUnit, *, evaluations: int = 0, seconds: float = 0.0, error: str = "", fatal: bool = False
+    ) -> Receipt:
+        return Receipt(
+            unit.unit_id(self.settings.fingerprint),
+            str(unit),
+            unit.image_id,
+            unit.sigma_pixel,
+            unit.draws,
+            evaluations,
+            seconds,
+            socket.gethostname(),
+            error,
+            fatal,
+        )
 
     def _failed(self, ballot: Ballot, error: Exception) -> Iterator[Receipt]:
         message = f"{type(error).__name__}: {error}"
+        away = isinstance(error, LocationError) and not is_local(self.store.folder)
         for unit in ballot.units:
             with suppress(LocationError):  # a store that is away cannot be told; the receipt says it
                 self.store.record_failure(unit, message, fingerprint=self.settings.fingerprint)
-            yield self._receipt(unit, error=message)
+            self.journal.end(str(unit))
+            yield self._receipt(unit, error=message, fatal=away or isinstance(error, NoSpaceError))
 
 
 class WaveActor(VoteActor):

@@ -47,7 +47,7 @@ def test_status_counts_units_votes_rate_and_time_left(store: RunStore) -> None:
     lines = status_lines(found)
     assert "0 of 1 images and noise levels decided; 3 of 5 units, 22 of 42 votes" in lines[0]
     assert lines[1] == "160 evaluations/s, 0:10 left"
-    assert lines[2] == "failed: image img, sigma_pixel 0.25, estimation draws 20 to 29: NaN at draw 20"
+    assert [failure["error"] for failure in found.failures] == ["NaN at draw 20"]
 
 
 def test_a_run_that_stands_still_says_how_to_go_on(store: RunStore) -> None:

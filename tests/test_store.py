@@ -1,4 +1,3 @@
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +6,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.datasets import Example
-from pipeline.locations import LocationError
 from pipeline.store import GALLERY_IMAGES, Evidence, RunStore, StoreError
 from pipeline.units import WorkUnit
 
@@ -134,32 +132,3 @@ def test_a_folder_without_run_or_with_a_damaged_one_is_refused(tmp_path: Path) -
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(StoreError, match=r"run.json is damaged"):
         RunStore(tmp_path).manifest()
-
-
-def hold(folder: Path, held, release) -> None:
-    with RunStore(folder).lock():
-        held.set()
-        release.wait(30)
-
-
-def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    held, release = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(tmp_path / "run", held, release))
-    other.start()
-    assert held.wait(60)
-    with pytest.raises(StoreError, match="in use by another"), RunStore(tmp_path / "run").lock():
-        pass
-    other.kill()  # the lock goes with the process, however it ends
-    other.join()
-    with RunStore(tmp_path / "run").lock():
-        pass
-
-
-def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(LocationError, match="cannot be used: Not a directory"),
-        RunStore(tmp_path / "file" / "run").lock(),
-    ):
-        pass
