@@ -1,8 +1,13 @@
-"""What a driver saw, as JSON lines in the run's folder: logs/<start>-<host>-<process>-<number>.jsonl."""
+"""Logs as JSON lines, each with time, event, run and host; about a unit also with its id, image and noise level.
+
+A driver's are in the run's folder, logs/<start>-<host>-<process>-<number>.jsonl; an actor's go to its standard error,
+which Ray keeps among its logs.
+"""
 
 import json
 import os
 import socket
+import sys
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -17,8 +22,17 @@ LINES_A_FILE = 10_000
 SECONDS_BETWEEN_WRITES = {True: 5.0, False: 60.0}  # here, and to an object store, where a file is written whole
 
 
+def line(event: str, run: str, **fields: Any) -> str:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": now, "event": event, "run": run, "host": socket.gethostname(), **fields})
+
+
+def log_of_actor(event: str, run: str, **fields: Any) -> None:
+    print(line(event, run, process=os.getpid(), **fields), file=sys.stderr, flush=True)
+
+
 class RunLog:
-    """Lines of one driver. Each has time, event, run and host; those about a unit have its id, image and what it cost.
+    """Lines of one driver.
 
     A log never stops a run: what cannot be written is tried again with the next lines.
     """
@@ -44,9 +58,7 @@ class RunLog:
         self.write()
 
     def add(self, event: str, **fields: Any) -> None:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = {"time": now, "event": event, "run": str(self.folder), "host": socket.gethostname(), **fields}
-        self.lines.append(json.dumps(line))
+        self.lines.append(line(event, str(self.folder), **fields))
         full = len(self.lines) >= LINES_A_FILE
         if full or time.monotonic() - self.written_at > SECONDS_BETWEEN_WRITES[is_local(self.folder)]:
             self.write()
@@ -57,5 +69,5 @@ class RunLog:
         self.written_at = time.monotonic()
         with suppress(LocationError):
             path = self.folder / "logs" / f"{self.name}-{self.files:03}.jsonl"
-            publish(path, "".join(f"{line}\n" for line in self.lines).encode())
+            publish(path, "".join(f"{one}\n" for one in self.lines).encode())
             self.written = len(self.lines)

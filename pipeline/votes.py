@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from pipeline.locations import LocationError, NoSpaceError, is_local
 from pipeline.memory import keep_freed_memory
 from pipeline.methods import method_of
 from pipeline.models import load_models, model_digests
+from pipeline.run_log import log_of_actor
 from pipeline.store import Evidence, RunStore
 from pipeline.units import WorkUnit, draw_ranges
 from pipeline.waves import Cell
@@ -225,6 +226,7 @@ class VoteActor:
                     if missing.units:
                         for unit in missing.units:
                             self.journal.begin(str(unit))
+                            self._log("begin", unit)
                         image = self.store.pictures.pixels(ballot.record)
                         return (ballot, missing), missing.poll(self.settings.config, image)
                     waiting.extend(self.next_ballots(ballot))
@@ -273,7 +275,12 @@ class VoteActor:
             cost = counted.evaluations, seconds, time.time(), self.classifier.device
             self.store.publish(Evidence(unit, votes, *cost, counted.scores), fingerprint=self.settings.fingerprint)
             self.journal.end(str(unit))
+            self._log("published", unit, evaluations=counted.evaluations, seconds=seconds)
             yield self._receipt(unit, evaluations=counted.evaluations, seconds=seconds)
+
+    def _log(self, event: str, unit: WorkUnit, **fields: Any) -> None:
+        named = {"unit_id": unit.unit_id(self.settings.fingerprint), **asdict(unit), **fields}
+        log_of_actor(event, self.settings.run_folder, **named)
 
     def _receipt(
         self, unit: WorkUnit, *, evaluations: int = 0, seconds: float = 0.0, error: str = "", fatal: bool = False
@@ -298,6 +305,7 @@ class VoteActor:
             with suppress(LocationError):  # a store that is away cannot be told; the receipt says it
                 self.store.record_failure(unit, message, fingerprint=self.settings.fingerprint)
             self.journal.end(str(unit))
+            self._log("failed", unit, error=message)
             yield self._receipt(unit, error=message, fatal=away or isinstance(error, NoSpaceError))
 
 
