@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from pipeline.config import ComputeConfig
-from pipeline.journal import Journal, Ledger
+from pipeline.journal import Journal, Ledger, Place
 from pipeline.votes import rows_of
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -103,13 +103,15 @@ class RemoteJournal(Journal):
         self.ledger = ledger
 
     @property
-    def actor(self) -> Any:
+    def actor(self) -> str | None:
         import ray
 
-        return ray.get_runtime_context().current_actor
+        return ray.get_runtime_context().get_actor_id()
 
     def arrive(self) -> None:
-        self.ledger.arrive.remote(self.actor)
+        import ray
+
+        self.ledger.arrive.remote(self.actor, Place(ray.get_runtime_context().get_node_id(), os.getpid()))
 
     def _attempts(self, unit: str) -> int:
         import ray
@@ -128,18 +130,19 @@ def watched(*, stuck_seconds: float, say: Say) -> Iterator[RemoteJournal]:
     The journals end with the driver, beside which they are kept.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    ledger: Any = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
+    here = ray.get_runtime_context().get_node_id()
+    ledger: Any = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=_on(here)).remote()
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(min(SECONDS_BETWEEN_WATCHES, stuck_seconds / 4)):
-            with suppress(ray.exceptions.RayError):  # Ray is going down, or the actor is gone already
+            with suppress(ray.exceptions.RayError):  # Ray is going down, or the node is gone with the actor
                 for stuck in ray.get(ledger.stuck.remote(stuck_seconds)):
-                    say(f"stuck for {stuck.seconds:,.0f} s at {'; '.join(stuck.units)}: its actor is replaced")
-                    ray.kill(stuck.actor, no_restart=False)
+                    # From outside the process, which may not answer; Ray starts the actor again.
+                    kill = ray.remote(_kill).options(num_cpus=0, scheduling_strategy=_on(stuck.place.node))
+                    if ray.get(kill.remote(stuck.place.process)):
+                        say(f"stuck for {stuck.seconds:,.0f} s at {'; '.join(stuck.units)}: its actor is replaced")
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -149,6 +152,20 @@ def watched(*, stuck_seconds: float, say: Say) -> Iterator[RemoteJournal]:
         ended.set()
         thread.join()
         ray.kill(ledger)
+
+
+def _on(node: str) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def _kill(process: int) -> bool:
+    try:
+        os.kill(process, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def stream(

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 MOST_ATTEMPTS = 3
@@ -36,12 +36,27 @@ class Journal:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A process of a cluster."""
+
+    node: str
+    process: int
+
+
+@dataclass(frozen=True)
 class Stuck:
     """An actor that was not heard of for so long, while at these units."""
 
-    actor: Hashable
+    place: Place
     units: tuple[str, ...]
     seconds: float
+
+
+@dataclass
+class _Entry:
+    place: Place
+    heard: float
+    units: list[str]
 
 
 class Ledger:
@@ -49,35 +64,31 @@ class Ledger:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self.heard: dict[Hashable, float] = {}
-        self.at: defaultdict[Hashable, list[str]] = defaultdict(list)
+        self.entries: dict[str, _Entry] = {}  # by actor, which stays the same when it is restarted
         self.attempts: defaultdict[str, int] = defaultdict(int)
 
-    def arrive(self, actor: Hashable) -> None:
-        self.heard[actor] = self.clock()
-        self.at[actor] = [LOADING]
+    def arrive(self, actor: str, place: Place) -> None:
+        self.entries[actor] = _Entry(place, self.clock(), [LOADING])
 
-    def begin(self, actor: Hashable, unit: str) -> int:
+    def begin(self, actor: str, unit: str) -> int:
         """How often the unit was begun and not ended, this time included."""
-        self.heard[actor] = self.clock()
-        self.at[actor].append(unit)
+        self.entries[actor].heard = self.clock()
+        self.entries[actor].units.append(unit)
         self.attempts[unit] += 1
         return self.attempts[unit]
 
-    def end(self, actor: Hashable, unit: str) -> None:
-        self.heard[actor] = self.clock()
-        if unit in self.at[actor]:
-            self.at[actor].remove(unit)
+    def end(self, actor: str, unit: str) -> None:
+        self.entries[actor].heard = self.clock()
+        if unit in self.entries[actor].units:
+            self.entries[actor].units.remove(unit)
         self.attempts.pop(unit, None)
 
     def stuck(self, seconds: float) -> list[Stuck]:
         """Actors that are at something and were not heard of for longer than `seconds`. Each is told of once."""
-        now = self.clock()
-        found = [
-            Stuck(actor, tuple(self.at[actor]), now - heard)
-            for actor, heard in self.heard.items()
-            if self.at[actor] and now - heard > seconds
-        ]
-        for one in found:
-            self.at[one.actor] = []
+        found = []
+        for entry in self.entries.values():
+            silent = self.clock() - entry.heard
+            if entry.units and silent > seconds:
+                found.append(Stuck(entry.place, tuple(entry.units), silent))
+                entry.units.clear()
         return found

@@ -21,7 +21,13 @@ class Driver:
     """A driver whose processes, Ray's included unless it joins a cluster, inherit its tag."""
 
     def __init__(
-        self, workplace: Path, model: Path, folder: str, settings: list[str], *flags: str, cluster: "Nodes | None" = None
+        self,
+        workplace: Path,
+        model: Path,
+        folder: str,
+        settings: list[str],
+        *flags: str,
+        cluster: "Nodes | None" = None,
     ) -> None:
         self.tag = cluster.tag if cluster else uuid.uuid4().hex
         self.log_path = workplace / f"{Path(folder).name}.log"
