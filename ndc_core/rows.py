@@ -29,6 +29,11 @@ def fastest_rows(denoiser: Denoiser, *, device: str) -> Rate:
     return choose(measured(lambda rows: _one_pass(denoiser, rows, device=device)))
 
 
+def rate_of(denoiser: Denoiser, rows: int, *, device: str) -> Rate:
+    """How fast passes of this many rows are."""
+    return Rate(rows, rows / _seconds(lambda rows: _one_pass(denoiser, rows, device=device), rows))
+
+
 def choose(rates: Iterator[Rate]) -> Rate:
     """Doubles as long as that is worth it; the smallest of those nearly as fast as the best."""
     found: list[Rate] = []
@@ -46,19 +51,25 @@ def measured(one_pass: Pass) -> Iterator[Rate]:
     rows = FEWEST
     while rows <= MOST:
         try:
-            one_pass(rows)  # what is set up at the first pass of a shape is not counted
-            started = time.perf_counter()
-            seconds: list[float] = []
-            while not seconds or time.perf_counter() - started < SECONDS_A_SIZE:
-                before = time.perf_counter()
-                one_pass(rows)
-                seconds.append(time.perf_counter() - before)
+            seconds = _seconds(one_pass, rows)
         except torch.OutOfMemoryError:
             return
-        yield Rate(rows, rows / min(seconds))  # whatever else the machine does only slows passes down
-        if min(seconds) > LONGEST_PASS_SECONDS / 2:
+        yield Rate(rows, rows / seconds)
+        if seconds > LONGEST_PASS_SECONDS / 2:
             return
         rows *= 2
+
+
+def _seconds(one_pass: Pass, rows: int) -> float:
+    """Of the fastest of some passes: whatever else the machine does only slows them down."""
+    one_pass(rows)  # what is set up at the first pass of a shape is not counted
+    started = time.perf_counter()
+    seconds: list[float] = []
+    while not seconds or time.perf_counter() - started < SECONDS_A_SIZE:
+        before = time.perf_counter()
+        one_pass(rows)
+        seconds.append(time.perf_counter() - before)
+    return min(seconds)
 
 
 @torch.inference_mode()

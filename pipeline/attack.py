@@ -19,10 +19,11 @@ from pipeline.cluster import Say, stop_on_signals, stream
 from pipeline.config import load_config
 from pipeline.lease import held
 from pipeline.locations import absolute, publish
+from pipeline.prepare import PreparedRun, prepare
 from pipeline.progress import CountProgress
 from pipeline.reduce import certify_images
 from pipeline.report import Report
-from pipeline.run import PreparedRun, prepare, reduce_and_report
+from pipeline.run import reduce_and_report
 from pipeline.store import RunStore
 from pipeline.votes import VoterSettings
 

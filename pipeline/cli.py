@@ -12,6 +12,8 @@ import click
 if TYPE_CHECKING:
     from upath import UPath
 
+    from pipeline.config import RunConfig
+
 EXIT_INTERRUPTED = 130
 # Flags of `ndc certify` that are short for a key of the configuration.
 KEY_OF = {
@@ -148,25 +150,35 @@ def diagnose(model: str, data: str, data_format: str | None, limit: int, out: Pa
     diagnose_model(model, images, DiagnosisSettings(**settings), out=out, say=click.echo)
 
 
-@main.command()
-@click.argument("source", metavar="[PRESET_OR_TOML_OR_RUN]", required=False)
-@click.option("--certificate", "method", help="cohen, sequential or lipschitz.")
-@click.option("--radii", help="Radii of the table, and the sequential certificate's aims, as 0.25,0.5.")
-@click.option("--run", "folder", type=PLACE, help="Run folder, here or s3://... [default: runs/<preset>].")
-@click.option("--model", help="Folder or URI of a checkpoint.")
-@click.option("--data", "dataset", help="A data set: digits, or the path or URI of your images.")
-@click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
-@click.option("--limit", type=click.IntRange(min=1), help="At most N images.")
-@click.option("--every", type=click.IntRange(min=1), help="Only every N-th image.")
-@click.option("--offset", type=click.IntRange(min=0), help="Leave out the first N images.")
-@click.option("--ids", type=click.File(), help="A file with the ids of the images to take, one a line.")
-@click.option("--skip-corrupt", is_flag=True, help="Leave out images that cannot be decoded.")
-@click.option("--sigma-pixel", type=float, multiple=True, help="Noise level for pixels in [0, 1]; repeatable.")
-@click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Override a key: votes.estimation=99.")
-@click.option("--dry-run", is_flag=True, help="Check everything and print the cost; compute nothing.")
-@click.option("--retry-failed", is_flag=True, help="Compute nothing but the units that failed.")
-@click.option("--force", is_flag=True, help="Take the run from another driver that works on it.")
-def certify(
+def run_options(command: Any) -> Any:
+    """What says which run is meant: for `certify` and `plan`."""
+    for option in reversed(
+        [
+            click.argument("source", metavar="[PRESET_OR_TOML_OR_RUN]", required=False),
+            click.option("--certificate", "method", help="cohen, sequential or lipschitz."),
+            click.option("--radii", help="Radii of the table, and the sequential certificate's aims, as 0.25,0.5."),
+            click.option("--run", "folder", type=PLACE, help="Run folder, here or s3://... [default: runs/<preset>]."),
+            click.option("--model", help="Folder or URI of a checkpoint."),
+            click.option("--data", "dataset", help="A data set: digits, or the path or URI of your images."),
+            click.option("--format", "data_format", help="Format of the data, instead of the one guessed."),
+            click.option("--limit", type=click.IntRange(min=1), help="At most N images."),
+            click.option("--every", type=click.IntRange(min=1), help="Only every N-th image."),
+            click.option("--offset", type=click.IntRange(min=0), help="Leave out the first N images."),
+            click.option("--ids", type=click.File(), help="A file with the ids of the images to take, one a line."),
+            click.option("--skip-corrupt", is_flag=True, help="Leave out images that cannot be decoded."),
+            click.option(
+                "--sigma-pixel", type=float, multiple=True, help="Noise level for pixels in [0, 1]; repeatable."
+            ),
+            click.option(
+                "--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Override a key: votes.estimation=99."
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def chosen_run(
     source: str | None,
     method: str | None,
     radii: str | None,
@@ -174,19 +186,11 @@ def certify(
     ids: TextIO | None,
     sigma_pixel: tuple[float, ...],
     assignments: tuple[str, ...],
-    dry_run: bool,
-    retry_failed: bool,
-    force: bool,
     **flags: Any,
-) -> None:
-    """Certify images, going on where a run in the same folder stopped.
-
-    The argument is a preset, a TOML file, or the folder of a run that was started before. Left out, it is the preset
-    that goes with --certificate.
-    """
+) -> "tuple[RunConfig, UPath]":
+    """The configuration and the folder that the options of `run_options` name."""
     from pipeline.config import load_config
     from pipeline.locations import exists, location
-    from pipeline.run import certify_run, prepare
 
     source = source or PRESET_OF.get(method or "cohen", "demo")
     if exists(location(source) / "run.toml"):
@@ -201,27 +205,83 @@ def certify(
         wanted = ids.read().splitlines()
         every_one = ["dataset.offset=0", "dataset.every=1", f"dataset.limit={len(wanted)}"]  # whatever the preset has
         overrides = [f"dataset.ids={json.dumps(wanted)}", *every_one, *overrides]
-    run = prepare(load_config(source, [*assignments, *overrides]), folder)
-    cost = run.votes * run.most_evaluations_per_vote
-    click.echo("\n".join(run.remarks), err=True)
-    click.echo(
-        f"{len(run.records):,} images, {run.at_most}{len(run.units):,} units, {run.at_most}{run.votes:,} votes, "
-        f"at most {cost:,} evaluations, in {folder}",
-        err=True,
+    return load_config(source, [*assignments, *overrides]), folder
+
+
+@main.command()
+@run_options
+@click.option("--gpus", type=click.IntRange(min=1), help="GPUs at work, or actors where they hold none [default: all].")
+@click.option("--price-per-hour", type=click.FloatRange(min=0, min_open=True), help="Of a GPU, or of an actor.")
+@click.option(
+    "--evaluations-per-second",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of one actor: take this rate instead of measuring.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def plan(
+    gpus: int | None,
+    price_per_hour: float | None,
+    evaluations_per_second: float | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Say what a run will cost, from some votes on the device that it would use; compute and write nothing else.
+
+    Takes what `ndc certify` takes. For runs that stop early, what is expected, and what it stays between nine times in
+    ten.
+    """
+    from pipeline.plan import plan_lines, plan_run
+
+    found = plan_run(
+        *chosen_run(**options),
+        gpus=gpus,
+        price_per_hour=price_per_hour,
+        evaluations_per_second=evaluations_per_second,
+        say=_say,
     )
+    click.echo(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(plan_lines(found)))
+
+
+@main.command()
+@run_options
+@click.option("--dry-run", is_flag=True, help="Check everything and print the plan, as `ndc plan`; compute nothing.")
+@click.option("--retry-failed", is_flag=True, help="Compute nothing but the units that failed.")
+@click.option("--force", is_flag=True, help="Take the run from another driver that works on it.")
+def certify(dry_run: bool, retry_failed: bool, force: bool, **options: Any) -> None:
+    """Certify images, going on where a run in the same folder stopped.
+
+    The argument is a preset, a TOML file, or the folder of a run that was started before. Left out, it is the preset
+    that goes with --certificate.
+    """
+    from pipeline.plan import plan_lines, plan_run
+    from pipeline.prepare import prepare
+    from pipeline.run import certify_run
+
+    config, folder = chosen_run(**options)
     if dry_run:
+        click.echo("\n".join(plan_lines(plan_run(config, folder, say=_say))))
         return
     try:
-        report, tracker = certify_run(
-            run, say=lambda line: click.echo(line, err=True), force=force, retry_failed=retry_failed
+        run = prepare(config, folder, say=_say)
+        for line in run.remarks:
+            _say(line)
+        cost = run.votes * run.most_evaluations_per_vote
+        _say(
+            f"{len(run.records):,} images, {run.at_most}{len(run.units):,} units, {run.at_most}{run.votes:,} votes, "
+            f"at most {cost:,} evaluations, in {folder}"
         )
+        report, tracker = certify_run(run, say=_say, force=force, retry_failed=retry_failed)
     except KeyboardInterrupt:
-        click.echo(f"\nstopped; what was published is kept. Run `{run.resume_command}` to go on.", err=True)
+        _say(f"\nstopped; what was published is kept. Run `ndc certify {folder}` to go on.")
         sys.exit(EXIT_INTERRUPTED)
     _print_report(report)
     click.echo(f"MLflow: {tracker.link}")
     if tracker.how_to_open:
         click.echo(f"        (served by `{tracker.how_to_open}`)")
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 @main.command()

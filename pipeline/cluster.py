@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from pipeline.config import ComputeConfig
 from pipeline.journal import Journal, Ledger, Place
@@ -29,6 +29,8 @@ SECONDS_BETWEEN_WATCHES = 5.0
 HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION")
 
 Say = Callable[[str], None]
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
@@ -94,6 +96,24 @@ def _environment() -> dict[str, Any]:
         return {}
     variables = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
     return {"runtime_env": {"env_vars": variables}} if variables else {}
+
+
+def run_once(function: Callable[[Asked], Answer], asked: Asked, *, compute: ComputeConfig, say: Say) -> Answer:
+    """What a function gives in a process that has an actor's resources: the driver's node may have no GPU.
+
+    Raises:
+        ValueError: as the function raises it, or for GPUs that are nowhere.
+    """
+    import ray
+
+    connect_ray(compute, say=say)
+    stop_on_signals()
+    task = ray.remote(function).options(num_cpus=compute.threads_per_actor, num_gpus=compute.gpus_per_actor or None)
+    try:
+        answer: Answer = ray.get(task.remote(asked))
+        return answer
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, ValueError) else error) from None
 
 
 class RemoteJournal(Journal):

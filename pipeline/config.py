@@ -72,11 +72,14 @@ class ClassifierConfig(Section):
 
 
 class VotesConfig(Section):
-    """`estimation` is the number of estimation votes, or the most of them where a certificate may stop early."""
+    """`estimation` is the number of estimation votes, or the most of them where a certificate may stop early.
+
+    `per_unit` unset means that a run finds out on its first start how many draws take an actor about three minutes.
+    """
 
     selection: int = Field(ge=1)
     estimation: int = Field(ge=1)
-    per_unit: int = Field(ge=1)
+    per_unit: int | None = Field(default=None, ge=1)
 
 
 class CertificateConfig(Section):

@@ -5,169 +5,29 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from upath import UPath
 
-from ndc_core.denoiser import Denoiser, EveryClass
-from ndc_core.rows import fastest_rows
 from pipeline.attackers import empirical_accuracy
 from pipeline.cluster import Say, stop_on_signals, stream
-from pipeline.config import RunConfig
-from pipeline.datasets import DATASETS, ImageRecord, Listing, examples_of, list_images, source_of
-from pipeline.entries import Source
-from pipeline.law import fingerprint_of, law_of, refuse_changes, refuse_undeclared_radii
+from pipeline.datasets import examples_of
+from pipeline.law import refuse_undeclared_radii
 from pipeline.lease import Lease, held
 from pipeline.locations import absolute
-from pipeline.memory import keep_freed_memory
-from pipeline.models import load_models, model_digests
-from pipeline.progress import ReadingProgress, VoteProgress
+from pipeline.prepare import PreparedRun, refuse_other_law
+from pipeline.progress import VoteProgress
 from pipeline.reduce import certify_images
 from pipeline.report import Report, write_report
 from pipeline.run_log import RunLog
 from pipeline.store import RunStore, evidence_digest
-from pipeline.units import WorkUnit, plan_units
-from pipeline.votes import Receipt, VoteActor, VoterSettings, WaveActor, pick_device, unit_row
-from pipeline.waves import Cells, cells_of
+from pipeline.units import WorkUnit
+from pipeline.votes import Receipt, VoteActor, VoterSettings, WaveActor, unit_row
+from pipeline.waves import cells_of
 
 IMAGES_TOGETHER = 8
 
 
 class UnitsFailedError(RuntimeError):
     """Some units have no evidence: the run is incomplete and can be resumed."""
-
-
-@dataclass(frozen=True)
-class PreparedRun:
-    """A run that passed every check that can be made before work starts."""
-
-    config: RunConfig
-    folder: UPath
-    source: Source
-    listing: Listing
-    units: dict[str, WorkUnit]  # by unit id
-    law: dict[str, Any]
-    fingerprint: str
-    num_classes: int
-    estimate_evaluations: int  # of the clean image behind a vote, without a label
-    every_class_at_once: bool  # whether a forward pass gives all classes
-
-    @property
-    def records(self) -> list[ImageRecord]:
-        return self.listing.records
-
-    @property
-    def votes(self) -> int:
-        return sum(unit.draws for unit in self.units.values())
-
-    @property
-    def stops_early(self) -> bool:
-        """Whether the number of votes depends on the votes."""
-        return self.config.certificate.method != "cohen"
-
-    @property
-    def at_most(self) -> str:
-        return "at most " if self.stops_early else ""
-
-    def missing(self, cells: Cells) -> dict[str, WorkUnit]:
-        """The units without evidence that images are known to need."""
-        needed = {key: cell.standing().needed for key, cell in cells.items()}
-        return {
-            unit_id: unit
-            for unit_id, unit in self.units.items()
-            if unit.draw_start not in cells[unit.cell].evidence[unit.phase]
-            and (unit.phase == "selection" or unit.draw_stop <= needed[unit.cell])
-        }
-
-    @property
-    def remarks(self) -> list[str]:
-        """What was decided about the data without being asked."""
-        data, (channels, height, width) = self.config.dataset, self.listing.image_shape
-        guess = "" if data.format or data.name in DATASETS else f", read as {self.source.format} (--format overrides)"
-        resized = f", resized with the filter {data.filter}" if data.resize else ""
-        lines = [
-            f"data: {data.name}{guess}: {channels} x {height} x {width} pixels{resized}",
-            f"{self.config.compute.rows_per_pass} rows a forward pass",
-        ]
-        corrupt = self.listing.corrupt
-        return lines + ([f"left out {len(corrupt):,} corrupt images: {', '.join(corrupt)}"] if corrupt else [])
-
-    @property
-    def resume_command(self) -> str:
-        return f"ndc certify {self.folder}"
-
-    @property
-    def most_evaluations_per_vote(self) -> int:
-        """What a vote costs at most: sift of all classes, refine of the kept ones, the unconditional estimate."""
-        classifier = self.config.classifier
-        sift = classifier.sift if classifier.sift and classifier.sift.keep < self.num_classes else None
-        estimating = self.estimate_evaluations if classifier.name.startswith("apndc") else 0
-        if self.every_class_at_once:
-            return classifier.grid.steps + estimating
-        gradient = classifier.label_gradient
-        gradient = gradient if gradient and gradient.keep < self.num_classes else None
-        kept = gradient.keep if gradient else sift.keep if sift else self.num_classes
-        sifting = sift.grid.steps * self.num_classes if sift else 2 * gradient.steps if gradient else 0
-        return sifting + kept * classifier.grid.steps + estimating
-
-    def manifest(self) -> dict[str, Any]:
-        plan = {
-            "units": len(self.units),
-            "votes": self.votes,
-            "classes": self.num_classes,
-            "stops_early": self.stops_early,
-        }
-        return {"fingerprint": self.fingerprint, "law": self.law, "plan": plan}
-
-
-def prepare(config: RunConfig, folder: UPath) -> PreparedRun:
-    """Loads and checks everything, writing nothing (a model in an object store is copied to this node's cache).
-
-    Raises:
-        ValueError: a model or data that cannot be used, or a folder that belongs to another run.
-    """
-    device = pick_device(config.compute.gpus_per_actor)
-    store = RunStore(folder)
-    store.is_declared()  # says at once whether the place can be reached at all
-    denoiser, unconditional = load_models(config, device=device)
-    config = with_rows_per_pass(config, store, denoiser, device=device)
-    source = source_of(config.dataset)
-    listing = list_images(
-        config.dataset,
-        source,
-        image_shape=denoiser.image_shape,
-        num_classes=denoiser.num_classes,
-        noise=config.noise,
-        on_image=ReadingProgress(),
-    )
-    law = law_of(config, listing, models=model_digests(config))
-    fingerprint = fingerprint_of(law)
-    refuse_other_law(store, law)
-    units = {unit.unit_id(fingerprint): unit for unit in plan_units(law, listing.records)}
-    classes, at_once = denoiser.num_classes, isinstance(denoiser, EveryClass)
-    return PreparedRun(
-        config, folder, source, listing, units, law, fingerprint, classes, unconditional.evaluations, at_once
-    )
-
-
-def with_rows_per_pass(config: RunConfig, store: RunStore, denoiser: Denoiser, *, device: str) -> RunConfig:
-    """The configuration with the number of rows that the run was declared with, or else the fastest here."""
-    if config.compute.rows_per_pass is not None:
-        return config
-    if store.is_declared():
-        rows = store.manifest()["law"]["compute"]["rows_per_pass"]
-    else:
-        keep_freed_memory()
-        threads = torch.get_num_threads()
-        torch.set_num_threads(config.compute.threads_per_actor)
-        rows = fastest_rows(denoiser, device=device).rows
-        torch.set_num_threads(threads)
-    return config.model_copy(update={"compute": config.compute.model_copy(update={"rows_per_pass": rows})})
-
-
-def refuse_other_law(store: RunStore, law: dict[str, Any]) -> None:
-    """Raises LawChangedError if the folder holds a run of another law."""
-    if store.is_declared():
-        refuse_changes(store.manifest()["law"], law, folder=str(store.folder))
 
 
 def certify_run(run: PreparedRun, *, say: Say, force: bool = False, retry_failed: bool = False) -> tuple[Report, Any]:

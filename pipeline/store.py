@@ -224,9 +224,7 @@ class RunStore:
     def publish(self, evidence: Evidence, *, fingerprint: str) -> None:
         """Makes a unit's evidence durable; publishing the same unit again replaces it by its equal."""
         unit_id = evidence.unit.unit_id(fingerprint)
-        schema = EVIDENCE_SCHEMA.with_metadata({FINGERPRINT_KEY: fingerprint.encode()})
-        table = pa.Table.from_pylist([evidence.row(unit_id)], schema=schema)
-        publish_patiently(self.evidence_path(unit_id), parquet_bytes(table))
+        publish_patiently(self.evidence_path(unit_id), evidence_content(evidence, fingerprint=fingerprint))
         remove(self.failure_path(unit_id))
 
     def has_evidence(self, unit_id: str) -> bool:
@@ -303,6 +301,12 @@ class RunStore:
 
     def failures(self) -> Iterable[dict[str, Any]]:
         return [json.loads(content) for content in read_each(files_of(self.folder / "failures"))]
+
+
+def evidence_content(evidence: Evidence, *, fingerprint: str) -> bytes:
+    """The file of one unit's evidence."""
+    schema = EVIDENCE_SCHEMA.with_metadata({FINGERPRINT_KEY: fingerprint.encode()})
+    return parquet_bytes(pa.Table.from_pylist([evidence.row(evidence.unit.unit_id(fingerprint))], schema=schema))
 
 
 def parse_evidence(content: bytes, *, unit_id: str, fingerprint: str) -> Evidence:

@@ -11,6 +11,8 @@ from ndc_core.randomness import Phase
 from pipeline.datasets import ImageRecord
 from pipeline.methods import method_of
 
+UNIT_SECONDS = 180.0
+
 
 @dataclass(frozen=True)
 class WorkUnit:
@@ -50,6 +52,11 @@ class WorkUnit:
             f"image {self.image_id}, sigma_pixel {self.sigma_pixel:g}, "
             f"{self.phase} draws {self.draw_start} to {self.draw_stop - 1}"
         )
+
+
+def draws_a_unit(votes_per_second: float, *, votes: int) -> int:
+    """How many draws take an actor about three minutes: few enough to lose with it, long enough to be few units."""
+    return max(1, min(votes, round(UNIT_SECONDS * votes_per_second)))
 
 
 def draw_ranges(law: dict[str, Any], sigma_pixel: float) -> Iterator[tuple[Phase, int, int]]:

@@ -10,7 +10,8 @@ import pytest
 from pipeline.attack import attack_run
 from pipeline.attackers import AttackSettings, BrokenCertificateError, cell_id, summary_of
 from pipeline.locations import location
-from pipeline.run import certify_run, prepare, reduce_and_report
+from pipeline.prepare import prepare
+from pipeline.run import certify_run, reduce_and_report
 from pipeline.store import RunStore
 from pipeline.verify import verify_run
 from pipeline.waves import IncompleteRunError

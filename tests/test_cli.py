@@ -92,11 +92,27 @@ def test_a_sequential_run_is_certified_verified_attacked_and_resumed_by_its_decl
     assert "DIFFERS" in tampered.stdout
 
 
-def test_a_dry_run_prints_the_cost_and_writes_nothing(ndc, tiny_model: Path, tmp_path: Path) -> None:
-    done = ndc("certify", "demo", "--dry-run", "--run", "runs/a", *small_arguments(tiny_model))
+def test_a_plan_says_the_cost_and_writes_nothing_and_a_dry_run_is_that_plan(
+    ndc, tiny_model: Path, tmp_path: Path
+) -> None:
+    stated = ["--evaluations-per-second", "100", "--gpus", "2", "--price-per-hour", "3"]
+    done = ndc("plan", "demo", *stated, "--run", "runs/a", *small_arguments(tiny_model))
     assert done.returncode == 0, done.stderr
-    # A sift of 1 step for 10 classes, then 2 steps for the 2 kept, and the unconditional estimate.
-    assert "200 votes, at most 3,000 evaluations" in done.stderr
+    # A sift of 1 step for 10 classes, then 2 steps for the 2 kept, and the unconditional estimate: 15 a vote.
+    for line in (
+        "4 images, 1 noise levels, up to 12 work units",
+        "votes        at most 200",
+        "evaluations  at most 3,000",
+        "rate         100 evaluations/s an actor, as stated",
+        "actor hours  at most 0.01",
+        "time         at most 0:15 on 2 actors",
+        "price        at most 0.03",
+    ):
+        assert line in done.stdout.splitlines()
+    measured = ndc("certify", "demo", "--dry-run", "--run", "runs/a", *small_arguments(tiny_model))
+    assert measured.returncode == 0, measured.stderr
+    assert "evaluations/s an actor, measured on cpu" in measured.stdout
+    assert "votes        200\n" in measured.stdout
     assert not (tmp_path / "runs").exists()
 
 
@@ -113,17 +129,17 @@ def test_a_model_is_converted_and_images_are_chosen_by_id(ndc, tmp_path: Path) -
         for index in range(3):
             Image.new("RGB", (20, 18), (25 * int(name), 80 * index, 0)).save(tmp_path / "data" / name / f"{index}.png")
     (tmp_path / "ids.txt").write_text("7/1.png\n3/0.png\n")
-    plan = ["certify", "demo", "--model", "models/edm", "--data", "data", "--dry-run", "--run", "runs/a"]
+    plan = ["plan", "demo", "--model", "models/edm", "--data", "data", "--evaluations-per-second", "1"]
     small = ["--set", "dataset.resize=16", "--set", "dataset.filter=box", "--set", "unconditional=blended_label"]
     chosen = ndc(*plan, *small, "--ids", "ids.txt")
     assert chosen.returncode == 0, chosen.stderr
     assert "data: data, read as image-folder (--format overrides): 3 x 16 x 16 pixels, resized with" in chosen.stderr
-    assert "2 images, " in chosen.stderr
+    assert "2 images, " in chosen.stdout
     absent = ndc(*plan, *small, "--data", "nowhere/images")
     assert absent.returncode == 1
     assert "nowhere/images does not exist" in absent.stderr
     some = ndc(*plan, *small, "--every", "5", "--offset", "1", "--limit", "4")
-    assert "4 images, " in some.stderr
+    assert "4 images, " in some.stdout
 
     (tmp_path / "data/4/2.png").write_bytes(b"not an image")
     corrupt = ndc(*plan, *small, "--limit", "30")
@@ -132,11 +148,11 @@ def test_a_model_is_converted_and_images_are_chosen_by_id(ndc, tmp_path: Path) -
     skipped = ndc(*plan, *small, "--limit", "30", "--skip-corrupt")
     assert skipped.returncode == 0, skipped.stderr
     assert "left out 1 corrupt images: 4/2.png (" in skipped.stderr
-    assert "29 images, " in skipped.stderr
+    assert "29 images, " in skipped.stdout
     assert not (tmp_path / "runs").exists()
 
     (tmp_path / "edm.pkl").write_bytes(b"cos\nsystem\n(S'touch executed'\ntR.")
-    raw = ndc("certify", "demo", "--model", "edm.pkl", "--dry-run")
+    raw = ndc("certify", "demo", "--model", "edm.pkl")
     assert raw.returncode == 1
     assert "run `ndc convert edm.pkl models/edm` and use that folder" in raw.stderr
     hostile = ndc("convert", "edm.pkl", "models/hostile")

@@ -6,7 +6,8 @@ import pytest
 import ray
 
 from pipeline.locations import location
-from pipeline.run import certify_run, prepare
+from pipeline.prepare import prepare
+from pipeline.run import certify_run
 from pipeline.store import RunStore
 from pipeline.verify import VerificationError, verify_run
 from tests.runs import fast_config

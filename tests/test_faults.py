@@ -13,7 +13,8 @@ from pipeline.cluster import connect_ray, stream
 from pipeline.config import ComputeConfig
 from pipeline.journal import LOADING, UnitGivenUpError
 from pipeline.locations import NoSpaceError, location, publish
-from pipeline.run import UnitsFailedError, certify_run, prepare
+from pipeline.prepare import prepare
+from pipeline.run import UnitsFailedError, certify_run
 from pipeline.status import status_of
 from tests.drivers import Driver, Nodes, begun, published
 from tests.runs import small_config

@@ -25,11 +25,12 @@ ORDER = [
     {"store"},
     {"waves"},
     {"votes", "reduce"},
-    {"cluster", "figures", "page", "progress"},
+    {"cluster", "figures", "page", "progress", "measure"},
     {"attackers", "report", "status", "train", "diagnosis_figures"},
     {"tracking", "distill", "diagnose"},
+    {"prepare"},
     {"run"},
-    {"attack", "verify"},
+    {"attack", "verify", "plan"},
     {"cli"},
 ]
 HOMES = {

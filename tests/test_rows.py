@@ -7,7 +7,7 @@ import pytest
 
 from ndc_core.rows import Rate, choose, measured
 from pipeline.locations import location
-from pipeline.run import prepare
+from pipeline.prepare import prepare
 from pipeline.store import RunStore
 from tests.runs import digits, small_config
 

@@ -13,7 +13,8 @@ import ray
 from ndc_core.checkpoints import load_denoiser, save_denoiser
 from pipeline.law import fingerprint_of
 from pipeline.locations import location
-from pipeline.run import certify_run, prepare, reduce_and_report
+from pipeline.prepare import prepare
+from pipeline.run import certify_run, reduce_and_report
 from pipeline.store import Evidence, RunStore
 from pipeline.verify import VerificationError, verify_run
 from tests.runs import small_config

@@ -7,7 +7,7 @@ import pytest
 from ndc_core.voting import count_votes
 from pipeline.config import RunConfig
 from pipeline.locations import LocationError, location
-from pipeline.run import PreparedRun, prepare
+from pipeline.prepare import PreparedRun, prepare
 from pipeline.store import RunStore
 from pipeline.votes import RECEIPT_COLUMNS, VoteActor, VoterSettings, WaveActor, pick_device, rows_of, unit_row
 from pipeline.waves import cells_of

@@ -1,0 +1,223 @@
+"""What is checked, measured and planned before a run does any work."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from upath import UPath
+
+from ndc_core.denoiser import EveryClass
+from pipeline.cluster import Say, run_once
+from pipeline.config import RunConfig
+from pipeline.datasets import DATASETS, ImageRecord, Listing, examples_of, list_images, source_of
+from pipeline.entries import Source
+from pipeline.law import fingerprint_of, law_of, refuse_changes
+from pipeline.measure import Measured, ToMeasure, measure
+from pipeline.models import load_models, model_digests
+from pipeline.progress import ReadingProgress
+from pipeline.store import RunStore
+from pipeline.units import WorkUnit, draws_a_unit, plan_units
+from pipeline.waves import Cells
+
+IMAGES_TO_MEASURE = 8
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that passed every check that can be made before work starts."""
+
+    config: RunConfig
+    folder: UPath
+    source: Source
+    listing: Listing
+    units: dict[str, WorkUnit]  # by unit id
+    law: dict[str, Any]
+    fingerprint: str
+    num_classes: int
+    estimate_evaluations: int  # of the clean image behind a vote, without a label
+    every_class_at_once: bool  # whether a forward pass gives all classes
+    measured: Measured | None  # for its sizes, if it was
+
+    @property
+    def records(self) -> list[ImageRecord]:
+        return self.listing.records
+
+    @property
+    def votes(self) -> int:
+        return sum(unit.draws for unit in self.units.values())
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the number of votes depends on the votes."""
+        return self.config.certificate.method != "cohen"
+
+    @property
+    def at_most(self) -> str:
+        return "at most " if self.stops_early else ""
+
+    def missing(self, cells: Cells) -> dict[str, WorkUnit]:
+        """The units without evidence that images are known to need."""
+        needed = {key: cell.standing().needed for key, cell in cells.items()}
+        return {
+            unit_id: unit
+            for unit_id, unit in self.units.items()
+            if unit.draw_start not in cells[unit.cell].evidence[unit.phase]
+            and (unit.phase == "selection" or unit.draw_stop <= needed[unit.cell])
+        }
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was decided about the data without being asked."""
+        data, (channels, height, width) = self.config.dataset, self.listing.image_shape
+        guess = "" if data.format or data.name in DATASETS else f", read as {self.source.format} (--format overrides)"
+        resized = f", resized with the filter {data.filter}" if data.resize else ""
+        lines = [
+            f"data: {data.name}{guess}: {channels} x {height} x {width} pixels{resized}",
+            f"{self.config.compute.rows_per_pass} rows a forward pass, {self.config.votes.per_unit:,} draws a unit",
+        ]
+        corrupt = self.listing.corrupt
+        return lines + ([f"left out {len(corrupt):,} corrupt images: {', '.join(corrupt)}"] if corrupt else [])
+
+    @property
+    def resume_command(self) -> str:
+        return f"ndc certify {self.folder}"
+
+    @property
+    def most_evaluations_per_vote(self) -> int:
+        return most_evaluations_per_vote(
+            self.config,
+            classes=self.num_classes,
+            of_estimate=self.estimate_evaluations,
+            at_once=self.every_class_at_once,
+        )
+
+    def manifest(self) -> dict[str, Any]:
+        plan = {
+            "units": len(self.units),
+            "votes": self.votes,
+            "classes": self.num_classes,
+            "stops_early": self.stops_early,
+        }
+        return {"fingerprint": self.fingerprint, "law": self.law, "plan": plan}
+
+
+def most_evaluations_per_vote(config: RunConfig, *, classes: int, of_estimate: int, at_once: bool) -> int:
+    """What a vote costs at most: sift of all classes, refine of the kept ones, the unconditional estimate."""
+    classifier = config.classifier
+    sift = classifier.sift if classifier.sift and classifier.sift.keep < classes else None
+    estimating = of_estimate if classifier.name.startswith("apndc") else 0
+    if at_once:
+        return classifier.grid.steps + estimating
+    gradient = classifier.label_gradient
+    gradient = gradient if gradient and gradient.keep < classes else None
+    kept = gradient.keep if gradient else sift.keep if sift else classes
+    sifting = sift.grid.steps * classes if sift else 2 * gradient.steps if gradient else 0
+    return sifting + kept * classifier.grid.steps + estimating
+
+
+def silent(line: str) -> None:
+    """Says nothing."""
+
+
+def prepare(config: RunConfig, folder: UPath, *, say: Say = silent, plan: "Planning | None" = None) -> PreparedRun:
+    """Loads and checks everything, writing nothing (a model in an object store is copied to this node's cache).
+
+    The models are loaded on the CPU, since the driver's node may have nothing else; what is measured is measured in a
+    process with an actor's resources: the sizes that the run leaves open, and for a plan some votes.
+
+    Raises:
+        ValueError: a model or data that cannot be used, or a folder that belongs to another run.
+    """
+    store = RunStore(folder)
+    store.is_declared()  # says at once whether the place can be reached at all
+    denoiser, unconditional = load_models(config, device="cpu")
+    source = source_of(config.dataset)
+    listing = list_images(
+        config.dataset,
+        source,
+        image_shape=denoiser.image_shape,
+        num_classes=denoiser.num_classes,
+        noise=config.noise,
+        on_image=ReadingProgress(),
+    )
+    classes, at_once = denoiser.num_classes, isinstance(denoiser, EveryClass)
+    config, measured = with_sizes(
+        config,
+        store,
+        Measuring(
+            source,
+            listing,
+            most_evaluations_per_vote(config, classes=classes, of_estimate=unconditional.evaluations, at_once=at_once),
+            say,
+        ),
+        plan,
+    )
+    law = law_of(config, listing, models=model_digests(config))
+    fingerprint = fingerprint_of(law)
+    refuse_other_law(store, law)
+    units = {unit.unit_id(fingerprint): unit for unit in plan_units(law, listing.records)}
+    return PreparedRun(
+        config, folder, source, listing, units, law, fingerprint, classes, unconditional.evaluations, at_once, measured
+    )
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured for a run: on which images, at which cost of a vote at most."""
+
+    source: Source
+    listing: Listing
+    most_evaluations_per_vote: int
+    say: Say
+
+    def measure(self, config: RunConfig, *, votes: bool) -> Measured:
+        """Passes, and if asked for some votes of images that are spread over the data."""
+        images: tuple[tuple[str, Any], ...] = ()
+        if votes:
+            records = self.listing.records
+            some = records[:: max(1, len(records) // IMAGES_TO_MEASURE)][:IMAGES_TO_MEASURE]
+            ids = tuple(record.image_id for record in some)
+            chosen = replace(config.dataset, ids=ids, offset=0, every=1, limit=None)
+            examples = examples_of(chosen, self.source, channels=self.listing.image_shape[0], corrupt=[])
+            images = tuple((example.image_id, example.image) for example in examples)
+        asked = ToMeasure(config, images, self.most_evaluations_per_vote)
+        return run_once(measure, asked, compute=config.compute, say=self.say)
+
+
+@dataclass(frozen=True)
+class Planning:
+    """Asks for a sample of votes, or takes a stated rate of one actor instead of all measuring."""
+
+    evaluations_per_second: float | None = None
+
+
+def with_sizes(
+    config: RunConfig, store: RunStore, measuring: Measuring, plan: Planning | None
+) -> tuple[RunConfig, Measured | None]:
+    """The configuration with the sizes of passes and units that the run was declared with, or else measured here."""
+    rows, per_unit, measured = config.compute.rows_per_pass, config.votes.per_unit, None
+    if store.is_declared():
+        law = store.manifest()["law"]
+        rows, per_unit = rows or law["compute"]["rows_per_pass"], per_unit or law["votes"]["per_unit"]
+    stated = plan.evaluations_per_second if plan else None
+    if stated:
+        measured = Measured("", rows or 1, stated, ())
+    elif plan or rows is None or per_unit is None:
+        sizes = {"rows_per_pass": rows}
+        asked = config.model_copy(update={"compute": config.compute.model_copy(update=sizes)})
+        measured = measuring.measure(asked, votes=plan is not None or per_unit is None)
+    if measured:
+        rows = rows or measured.rows_per_pass
+        per_vote = measured.evaluations_per_vote or measuring.most_evaluations_per_vote
+        per_second = measured.evaluations_per_second / per_vote
+        per_unit = per_unit or draws_a_unit(per_second, votes=config.votes.estimation)
+    chosen = {
+        "compute": config.compute.model_copy(update={"rows_per_pass": rows}),
+        "votes": config.votes.model_copy(update={"per_unit": per_unit}),
+    }
+    return config.model_copy(update=chosen), measured
+
+
+def refuse_other_law(store: RunStore, law: dict[str, Any]) -> None:
+    """Raises LawChangedError if the folder holds a run of another law."""
+    if store.is_declared():
+        refuse_changes(store.manifest()["law"], law, folder=str(store.folder))

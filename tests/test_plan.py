@@ -1,0 +1,127 @@
+"""What a run will cost: arithmetic from a rate, and the expected cost of procedures that stop early."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ndc_core.certificates import Terms
+from ndc_core.sequential import Sequential
+from pipeline import measure as measure_module
+from pipeline import plan as plan_module
+from pipeline.locations import location
+from pipeline.measure import Measured, SampledCell, ToMeasure, measure
+from pipeline.plan import Amount, _amounts, plan_lines, plan_of
+from pipeline.prepare import Planning, prepare
+from pipeline.units import UNIT_SECONDS, draws_a_unit
+from tests.runs import digits, fast_config, small_config
+
+METHOD = Sequential(Terms(sigma_pixel=0.25, alpha=0.001, votes=2000, radii=(0.0, 0.3)))
+IMAGES, SELECTION = 100, 50
+
+
+def votes_until_stop(p: float, rng: np.random.Generator) -> int:
+    cell = SampledCell(0.25, 10**9, round(10**9 * p), {"selection": 1, "estimation": 1}, None, 10, 3)
+    return plan_module._votes_needed(METHOD, cell, rng)
+
+
+def sampled(p: float, draws: int, rng: np.random.Generator) -> SampledCell:
+    evaluations = {"selection": 20 * draws, "estimation": 10 * draws}
+    return SampledCell(0.25, draws, int(rng.binomial(draws, p)), evaluations, None, 10, 3)
+
+
+def test_the_range_of_a_sequential_run_holds_its_true_expected_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    probabilities = [0.6, 0.9, 0.95, 0.99, 0.999, 1.0]
+    truth = SELECTION + np.mean([votes_until_stop(p, rng) for p in probabilities for _ in range(40)])
+    votes = SimpleNamespace(selection=SELECTION)
+    run = SimpleNamespace(
+        law={},
+        config=SimpleNamespace(votes=votes),
+        records=range(IMAGES),
+        votes=IMAGES * (SELECTION + 2000),
+        most_evaluations_per_vote=30,
+    )
+    monkeypatch.setattr(plan_module, "method_of", lambda law, sigma: METHOD)
+    held = 0
+    for _ in range(20):
+        cells = [sampled(rng.choice(probabilities), 60, rng) for _ in range(8)]
+        found, evaluations = _amounts(run, cells)
+        assert found.low <= found.expected <= found.high <= found.most
+        held += found.low <= IMAGES * truth <= found.high
+        spent = IMAGES * SELECTION
+        assert evaluations.expected == pytest.approx(20 * spent + 10 * (found.expected - spent))
+    assert held >= 14, "of 20 ranges that hold nine times in ten of eight images"
+
+
+def stated(config, folder: Path, rate: float):
+    return prepare(config, location(folder), plan=Planning(rate))
+
+
+def test_a_stated_rate_gives_hours_price_and_time_by_arithmetic(tiny_model: Path, tmp_path: Path) -> None:
+    run = stated(small_config(tiny_model, "compute.gpus_per_actor=0.5"), tmp_path, 10.0)
+    found = plan_of(run, units_done=0, gpus=4, price_per_hour=2.0)
+    assert found.evaluations == Amount.exactly(200 * 15)
+    assert found.hours.expected == pytest.approx(0.5 * 3000 / 10 / 3600)
+    assert found.wall_hours.expected == pytest.approx(found.hours.expected / 4)
+    assert found.price is not None
+    assert found.price.expected == pytest.approx(2.0 * found.hours.expected)
+    assert found.storage_bytes > 4 * 64 + 12 * 1000
+    assert "GPU hours" in "\n".join(plan_lines(found))
+    assert found.device == ""
+
+
+def test_measuring_finds_rows_rate_and_votes_without_ray(tiny_model: Path) -> None:
+    config = fast_config(tiny_model)
+    images = tuple((example.image_id, example.image) for example in digits("test", limit=2))
+    found = measure(ToMeasure(config, images, 60))
+    assert (found.device, found.rows_per_pass) == ("cpu", 32)
+    assert found.evaluations_per_second > 10
+    assert len(found.cells) == 4
+    assert all(0 <= cell.candidate_votes <= cell.draws for cell in found.cells)
+    dear = measure(ToMeasure(config, images, 10**9))
+    assert dear.cells == (), "votes that would take long are not tried"
+    passes = measure(ToMeasure(config, (), 60))
+    assert passes.cells == ()
+
+
+@pytest.mark.parametrize(("per_second", "draws"), [(5.0, 900), (1e-6, 1), (1e6, 10_000)])
+def test_a_unit_takes_two_to_five_minutes_where_votes_allow_it(per_second: float, draws: int) -> None:
+    assert draws_a_unit(per_second, votes=10_000) == draws
+    assert 120 <= UNIT_SECONDS <= 300
+
+
+def test_units_are_sized_by_the_rate_and_stay_so_on_resume(tiny_model: Path, tmp_path: Path) -> None:
+    config = small_config(tiny_model, "votes.estimation=4000")
+    open_ended = config.model_copy(update={"votes": config.votes.model_copy(update={"per_unit": None})})
+    first = stated(open_ended, tmp_path, 150.0)  # 15 evaluations a vote: 10 votes a second
+    assert first.law["votes"]["per_unit"] == 1800
+    assert stated(open_ended, tmp_path, 15.0).law["votes"]["per_unit"] == 180
+    run_json = {"law": first.law, "fingerprint": first.fingerprint, "plan": {}}
+    (tmp_path / "run.json").write_text(json.dumps(run_json))
+    assert prepare(open_ended, location(tmp_path)).law == first.law
+
+
+def test_a_plan_measures_votes_that_are_not_the_runs(tiny_model: Path) -> None:
+    """Choosing settings by the run's own draws would spend its alpha."""
+    config = small_config(tiny_model, "dataset.limit=1")
+    images = tuple((example.image_id, example.image) for example in digits("test", limit=1))
+    seeds = []
+
+    class Noted(measure_module.Poll):
+        def __post_init__(self) -> None:
+            seeds.append(self.seed)
+            super().__post_init__()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure_module, "Poll", Noted)
+        found = measure(ToMeasure(config, images, 15))
+    assert isinstance(found, Measured)
+    assert len(seeds) == 2
+    assert config.seed not in seeds
+
+
+def test_amounts_scale() -> None:
+    assert Amount(1, 0, 2, 4).times(3) == Amount(3, 0, 6, 12)
