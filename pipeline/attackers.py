@@ -22,10 +22,11 @@ from ndc_core.space import bytes_to_pixels
 from ndc_core.statistics import clopper_pearson_lower
 from ndc_core.voting import count_votes
 from pipeline.datasets import ImageRecord
+from pipeline.evidence import checksum
 from pipeline.journal import LOADING, Journal
 from pipeline.locations import exists, location, publish, read
 from pipeline.reduce import Attacked, CertifiedImage
-from pipeline.store import RunStore, checksum
+from pipeline.store import RunStore
 from pipeline.votes import Columns, VoterSettings, load_voter, rows_of
 
 SUMMARY = "attacks.json"

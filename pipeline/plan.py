@@ -12,11 +12,12 @@ from upath import UPath
 from ndc_core.certificates import Method, Tally
 from pipeline.cluster import Say, connect_ray
 from pipeline.config import RunConfig
+from pipeline.evidence import Evidence, evidence_content
 from pipeline.measure import SampledCell
 from pipeline.methods import method_of
 from pipeline.prepare import Planning, PreparedRun, prepare
 from pipeline.progress import duration
-from pipeline.store import Evidence, RunStore, evidence_content
+from pipeline.store import RunStore
 
 REPETITIONS = 12  # of the declared procedure, on each sampled image
 RESAMPLES = 1000
@@ -87,7 +88,7 @@ def plan_run(
     for line in run.remarks:
         say(line)
     store = RunStore(folder)
-    done = len(store.evidence_files()) if store.is_declared() else 0
+    done = len(store.all_evidence(fingerprint=run.fingerprint)) if store.is_declared() else 0
     workers = gpus or 1
     if not gpus and not evaluations_per_second:
         _, actors = connect_ray(config.compute, say=say)

@@ -10,13 +10,14 @@ from pipeline.cluster import Say, run_once
 from pipeline.config import RunConfig
 from pipeline.datasets import DATASETS, ImageRecord, Listing, examples_of, list_images, source_of
 from pipeline.entries import Source
+from pipeline.evidence import EvidenceTable
 from pipeline.law import fingerprint_of, law_of, refuse_changes
 from pipeline.measure import Measured, ToMeasure, measure
 from pipeline.models import load_models, model_digests
 from pipeline.progress import ReadingProgress
 from pipeline.store import RunStore
 from pipeline.units import WorkUnit, draws_a_unit, plan_units
-from pipeline.waves import Cells
+from pipeline.waves import cells_of
 
 IMAGES_TO_MEASURE = 8
 
@@ -54,14 +55,18 @@ class PreparedRun:
     def at_most(self) -> str:
         return "at most " if self.stops_early else ""
 
-    def missing(self, cells: Cells) -> dict[str, WorkUnit]:
+    def missing(self, evidence: EvidenceTable) -> dict[str, WorkUnit]:
         """The units without evidence that images are known to need."""
+        there = set(evidence.unit_ids)
+        absent = {unit_id: unit for unit_id, unit in self.units.items() if unit_id not in there}
+        if not self.stops_early:
+            return absent
+        cells = cells_of(self.law, self.records, evidence, num_classes=self.num_classes)
         needed = {key: cell.standing().needed for key, cell in cells.items()}
         return {
             unit_id: unit
-            for unit_id, unit in self.units.items()
-            if unit.draw_start not in cells[unit.cell].evidence[unit.phase]
-            and (unit.phase == "selection" or unit.draw_stop <= needed[unit.cell])
+            for unit_id, unit in absent.items()
+            if unit.phase == "selection" or unit.draw_stop <= needed[unit.cell]
         }
 
     @property

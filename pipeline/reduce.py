@@ -8,8 +8,9 @@ from datetime import timedelta
 from typing import Any
 
 from ndc_core.certificates import Certificate
+from pipeline.evidence import Evidence, EvidenceTable
 from pipeline.methods import method_of
-from pipeline.store import Evidence, StoredImage
+from pipeline.store import StoredImage
 from pipeline.waves import cells_of
 
 LARGEST = "largest per image"
@@ -31,7 +32,7 @@ class CertifiedImage:
 
 
 def certify_images(
-    evidence: Iterable[Evidence],
+    evidence: EvidenceTable | Iterable[Evidence],
     images: Sequence[StoredImage],
     *,
     law: dict[str, Any],

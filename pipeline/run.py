@@ -1,5 +1,6 @@
 """A run from configuration to report."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -12,18 +13,18 @@ from pipeline.cluster import Say, stop_on_signals, stream
 from pipeline.datasets import examples_of
 from pipeline.law import refuse_undeclared_radii
 from pipeline.lease import Lease, held
-from pipeline.locations import absolute
+from pipeline.locations import LocationError, absolute
 from pipeline.prepare import PreparedRun, refuse_other_law
 from pipeline.progress import VoteProgress
 from pipeline.reduce import certify_images
 from pipeline.report import Report, write_report
 from pipeline.run_log import RunLog
-from pipeline.store import RunStore, evidence_digest
+from pipeline.store import RunStore
 from pipeline.units import WorkUnit
 from pipeline.votes import Receipt, VoteActor, VoterSettings, WaveActor, unit_row
-from pipeline.waves import cells_of
 
 IMAGES_TOGETHER = 8
+UNITS_BETWEEN_COMPACTIONS = 20_000
 
 
 class UnitsFailedError(RuntimeError):
@@ -88,12 +89,12 @@ class Session:
             UnitsFailedError: naming the units that failed.
             LeaseError: another driver has taken the run over.
         """
-        evidence, unusable = self.store.sort_out_evidence(fingerprint=self.run.fingerprint, planned=set(self.run.units))
+        evidence, unusable = self.store.sort_out_evidence(
+            fingerprint=self.run.fingerprint, planned=self.run.units.keys()
+        )
         for path, problem in unusable:
-            self.say(f"set aside {path}: {problem}; its unit is computed again")
-        cells = cells_of(self.run.law, self.run.records, evidence, num_classes=self.run.num_classes)
-        votes_done = sum(item.unit.draws for item in evidence)
-        missing = self.run.missing(cells)
+            self.say(f"set aside {path}: {problem}; what it held is computed again")
+        votes_done, missing = evidence.draws, self.run.missing(evidence)
         if only_failed:
             missing = {unit_id: missing[unit_id] for unit_id in self.store.failed_ids() if unit_id in missing}
             self.say(f"trying {len(missing):,} failed units again")
@@ -104,6 +105,10 @@ class Session:
         if missing:
             self._vote_on(list(missing.values()), votes_done)
 
+    def _compact(self) -> None:
+        with suppress(LocationError, FileNotFoundError):  # it can wait until the run is started again
+            self.store.compact(fingerprint=self.run.fingerprint)
+
     def _vote_on(self, units: list[WorkUnit], votes_done: int) -> None:
         run, failed, done = self.run, [], 0
         self.log.add("start", units=len(units), fingerprint=run.fingerprint)
@@ -113,6 +118,8 @@ class Session:
                 progress.add(receipt)
                 self.log.add("unit", **asdict(receipt))
                 done += 1
+                if done % UNITS_BETWEEN_COMPACTIONS == 0:
+                    threading.Thread(target=self._compact, daemon=True).start()
                 if receipt.error:
                     failed.append(receipt)
                 if receipt.fatal:
@@ -179,6 +186,6 @@ def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[f
         alpha=law["certificate"]["alpha"] if alpha is None else alpha,
         radii=radii,
         title=f"Certified robustness: {store.folder.name}",
-        evidence_digest=evidence_digest(evidence, fingerprint=fingerprint),
+        evidence_digest=evidence.digest,
         empirical=empirical_accuracy(store.folder, fingerprint=fingerprint),
     )

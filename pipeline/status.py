@@ -53,22 +53,21 @@ def status_of(folder: UPath, *, now_unix: float | None = None) -> RunStatus:
     cells = cells_of(manifest["law"], images, evidence, num_classes=classes).values()
     decided = sum(cell.standing().decided for cell in cells)
     now = time.time() if now_unix is None else now_unix
-    recent = [item for item in evidence if item.finished_unix > now - RATE_WINDOW_SECONDS]
-    votes, votes_done = manifest["plan"]["votes"], sum(item.unit.draws for item in evidence)
-    rate = left = None
+    votes, rate, left = manifest["plan"]["votes"], None, None
+    recent = evidence.since(now - RATE_WINDOW_SECONDS)
     if recent and decided < len(cells):
-        window = max(1e-3, now - min(item.finished_unix - item.seconds for item in recent))
-        rate = sum(item.evaluations for item in recent) / window
-        left = (votes - votes_done) * window / sum(item.unit.draws for item in recent)
+        draws, evaluations, began = recent
+        window = max(1e-3, now - began)
+        rate, left = evaluations / window, (votes - evidence.draws) * window / draws
     return RunStatus(
         folder=str(folder),
         units=manifest["plan"]["units"],
         units_done=len(evidence),
         votes=votes,
-        votes_done=votes_done,
+        votes_done=evidence.draws,
         decided=decided,
         to_decide=len(cells),
-        evaluations=sum(item.evaluations for item in evidence),
+        evaluations=evidence.evaluations,
         evaluations_per_second=rate,
         seconds_left=left,
         failures=list(store.failures()),

@@ -4,22 +4,26 @@ run.json               the law (all that decides a vote), its fingerprint, and t
 run.toml               the configuration as resolved
 images.parquet images/ ids, labels and pixels: see pipeline/images.py
 evidence/ab/<id>.parquet   one file a work unit, published whole or not at all
+evidence/ab.parquet    many units' evidence, once there are many files
 failures/<id>.json     the last failed attempt of a unit without evidence
 set-aside/             files found among the evidence that are none
 """
 
-import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from upath import UPath
 
 from pipeline.datasets import Example, ImageRecord
+from pipeline.evidence import Evidence, EvidenceTable, checked_rows, evidence_content, parse_evidence, parse_table
 from pipeline.images import RunImages, parquet_bytes, parquet_table
 from pipeline.locations import (
     LocationError,
@@ -38,28 +42,9 @@ from pipeline.locations import (
 from pipeline.units import WorkUnit
 
 GALLERY_IMAGES = 64
-FINGERPRINT_KEY = b"ndc.law"
+MANY_FILES = 5_000
+READINGS = 5
 EVIDENCE_KEY = b"ndc.evidence"
-
-EVIDENCE_SCHEMA = pa.schema(
-    [
-        ("unit_id", pa.string()),
-        ("image_id", pa.string()),
-        ("label", pa.int32()),
-        ("sigma_pixel", pa.float64()),
-        ("phase", pa.string()),
-        ("draw_start", pa.int64()),
-        ("draw_stop", pa.int64()),
-        ("class_id", pa.list_(pa.int32())),
-        ("votes", pa.list_(pa.int64())),
-        ("scores", pa.list_(pa.float64())),
-        ("evaluations", pa.int64()),
-        ("seconds", pa.float64()),
-        ("finished_unix", pa.float64()),
-        ("device", pa.string()),
-        ("checksum", pa.string()),
-    ]
-)
 
 CERTIFICATE_SCHEMA = pa.schema(
     [
@@ -84,53 +69,6 @@ CERTIFICATE_SCHEMA = pa.schema(
 
 class StoreError(ValueError):
     """A run folder that cannot be used as asked: what, where, remedy."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Integer vote counts of one unit (classes without a vote are left out), and what they cost.
-
-    The scores of each draw are there only where the run's certificate is made from them.
-    """
-
-    unit: WorkUnit
-    votes: dict[int, int]
-    evaluations: int
-    seconds: float
-    finished_unix: float
-    device: str
-    scores: np.ndarray | None = field(default=None, compare=False)
-
-    def __post_init__(self) -> None:
-        counted = sum(self.votes.values())
-        if counted != self.unit.draws or min(self.votes.values()) < 0:
-            raise ValueError(f"{self.unit}: {counted} votes counted of {self.unit.draws} draws")
-
-    def row(self, unit_id: str) -> dict[str, Any]:
-        """The row of the evidence file, with a checksum over all the rest of it."""
-        classes = sorted(self.votes)
-        row = {
-            "unit_id": unit_id,
-            **self.unit.__dict__,
-            "class_id": classes,
-            "votes": [self.votes[c] for c in classes],
-            "scores": None if self.scores is None else self.scores.ravel().tolist(),
-            "evaluations": self.evaluations,
-            "seconds": self.seconds,
-            "finished_unix": self.finished_unix,
-            "device": self.device,
-        }
-        return {**row, "checksum": checksum(row)}
-
-
-def checksum(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def evidence_digest(evidence: Iterable[Evidence], *, fingerprint: str) -> str:
-    """One value for all of a run's evidence, whatever the order in which it is read."""
-    rows = [item.row(item.unit.unit_id(fingerprint)) for item in evidence]
-    return checksum(sorted(row["checksum"] for row in rows))
 
 
 @dataclass(frozen=True)
@@ -227,64 +165,137 @@ class RunStore:
         publish_patiently(self.evidence_path(unit_id), evidence_content(evidence, fingerprint=fingerprint))
         remove(self.failure_path(unit_id))
 
-    def has_evidence(self, unit_id: str) -> bool:
-        return exists(self.evidence_path(unit_id))
+    def has_evidence(self, unit_id: str, *, fingerprint: str) -> bool:
+        return exists(self.evidence_path(unit_id)) or unit_id in self._ids_of_shard(unit_id, fingerprint)
 
-    def read_evidence(self, path: UPath, *, fingerprint: str) -> Evidence:
-        """One unit's evidence.
+    def _shard(self, unit_id: str) -> UPath:
+        return self.folder / "evidence" / f"{unit_id[:2]}.parquet"
+
+    def _ids_of_shard(self, unit_id: str, fingerprint: str) -> set[str]:
+        try:
+            return set(parse_table(read(self._shard(unit_id)), fingerprint=fingerprint)["unit_id"].to_pylist())
+        except FileNotFoundError:
+            return set()
+        except LocationError:
+            raise
+        except ValueError:  # a damaged file is for `sort_out_evidence` to name
+            return set()
+
+    def read_evidence(self, unit_id: str, *, fingerprint: str) -> Evidence:
+        """One unit's evidence, from its own file or its shard's.
 
         Raises:
             ValueError: a torn, changed or foreign file, another run's, or counts that do not add up.
+            FileNotFoundError: there is none.
         """
-        return parse_evidence(read(path), unit_id=path.stem, fingerprint=fingerprint)
+        try:
+            content = read(self.evidence_path(unit_id))
+        except FileNotFoundError:
+            table = parse_table(read(self._shard(unit_id)), fingerprint=fingerprint)
+            (evidence,) = checked_rows(table.filter(pc.equal(table["unit_id"], unit_id)), fingerprint=fingerprint)
+            return evidence
+        return parse_evidence(content, unit_id=unit_id, fingerprint=fingerprint)[1]
 
     def evidence_files(self) -> list[UPath]:
+        """The files of single units."""
         return [path for path in files_of_shards(self.folder / "evidence") if path.suffix == ".parquet"]
 
-    def each_evidence(self, *, fingerprint: str) -> Iterator[tuple[UPath, Evidence | ValueError]]:
-        """Every file among the evidence, with what is in it or why it is none."""
-        paths = self.evidence_files()
-        for path, content in zip(paths, read_each(paths), strict=True):
+    def shard_files(self) -> list[UPath]:
+        """The files that hold many units' evidence."""
+        return [path for path in files_of(self.folder / "evidence") if path.suffix == ".parquet"]
+
+    def each_table(self, *, fingerprint: str) -> Iterator[tuple[UPath, pa.Table | ValueError]]:
+        """Every file among the evidence, with its rows or why it has none. A unit of a shard comes once.
+
+        The rows of single units' files are checked one by one, as they are before they go into a shard.
+        """
+        # The units' own files are listed first: what a driver puts into shards meanwhile is then seen twice, not never.
+        paths, folded = self.evidence_files(), set[str]()
+        for path in self.shard_files():
             try:
-                yield path, parse_evidence(content, unit_id=path.stem, fingerprint=fingerprint)
+                table = parse_table(read(path), fingerprint=fingerprint)
+            except ValueError as error:
+                yield path, error
+                continue
+            folded |= set(table["unit_id"].to_pylist())
+            yield path, table
+        alone = [path for path in paths if path.stem not in folded]
+        for path, content in zip(alone, read_each(alone), strict=True):
+            try:
+                yield path, parse_evidence(content, unit_id=path.stem, fingerprint=fingerprint)[0]
             except ValueError as error:
                 yield path, error
 
-    def all_evidence(self, *, fingerprint: str) -> list[Evidence]:
+    def all_evidence(self, *, fingerprint: str) -> EvidenceTable:
         """All evidence of the run.
 
         Raises:
             StoreError: naming the first file that is none.
         """
-        found = []
-        for path, item in self.each_evidence(fingerprint=fingerprint):
-            if isinstance(item, ValueError):
+        for _ in range(READINGS):
+            with suppress(FileNotFoundError):  # the run's driver has put it into a shard meanwhile
+                return EvidenceTable(list(self._sound_tables(fingerprint)))
+        raise StoreError(f"{self.folder}: its files go while they are read; try again")
+
+    def _sound_tables(self, fingerprint: str) -> Iterator[pa.Table]:
+        for path, table in self.each_table(fingerprint=fingerprint):
+            if isinstance(table, ValueError):
                 raise StoreError(
-                    f"{path}: {item}; run `ndc certify` on this run again to set it aside and recompute it"
-                ) from item
-            found.append(item)
-        return found
+                    f"{path}: {table}; run `ndc certify` on this run again to set it aside and recompute it"
+                ) from table
+            yield table
 
     def sort_out_evidence(
-        self, *, fingerprint: str, planned: set[str]
-    ) -> tuple[list[Evidence], list[tuple[UPath, str]]]:
+        self, *, fingerprint: str, planned: Set[str]
+    ) -> tuple[EvidenceTable, list[tuple[UPath, str]]]:
         """All evidence of the run, after moving out of its folder what is none: each such file's new place, and why.
 
-        Only for a driver that holds the lock: half-written files are removed as well.
+        Only for a driver that holds the run: half-written files are removed as well, and where files of single units
+        are many they go into their shards'.
         """
         sound, unusable = [], []
         for path in files_of_shards(self.folder / "evidence"):
             if path.suffix == ".partial":
                 remove(path)
-        for path, item in self.each_evidence(fingerprint=fingerprint):
-            if isinstance(item, Evidence) and path.stem in planned:
-                sound.append(item)
+        for path, table in self.each_table(fingerprint=fingerprint):
+            why = str(table) if isinstance(table, ValueError) else ""
+            if not isinstance(table, ValueError) and planned >= set(table["unit_id"].to_pylist()):
+                sound.append(table)
                 continue
-            why = str(item) if isinstance(item, ValueError) else "evidence of a unit that this run does not plan"
-            target = self.folder / "set-aside" / f"{path.name}.{time.time_ns()}"
-            move(path, target)
-            unusable.append((target, why))
-        return sound, unusable
+            unusable.append((self._set_aside(path), why or "evidence of a unit that this run does not plan"))
+        self.compact(fingerprint=fingerprint)
+        return EvidenceTable(sound), unusable
+
+    def _set_aside(self, path: UPath) -> UPath:
+        target = self.folder / "set-aside" / f"{path.name}.{time.time_ns()}"
+        move(path, target)
+        return target
+
+    def compact(self, *, fingerprint: str, at_least: int = MANY_FILES) -> None:
+        """Puts the files of single units into their shards', if there are many; only for a driver that holds the run.
+
+        Actors may publish meanwhile. A shard's new file is there before a unit's own goes, so that an interruption
+        leaves a unit in both, where it counts once. What is no evidence stays, for `sort_out_evidence` to name.
+        """
+        paths = self.evidence_files()
+        if len(paths) < at_least:
+            return
+        for _, of_shard in groupby(paths, key=lambda path: path.parent.name):
+            files = list(of_shard)
+            shard = self._shard(files[0].stem)
+            tables, folded = [], []
+            with suppress(FileNotFoundError):
+                tables.append(parse_table(read(shard), fingerprint=fingerprint))
+            there = set(tables[0]["unit_id"].to_pylist()) if tables else set()
+            for path, content in zip(files, read_each(files), strict=True):
+                with suppress(ValueError):
+                    if path.stem not in there:
+                        tables.append(parse_evidence(content, unit_id=path.stem, fingerprint=fingerprint)[0])
+                    folded.append(path)
+            if len(tables) > bool(there):
+                publish_patiently(shard, parquet_bytes(pa.concat_tables(tables).sort_by("unit_id")))
+            for path in folded:
+                remove(path)
 
     # Failures
 
@@ -301,33 +312,3 @@ class RunStore:
 
     def failures(self) -> Iterable[dict[str, Any]]:
         return [json.loads(content) for content in read_each(files_of(self.folder / "failures"))]
-
-
-def evidence_content(evidence: Evidence, *, fingerprint: str) -> bytes:
-    """The file of one unit's evidence."""
-    schema = EVIDENCE_SCHEMA.with_metadata({FINGERPRINT_KEY: fingerprint.encode()})
-    return parquet_bytes(pa.Table.from_pylist([evidence.row(evidence.unit.unit_id(fingerprint))], schema=schema))
-
-
-def parse_evidence(content: bytes, *, unit_id: str, fingerprint: str) -> Evidence:
-    """What a file among the evidence says.
-
-    Raises:
-        ValueError: it is torn, changed or foreign, another run's, or its counts do not add up.
-    """
-    table = parquet_table(content)
-    if not table.schema.equals(EVIDENCE_SCHEMA) or table.num_rows != 1:
-        raise ValueError("a Parquet file, but not one unit's evidence")
-    if (table.schema.metadata or {}).get(FINGERPRINT_KEY) != fingerprint.encode():
-        raise ValueError("evidence of another run")
-    row = table.to_pylist()[0]
-    unit = WorkUnit(**{name: row[name] for name in WorkUnit.__dataclass_fields__})
-    if not unit.unit_id(fingerprint) == row["unit_id"] == unit_id:
-        raise ValueError("its name is not that of the unit inside")
-    votes = dict(zip(row["class_id"], row["votes"], strict=True))
-    scores = None if row["scores"] is None else np.array(row["scores"]).reshape(unit.draws, -1)
-    cost = row["evaluations"], row["seconds"], row["finished_unix"], row["device"]
-    evidence = Evidence(unit, votes, *cost, scores)
-    if evidence.row(unit_id) != row:
-        raise ValueError("its checksum does not fit its content: it was changed after it was written")
-    return evidence

@@ -14,7 +14,7 @@ from pipeline.methods import method_of
 UNIT_SECONDS = 180.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class WorkUnit:
     """Draws draw_start to draw_stop (excluded) of one image, noise level and phase."""
 

@@ -13,12 +13,13 @@ from upath import UPath
 
 from pipeline.config import RunConfig, load_config
 from pipeline.datasets import ImageRecord, Listing, list_images, source_of
+from pipeline.evidence import Evidence, EvidenceTable, checked_rows
 from pipeline.law import VOTE_VERSION, differences, fingerprint_of, law_of
 from pipeline.locations import absolute, exists, location, read
 from pipeline.models import load_models, model_digests
 from pipeline.reduce import certificate_rows, certify_images
 from pipeline.run import reduce_and_report
-from pipeline.store import Evidence, RunStore, StoreError, evidence_digest, read_certificates
+from pipeline.store import RunStore, StoreError, read_certificates
 from pipeline.units import plan_units
 from pipeline.votes import VoterSettings, load_voter, votes_of_unit
 from pipeline.waves import Cells, IncompleteRunError, cells_of
@@ -66,14 +67,11 @@ def verify_run(folder: UPath, *, redraw: int, say: Callable[[str], None]) -> Non
         findings.end(folder)
     planned = {unit.unit_id(fingerprint) for unit in plan_units(law, records)}
     evidence, unreadable = _read(store, fingerprint, planned)
-    findings.check(f"{len(evidence):,} evidence files: readable, unchanged, of this run", unreadable)
-    cells = cells_of(law, records, [], num_classes=manifest["plan"]["classes"])
-    for item in evidence:
-        cells[item.unit.sigma_pixel, item.unit.image_id].take(item)
+    findings.check(f"evidence of {len(evidence):,} units: readable, unchanged, of this run", unreadable)
+    cells = cells_of(law, records, evidence, num_classes=manifest["plan"]["classes"])
     ranges = [problem for cell in cells.values() for problem in _range_problems(cell.finished, folder)]
-    votes = sum(item.unit.draws for item in evidence)
     complete = findings.check(
-        f"{votes:,} votes of {len(cells):,} images and levels: no gap, no overlap, none too many", ranges
+        f"{evidence.draws:,} votes of {len(cells):,} images and levels: no gap, no overlap, none too many", ranges
     )
     if complete and not unreadable:
         findings.check(
@@ -81,7 +79,7 @@ def verify_run(folder: UPath, *, redraw: int, say: Callable[[str], None]) -> Non
         )
         findings.check(", ".join(COMPARED_FILES) + ": follow from the evidence", _report_problems(store, config))
     if redraw and same and evidence:
-        chosen = random.SystemRandom().sample(evidence, min(redraw, len(evidence)))
+        chosen = random.SystemRandom().sample(list(evidence), min(redraw, len(evidence)))
         findings.check(
             f"{len(chosen):,} of {len(evidence):,} units drawn again from the model: equal bit for bit",
             list(_redrawn(chosen, config, records, cells, store, manifest)),
@@ -127,16 +125,20 @@ def _records(store: RunStore, law: dict[str, Any]) -> tuple[list[ImageRecord], l
     return records, []
 
 
-def _read(store: RunStore, fingerprint: str, planned: set[str]) -> tuple[list[Evidence], list[str]]:
+def _read(store: RunStore, fingerprint: str, planned: set[str]) -> tuple[EvidenceTable, list[str]]:
+    """All rows that are sound and of the plan, each checked by itself, and what is wrong with the others' files."""
     found, problems = [], []
-    for path, item in store.each_evidence(fingerprint=fingerprint):
-        if isinstance(item, ValueError):
-            problems.append(f"{path}: {item}")
-        elif path.stem not in planned:
-            problems.append(f"{path}: {item.unit}: no unit of this run's plan")
-        else:
-            found.append(item)
-    return found, problems
+    for path, table in store.each_table(fingerprint=fingerprint):
+        try:
+            if isinstance(table, ValueError):
+                raise table
+            for item in checked_rows(table, fingerprint=fingerprint):
+                if item.unit.unit_id(fingerprint) not in planned:
+                    raise ValueError(f"{item.unit}: no unit of this run's plan")
+            found.append(table)
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+    return EvidenceTable(found), problems
 
 
 def _range_problems(finished: Callable[..., object], folder: UPath) -> list[str]:
@@ -147,7 +149,7 @@ def _range_problems(finished: Callable[..., object], folder: UPath) -> list[str]
     return []
 
 
-def _certificates(store: RunStore, evidence: Sequence[Evidence]) -> list[str]:
+def _certificates(store: RunStore, evidence: EvidenceTable) -> list[str]:
     manifest, path = store.manifest(), store.folder / "certificates.parquet"
     try:
         stored, digest = read_certificates(path)
@@ -162,7 +164,7 @@ def _certificates(store: RunStore, evidence: Sequence[Evidence]) -> list[str]:
         resume_with=f"ndc certify {store.folder}",
     )
     problems = []
-    if digest != evidence_digest(evidence, fingerprint=manifest["fingerprint"]):
+    if digest != evidence.digest:
         problems.append(f"{path}: the evidence is not the one that it was made from")
     rows = certificate_rows(certified)
     if len(rows) != len(stored):

@@ -17,13 +17,14 @@ from ndc_core.randomness import Phase
 from ndc_core.voting import Poll, VoteCounts, hold_polls
 from pipeline.config import RunConfig
 from pipeline.datasets import ImageRecord
+from pipeline.evidence import Evidence
 from pipeline.journal import LOADING, Journal
 from pipeline.locations import LocationError, NoSpaceError, is_local
 from pipeline.memory import keep_freed_memory
 from pipeline.methods import method_of
 from pipeline.models import load_models, model_digests
 from pipeline.run_log import log_of_actor
-from pipeline.store import Evidence, RunStore
+from pipeline.store import RunStore
 from pipeline.units import WorkUnit, draw_ranges
 from pipeline.waves import Cell
 
@@ -62,7 +63,7 @@ class VoterSettings:
 
 def unit_row(unit: WorkUnit, record: ImageRecord) -> dict[str, Any]:
     """A unit and its image's record as one row of a Ray dataset."""
-    return {**unit.__dict__, **record.__dict__}
+    return {**asdict(unit), **asdict(record)}
 
 
 def unit_of_row(row: dict[str, Any]) -> tuple[WorkUnit, ImageRecord]:
@@ -257,9 +258,9 @@ class VoteActor:
 
     def _without_evidence(self, ballot: Ballot, done: deque[Receipt]) -> Ballot:
         """The ballot of those units that have no evidence yet; receipts for the others."""
-        missing = []
+        missing, fingerprint = [], self.settings.fingerprint
         for unit, candidate in zip(ballot.units, ballot.candidates, strict=True):
-            if self.store.has_evidence(unit.unit_id(self.settings.fingerprint)):
+            if self.store.has_evidence(unit.unit_id(fingerprint), fingerprint=fingerprint):
                 done.append(self._receipt(unit))
             else:
                 missing.append((unit, candidate))
@@ -332,8 +333,8 @@ class WaveActor(VoteActor):
         following = ballot.following
         assert following is not None
         for unit in ballot.units:
-            path = self.store.evidence_path(unit.unit_id(self.settings.fingerprint))
-            following.take(self.store.read_evidence(path, fingerprint=self.settings.fingerprint))
+            fingerprint = self.settings.fingerprint
+            following.take(self.store.read_evidence(unit.unit_id(fingerprint), fingerprint=fingerprint))
         coming = following.next_ballot()
         return [coming] if coming else []
 

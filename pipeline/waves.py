@@ -4,7 +4,8 @@ All of it is read from evidence, so a run that was interrupted takes the same de
 nothing but the decisions before it (rule S3).
 """
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,8 +13,8 @@ import numpy as np
 
 from ndc_core.certificates import Method, Tally
 from ndc_core.randomness import Phase
+from pipeline.evidence import Evidence, EvidenceTable
 from pipeline.methods import method_of
-from pipeline.store import Evidence
 
 
 class IncompleteRunError(ValueError):
@@ -90,11 +91,12 @@ class Cell:
 
     def _looks(self, estimation: Sequence[Evidence]) -> list[list[int]]:
         """Votes of each class up to each look that the evidence reaches."""
-        found, total, ends = [], np.zeros(self.num_classes, dtype=np.int64), set(self.method.looks)
+        found, total, ends = [], [0] * self.num_classes, set(self.method.looks)
         for item in estimation:
-            total += self._counts([item])
+            for class_id, votes in item.votes.items():
+                total[class_id] += votes
             if item.unit.draw_stop in ends:
-                found.append(total.tolist())
+                found.append(list(total))
         return found
 
     def _counts(self, items: Iterable[Evidence]) -> list[int]:
@@ -142,26 +144,71 @@ def _scores(items: Sequence[Evidence]) -> np.ndarray | None:
     return np.concatenate(scores) if scores and len(scores) == len(items) else None
 
 
-Cells = dict[tuple[float, str], Cell]
+Key = tuple[float, str]
 
 
-def cells_of(law: dict[str, Any], images: Sequence[Named], evidence: Iterable[Evidence], *, num_classes: int) -> Cells:
-    """Every image at every noise level, in the order of a report, with its evidence.
+class Grouped(Protocol):
+    """Evidence by noise level and image."""
+
+    def cells(self) -> Iterable[Key]: ...
+
+    def of_cell(self, cell: Key) -> Sequence[Evidence]: ...
+
+
+class ByCell:
+    """A few items of evidence, grouped."""
+
+    def __init__(self, items: Iterable[Evidence]) -> None:
+        self.items: defaultdict[Key, list[Evidence]] = defaultdict(list)
+        for item in items:
+            self.items[item.unit.cell].append(item)
+
+    def cells(self) -> Iterable[Key]:
+        return self.items
+
+    def of_cell(self, cell: Key) -> list[Evidence]:
+        return self.items.get(cell, [])
+
+
+class Cells(Mapping[Key, Cell]):
+    """Every image at every noise level, in the order of a report. A cell is put together when it is asked for, so that
+    one's evidence is in memory at a time."""
+
+    def __init__(self, law: dict[str, Any], images: Sequence[Named], evidence: Grouped, *, num_classes: int) -> None:
+        self.methods = {sigma_pixel: method_of(law, sigma_pixel) for sigma_pixel in law["sigma_pixel"]}
+        self.keys_in_order = {(sigma, image.image_id): None for sigma in self.methods for image in images}
+        self.selection_votes, self.num_classes, self.evidence = law["votes"]["selection"], num_classes, evidence
+
+    def __len__(self) -> int:
+        return len(self.keys_in_order)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self.keys_in_order)
+
+    def __getitem__(self, key: Key) -> Cell:
+        sigma_pixel, image_id = key
+        if key not in self.keys_in_order:
+            raise KeyError(key)
+        cell = Cell(image_id, sigma_pixel, self.methods[sigma_pixel], self.selection_votes, self.num_classes)
+        for item in self.evidence.of_cell(key):
+            if item.unit.draw_start in cell.evidence[item.unit.phase]:
+                raise IncompleteRunError(f"{cell}: {item.unit.phase} draw {item.unit.draw_start} was counted twice")
+            cell.take(item)
+        return cell
+
+
+def cells_of(
+    law: dict[str, Any], images: Sequence[Named], evidence: EvidenceTable | Iterable[Evidence], *, num_classes: int
+) -> Cells:
+    """Every image at every noise level, with its evidence.
 
     Raises:
-        IncompleteRunError: two items of evidence begin at the same draw, or one is of an image that the run has not.
+        IncompleteRunError: an item of evidence is of an image that the run has not, or, when a cell is asked for, two
+            of it begin at the same draw.
     """
-    methods = {sigma_pixel: method_of(law, sigma_pixel) for sigma_pixel in law["sigma_pixel"]}
-    cells = {
-        (sigma_pixel, image.image_id): Cell(image.image_id, sigma_pixel, method, law["votes"]["selection"], num_classes)
-        for sigma_pixel, method in methods.items()
-        for image in images
-    }
-    for item in evidence:
-        cell = cells.get((item.unit.sigma_pixel, item.unit.image_id))
-        if cell is None:
-            raise IncompleteRunError(f"{item.unit}: the run has no such image or noise level")
-        if item.unit.draw_start in cell.evidence[item.unit.phase]:
-            raise IncompleteRunError(f"{cell}: {item.unit.phase} draw {item.unit.draw_start} was counted twice")
-        cell.take(item)
+    grouped: Grouped = evidence if isinstance(evidence, EvidenceTable) else ByCell(evidence)
+    cells = Cells(law, images, grouped, num_classes=num_classes)
+    for key in grouped.cells():
+        if key not in cells.keys_in_order:
+            raise IncompleteRunError(f"{grouped.of_cell(key)[0].unit}: the run has no such image or noise level")
     return cells

@@ -24,8 +24,8 @@ from ndc_core.randomness import DrawNoise
 from ndc_core.sequential import Sequential
 from ndc_core.sift import SiftSpec
 from ndc_core.smoothing import LEVELS, IntegerNoise, rounded_gaussian_table
+from pipeline.evidence import Evidence
 from pipeline.reduce import CertifiedImage, largest_of_each_image
-from pipeline.store import Evidence
 from pipeline.units import WorkUnit
 from pipeline.waves import Cell
 from tests.fakes import GaussianDenoiser

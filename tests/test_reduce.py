@@ -1,8 +1,9 @@
 import pytest
 
 from ndc_core.certificates import cohen
+from pipeline.evidence import Evidence
 from pipeline.reduce import LARGEST, CertifiedImage, by_level, certificate_rows, certificate_tsv, certify_images
-from pipeline.store import Evidence, StoredImage
+from pipeline.store import StoredImage
 from pipeline.units import WorkUnit
 from pipeline.waves import IncompleteRunError
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from pipeline.datasets import Example
+from pipeline.evidence import Evidence
 from pipeline.status import status_lines, status_of
-from pipeline.store import Evidence, RunStore
+from pipeline.store import RunStore
 from pipeline.units import WorkUnit
 
 LAW = "a" * 64

@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.datasets import Example
-from pipeline.store import GALLERY_IMAGES, Evidence, RunStore, StoreError
+from pipeline.evidence import Evidence
+from pipeline.store import GALLERY_IMAGES, RunStore, StoreError
 from pipeline.units import WorkUnit
 
 LAW = "a" * 64
@@ -39,8 +40,8 @@ def planned(*starts: int) -> set[str]:
 def test_evidence_comes_back_as_it_was_published(store: RunStore) -> None:
     found = sorted(store.all_evidence(fingerprint=LAW), key=lambda item: item.unit.draw_start)
     assert found == [evidence_at(start) for start in (0, 10, 20)]
-    assert store.has_evidence(unit_at(0).unit_id(LAW))
-    assert not store.has_evidence(unit_at(30).unit_id(LAW))
+    assert store.has_evidence(unit_at(0).unit_id(LAW), fingerprint=LAW)
+    assert not store.has_evidence(unit_at(30).unit_id(LAW), fingerprint=LAW)
 
 
 def test_counts_that_do_not_add_up_are_no_evidence() -> None:

@@ -11,11 +11,12 @@ import pytest
 import ray
 
 from ndc_core.checkpoints import load_denoiser, save_denoiser
+from pipeline.evidence import Evidence
 from pipeline.law import fingerprint_of
 from pipeline.locations import location
 from pipeline.prepare import prepare
 from pipeline.run import certify_run, reduce_and_report
-from pipeline.store import Evidence, RunStore
+from pipeline.store import RunStore
 from pipeline.verify import VerificationError, verify_run
 from tests.runs import small_config
 

@@ -46,7 +46,7 @@ def test_a_units_evidence_is_the_votes_of_its_draws(tiny_model: Path, tmp_path: 
     (columns,) = actor(batch_of(run, [unit]))
     assert set(columns) == set(RECEIPT_COLUMNS)
     receipt = next(rows_of(columns))
-    evidence = RunStore(tmp_path).all_evidence(fingerprint=run.fingerprint)
+    evidence = list(RunStore(tmp_path).all_evidence(fingerprint=run.fingerprint))
     direct = count_votes(
         actor.classifier,
         digits("test")[0].image,
@@ -84,7 +84,7 @@ def test_waves_are_followed_to_the_decision_and_taken_up_again(tiny_model: Path,
     assert len(receipts) == len(known) >= 3
     (cell,) = cells_of(run.law, run.records, known.values(), num_classes=10).values()
     assert cell.standing().decided
-    assert not run.missing({(0.25, cell.image_id): cell})
+    assert not run.missing(store.all_evidence(fingerprint=run.fingerprint))
 
     kept, *lost = known.values()
     for item in lost:

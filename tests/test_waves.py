@@ -2,7 +2,7 @@ import pytest
 
 from ndc_core.certificates import Cohen, Terms
 from ndc_core.sequential import Sequential
-from pipeline.store import Evidence
+from pipeline.evidence import Evidence
 from pipeline.units import WorkUnit, draw_ranges
 from pipeline.waves import Cell, IncompleteRunError, cells_of
 

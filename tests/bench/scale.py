@@ -1,0 +1,207 @@
+"""A run of a million units, simulated: what the driver needs to plan, resume, watch and reduce it, and at which rate it
+hands out units.
+
+    .venv/bin/python -m tests.bench.scale [--images 10000] [--units 100] [--classes 1000]
+
+The evidence is made up, through the code that writes a run's; nothing is voted on. Every figure is of a fresh process:
+seconds, and the most memory that it held. Takes about ten minutes on two cores.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.cluster import stream
+from pipeline.config import ComputeConfig, load_config
+from pipeline.datasets import Example, ImageRecord, Listing
+from pipeline.evidence import Evidence, table_of
+from pipeline.images import parquet_bytes
+from pipeline.journal import LOADING
+from pipeline.law import fingerprint_of, law_of
+from pipeline.locations import location, publish
+from pipeline.reduce import certify_images
+from pipeline.status import status_of
+from pipeline.store import RunStore
+from pipeline.units import WorkUnit, plan_units
+
+LOOSE = 20_000
+DRAWS = 100
+MOST_SECONDS, MOST_BYTES = 60.0, 2e9
+UNIT_SECONDS, ACTORS = 120.0, 1000
+RATED_UNITS = 4000
+
+
+def examples(images: int, classes: int) -> Iterator[Example]:
+    rng = np.random.default_rng(0)
+    for index in range(images):
+        yield Example(f"image-{index:06}", rng.integers(0, 256, (1, 8, 8), np.uint8), index % classes)
+
+
+def law_for(listing: Listing, units: int) -> dict:
+    votes = [f"votes.selection={DRAWS}", f"votes.estimation={DRAWS * (units - 1)}", f"votes.per_unit={DRAWS}"]
+    config = load_config("demo", [*votes, "sigma_pixel=[0.25]", "compute.rows_per_pass=512"])
+    return law_of(config, listing, models={"model_sha256": "m", "unconditional": "null_label"})
+
+
+def plan(law: dict, records: list[ImageRecord]) -> dict[str, WorkUnit]:
+    fingerprint = fingerprint_of(law)
+    return {unit.unit_id(fingerprint): unit for unit in plan_units(law, records)}
+
+
+def evidence_of(unit: WorkUnit, classes: int, rng: np.random.Generator) -> Evidence:
+    """Most votes for the label, the others spread over ten more."""
+    others = (unit.label + 1 + rng.choice(classes - 1, 10, replace=False)) % classes
+    found = rng.multinomial(unit.draws, [0.9, *[0.01] * 10]).tolist()
+    votes = {c: n for c, n in zip([unit.label, *others.tolist()], found, strict=True) if n}
+    return Evidence(unit, votes, 100_000, UNIT_SECONDS, 1.7e9, "cuda")
+
+
+def build(folder: Path, images: int, units: int, classes: int) -> None:
+    """A finished run: all but the last units in shards."""
+    store, rng = RunStore(folder), np.random.default_rng(1)
+    all_examples = list(examples(images, classes))
+    listing = Listing([example.record(index) for index, example in enumerate(all_examples)], (1, 8, 8))
+    law = law_for(listing, units)
+    fingerprint, planned = fingerprint_of(law), plan(law, listing.records)
+    totals = {"units": len(planned), "votes": images * units * DRAWS, "classes": classes, "stops_early": False}
+    manifest = {"law": law, "fingerprint": fingerprint, "plan": totals}
+    store.declare(manifest, config_toml="", records=listing.records, examples=all_examples)
+    shards, items = defaultdict(list), list(planned.items())
+    for unit_id, unit in items[:-LOOSE]:
+        shards[unit_id[:2]].append(unit)
+    for name, members in shards.items():
+        table = table_of([evidence_of(unit, classes, rng) for unit in members], fingerprint=fingerprint)
+        publish(location(folder) / "evidence" / f"{name}.parquet", parquet_bytes(table.sort_by("unit_id")))
+    for _, unit in items[-LOOSE:]:
+        store.publish(evidence_of(unit, classes, rng), fingerprint=fingerprint)
+
+
+def step_plan(store: RunStore) -> str:
+    return f"{len(plan(store.manifest()['law'], store.pictures.records())):,} units"
+
+
+def step_compact(store: RunStore) -> str:
+    before = len(store.evidence_files())
+    store.compact(fingerprint=store.manifest()["fingerprint"])
+    return f"{before:,} files of single units"
+
+
+def step_resume(store: RunStore) -> str:
+    manifest = store.manifest()
+    planned = plan(manifest["law"], store.pictures.records())
+    evidence, unusable = store.sort_out_evidence(fingerprint=manifest["fingerprint"], planned=planned.keys())
+    missing = planned.keys() - set(evidence.unit_ids)
+    assert not unusable
+    assert not missing
+    return f"{len(evidence):,} units there, {len(missing)} missing"
+
+
+def step_reduce(store: RunStore) -> str:
+    manifest = store.manifest()
+    certified = certify_images(
+        store.all_evidence(fingerprint=manifest["fingerprint"]),
+        store.images(),
+        law=manifest["law"],
+        num_classes=manifest["plan"]["classes"],
+        alpha=None,
+        resume_with="",
+    )
+    return f"{len(certified):,} certificates"
+
+
+def step_status(store: RunStore) -> str:
+    found = status_of(store.folder)
+    assert found.complete
+    return f"{found.votes_done:,} votes"
+
+
+class Idle:
+    """An actor whose units take no time: what is left is the driver."""
+
+    def __init__(self, settings, journal) -> None:
+        self.journal = journal
+        journal.arrive()
+        journal.end(LOADING)
+
+    def __call__(self, batch):
+        for unit in batch["unit"].tolist():
+            self.journal.begin(unit)
+            self.journal.end(unit)
+            yield {"unit": np.array([unit])}
+
+
+def step_rate(store: RunStore) -> str:
+    rows = [{"unit": f"unit {number}", "padding": "x" * 300} for number in range(RATED_UNITS)]
+    receipts, started = 0, 0.0
+    for _ in stream(rows, Idle, None, compute=ComputeConfig(actors=2), say=print):
+        started = started or time.perf_counter()
+        receipts += 1
+    assert receipts == RATED_UNITS
+    return f"{(RATED_UNITS - 1) / (time.perf_counter() - started):.1f}"
+
+
+STEPS: dict[str, tuple[str, Callable[[RunStore], str]]] = {
+    "plan": ("plan", step_plan),
+    "compact": ("compaction", step_compact),
+    "resume": ("plan and resume listing", step_resume),
+    "status": ("`ndc status`", step_status),
+    "reduce": ("reduce", step_reduce),
+    "rate": ("driver", step_rate),
+}
+
+
+def measured(step: str, folder: Path) -> tuple[str, float, float]:
+    command = [sys.executable, "-m", "tests.bench.scale", "--step", step, "--folder", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found["said"], found["seconds"], found["bytes"]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--images", type=int, default=10_000)
+    arguments.add_argument("--units", type=int, default=100)
+    arguments.add_argument("--classes", type=int, default=1_000)
+    arguments.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    arguments.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = arguments.parse_args()
+    if given.step:
+        started = time.perf_counter()
+        said = STEPS[given.step][1](RunStore(given.folder))
+        seconds = time.perf_counter() - started
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(json.dumps({"said": said, "seconds": seconds, "bytes": peak}))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
+        build(folder, given.images, given.units, given.classes)
+        print("| step | of | seconds | memory, GB |\n|---|---|---|---|")
+        for step in ("plan", "compact", "resume", "status", "reduce"):
+            said, seconds, peak = measured(step, folder)
+            within = "" if seconds < MOST_SECONDS and peak < MOST_BYTES else " (over 60 s or 2 GB)"
+            print(f"| {STEPS[step][0]} | {said} | {seconds:.1f}{within} | {peak / 1e9:.2f} |", flush=True)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        print(f"\nThe run's folder holds {size / 1e6:,.0f} MB, images included.")
+        rate = float(measured("rate", folder)[0])
+        asked = ACTORS / UNIT_SECONDS
+        delay = 1 / rate + asked / rate / (2 * (rate - asked))  # in service, and in the queue of a server of fixed rate
+        print(
+            f"The driver hands out {rate:.0f} units a second. {ACTORS:,} actors with units of {UNIT_SECONDS:.0f} s ask "
+            f"for {asked:.1f} ({asked / rate:.0%} of that); a unit waits {1000 * delay:.0f} ms for the driver, "
+            f"{delay / UNIT_SECONDS:.3%} of its time."
+        )
+
+
+if __name__ == "__main__":
+    main()
