@@ -8,9 +8,9 @@ demo: models/digits-heads/denoiser.safetensors  ## Train on digits, distil class
 	$(BIN)/ndc certify fast
 
 test: .venv/installed  ## The tests (minutes)
-	$(RUN_TESTS)
+	$(RUN_TESTS) -n 2 --dist loadfile
 
-test-slow: .venv/installed  ## The long ones: calibration, kills, rows a pass, full-size networks, a real S3 server
+test-slow: .venv/installed  ## The long ones: calibration, kills, rows a pass, full-size networks, jobs, a real S3 server
 	$(RUN_TESTS) -m slow
 
 check: lint types test  ## Everything a commit must pass; the tests hold the direction of imports

@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -18,6 +19,10 @@ from pipeline.votes import rows_of
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets every other process push in front of the actors
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the driver's terminal is for progress
+
+if os.environ.get("RAY_ADDRESS", "127.").startswith(("127.", "localhost")):
+    # Where Ray asks for no cluster it binds to loopback only, all of its processes; it is read when ray is imported.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 FOR_EVER = -1  # actors and nodes may die as often as they like: the journal gives up units, not the run
 MAX_BLOCKS = 20_000
@@ -114,6 +119,30 @@ def run_once(function: Callable[[Asked], Answer], asked: Asked, *, compute: Comp
         return answer
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, ValueError) else error) from None
+
+
+class Metrics:
+    """Counts of one run among what the driver's Ray node exports for Prometheus, as ray_ndc_votes_total and so on."""
+
+    def __init__(self, run: str) -> None:
+        self.tags = {"run": run}
+
+    @cached_property
+    def counters(self) -> dict[str, Any]:
+        from ray.util.metrics import Counter
+
+        counted = {
+            "units": "units done",
+            "votes": "draws that have voted",
+            "evaluations": "evaluations of the network, an image and a label each",
+            "failed_units": "units that failed",
+        }
+        return {name: Counter(f"ndc_{name}", what, tag_keys=("run",)) for name, what in counted.items()}
+
+    def add(self, **amounts: int) -> None:
+        for name, amount in amounts.items():
+            if amount:
+                self.counters[name].inc(amount, tags=self.tags)
 
 
 class RemoteJournal(Journal):

@@ -51,11 +51,16 @@ def location(where: Where) -> UPath:
     """A path of this machine, or a URI.
 
     Raises:
-        LocationError: a protocol that nothing here speaks.
+        LocationError: a protocol that nothing here speaks, or an address that holds a password or a signature: it would
+            be kept in run folders and shown in logs.
     """
     if isinstance(where, UPath):
         return where
-    protocol, separator, _ = str(where).partition("://")
+    protocol, separator, place = str(where).partition("://")
+    if separator and ("@" in place.partition("/")[0] or "?" in place):
+        raise LocationError(
+            f"an address by {protocol}:// holds credentials, or a query; leave them out: they come from the environment"
+        )
     try:
         return UPath(str(where), **(OPTIONS.get(protocol, {}) if separator else {}))
     except (ValueError, ImportError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 from upath import UPath
 
 from pipeline.attackers import empirical_accuracy
-from pipeline.cluster import Say, stop_on_signals, stream
+from pipeline.cluster import Metrics, Say, stop_on_signals, stream
 from pipeline.datasets import examples_of
 from pipeline.law import refuse_undeclared_radii
 from pipeline.lease import Lease, held
@@ -156,8 +156,14 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, say: Say) ->
     rows = [unit_row(unit, record_of[unit.image_id]) for unit in sent.values()]
     settings = VoterSettings(run.config, absolute(run.folder), run.law, run.fingerprint, num_classes=run.num_classes)
     actor, together = (WaveActor, IMAGES_TOGETHER) if follows else (VoteActor, 1)
+    metrics = Metrics(str(run.folder))
     for row in stream(rows, actor, settings, compute=run.config.compute, rows_together=together, say=say):
-        yield Receipt(**row)
+        receipt = Receipt(**row)
+        if receipt.error:
+            metrics.add(failed_units=1)
+        else:
+            metrics.add(units=1, votes=receipt.draws, evaluations=receipt.evaluations)
+        yield receipt
 
 
 def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[float], folder: UPath) -> Report:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 from urllib.request import urlopen
 
@@ -35,16 +35,25 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_DATABASE).absolute()}"
 
 
+def without_password(uri: str) -> str:
+    """The address as it may be shown."""
+    place = urlparse(uri)
+    return place._replace(netloc=place.netloc.rpartition("@")[2]).geturl()
+
+
 def check_server(uri: str) -> None:
     """Asks an HTTP server once: MLflow itself would go on asking for minutes."""
     if urlparse(uri).scheme not in ("http", "https"):
         return
     try:
-        urlopen(uri.rstrip("/") + "/health", timeout=5).close()
+        urlopen(without_password(uri).rstrip("/") + "/health", timeout=5).close()
+    except HTTPError as error:
+        if error.code not in (401, 403):  # it answers, and MLflow has the name and the password
+            raise TrackingError(f"the MLflow server {without_password(uri)} answers with {error}") from error
     except (URLError, TimeoutError) as error:
         raise TrackingError(
-            f"the MLflow server {uri} does not answer ({error}); start it, or unset MLFLOW_TRACKING_URI "
-            f"to use {DEFAULT_DATABASE} in this folder"
+            f"the MLflow server {without_password(uri)} does not answer ({error}); start it, or unset "
+            f"MLFLOW_TRACKING_URI to use {DEFAULT_DATABASE} in this folder"
         ) from error
 
 
@@ -96,7 +105,7 @@ class Tracker:
         """Where the experiment opens on its charts."""
         page = f"#/experiments/{self.experiment_id}/runs?{CHARTS}"
         if urlparse(self.uri).scheme in ("http", "https"):
-            return f"{self.uri.rstrip('/')}/{page}"
+            return f"{without_password(self.uri).rstrip('/')}/{page}"
         return f"http://127.0.0.1:5000/{page}"
 
     @property
