@@ -32,7 +32,7 @@ def test_a_forged_certificate_is_broken_loudly_and_its_image_saved(tiny_model: P
     run = certified(tiny_model)
     attack_run(run.folder, QUICK, limit=1, say=lambda line: None)  # with the evidence as drawn nothing breaks
     fingerprint = run.manifest()["fingerprint"]
-    evidence = run.all_evidence(fingerprint=fingerprint)
+    evidence = list(run.all_evidence(fingerprint=fingerprint))
     victim = evidence[0].unit.image_id
     items = [item for item in evidence if item.unit.image_id == victim]
     never = next(c for c in range(10) if not any(c in item.votes for item in items))

@@ -218,7 +218,7 @@ def test_a_broken_model_ends_the_run_with_the_failed_units_named(ndc, tiny_model
 def test_training_writes_a_checkpoint_once_and_shows_loss_and_time_left(ndc, tmp_path: Path) -> None:
     done = ndc("train", "--dataset", "digits", "--out", "models/a", "--steps", "250")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"step \d+ of 250, loss 0\.\d+, 0:\d\d left", done.stderr)
+    assert re.search(r"step \d+ of 250, loss \d\.\d+, \d+:\d\d left", done.stderr)
     before = (tmp_path / "models/a/denoiser.safetensors").read_bytes()
     again = ndc("train", "--dataset", "digits", "--out", "models/a", "--steps", "3")
     assert again.returncode == 1

@@ -6,7 +6,7 @@ from pipeline.votes import Receipt
 
 
 def receipt(error: str = "") -> Receipt:
-    return Receipt("id", "unit", 50, 4000, 1.0, error)
+    return Receipt("id", "unit", "image", 0.25, 50, 4000, 1.0, "host", error, False)
 
 
 def test_durations_are_short_and_whole() -> None:

@@ -51,7 +51,7 @@ def problems_of(run: RunStore, *, redraw: int = 0) -> str:
 
 
 def evidence_of(run: RunStore) -> list[Evidence]:
-    return run.all_evidence(fingerprint=run.manifest()["fingerprint"])
+    return list(run.all_evidence(fingerprint=run.manifest()["fingerprint"]))
 
 
 def forge(run: RunStore, item: Evidence) -> None:
@@ -73,7 +73,7 @@ def test_an_untouched_run_passes_and_says_what_was_checked(run: RunStore) -> Non
     verify_run(run.folder, redraw=3, say=said.append)
     assert len(said) == 8
     assert all(line.startswith("ok ") for line in said)
-    assert any("6 evidence files" in line for line in said)
+    assert any("evidence of 6 units" in line for line in said)
     assert any("100 votes of 2 images and levels: no gap, no overlap" in line for line in said)
     assert any("3 of 6 units drawn again from the model: equal bit for bit" in line for line in said)
 
