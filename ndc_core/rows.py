@@ -30,8 +30,13 @@ def fastest_rows(denoiser: Denoiser, *, device: str) -> Rate:
 
 
 def rate_of(denoiser: Denoiser, rows: int, *, device: str) -> Rate:
-    """How fast passes of this many rows are."""
-    return Rate(rows, rows / _seconds(lambda rows: _one_pass(denoiser, rows, device=device), rows))
+    """How fast passes of this many rows are, or where one would take long, passes of few."""
+
+    def rate(tried: int) -> float:
+        return tried / _seconds(lambda count: _one_pass(denoiser, count, device=device), tried)
+
+    of_few = rate(min(rows, FEWEST))
+    return Rate(rows, of_few if rows / of_few > LONGEST_PASS_SECONDS else rate(rows))
 
 
 def choose(rates: Iterator[Rate]) -> Rate:

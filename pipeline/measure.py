@@ -11,7 +11,7 @@ import torch
 from ndc_core.ballots import NOBODY
 from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.randomness import Phase
-from ndc_core.rows import fastest_rows, rate_of
+from ndc_core.rows import Rate, fastest_rows, rate_of
 from ndc_core.voting import Poll, VoteCounts, hold_polls
 from pipeline.config import RunConfig
 from pipeline.memory import keep_freed_memory
@@ -73,9 +73,7 @@ def measure(asked: ToMeasure) -> Measured:
     torch.set_num_threads(config.compute.threads_per_actor)
     try:
         device = pick_device(config.compute.gpus_per_actor)
-        denoiser, _ = load_models(config, device=device)
-        rows = config.compute.rows_per_pass
-        rate = fastest_rows(denoiser, device=device) if rows is None else rate_of(denoiser, rows, device=device)
+        rate = _rate(config, device=device)
         per_second, cells = rate.rows_per_second, tuple[SampledCell, ...]()
         cells_asked = len(asked.images) * len(config.sigma_pixel)
         votes = SECONDS_OF_VOTES * per_second / asked.most_evaluations_per_vote
@@ -89,13 +87,21 @@ def measure(asked: ToMeasure) -> Measured:
         torch.set_num_threads(threads)
 
 
+def _rate(config: RunConfig, *, device: str) -> Rate:
+    """Of passes of the rows that are set, or else of the fastest; the models are let go of."""
+    denoiser, _ = load_models(config, device=device)
+    rows = config.compute.rows_per_pass
+    return fastest_rows(denoiser, device=device) if rows is None else rate_of(denoiser, rows, device=device)
+
+
 def _votes(
     classifier: DiffusionClassifier, config: RunConfig, images: Sequence[tuple[str, np.ndarray]], draws: int
 ) -> tuple[tuple[SampledCell, ...], float]:
     """Selection and estimation votes of each image and noise level; evaluations per second with all that is around."""
     levels = [tuple(sorted(config.sigma_pixel))] if config.classifier.one_path else [(s,) for s in config.sigma_pixel]
-    started = time.perf_counter()
     asked = [(image, sigmas, (NOBODY,) * len(sigmas)) for image in images for sigmas in levels]
+    _hold(classifier, config, asked[:1], "selection", 1)  # what is compiled or set up at first is not counted
+    started = time.perf_counter()
     selected = _hold(classifier, config, asked, "selection", draws)
     about = [tuple(int(counts.votes.argmax()) for counts in found) for found in selected]
     asked = [(image, sigmas, candidates) for (image, sigmas, _), candidates in zip(asked, about, strict=True)]

@@ -43,18 +43,21 @@ class Amount:
 
 @dataclass(frozen=True)
 class Plan:
-    """`device` is empty for a stated rate; amounts without a sample of votes are the most there can be.
+    """Amounts that are not known, for want of a sample of votes, are the most there can be; hours go by evaluations.
 
-    Hours are of GPUs, or of actors where they hold none. Storage counts images and evidence.
+    `device` is empty for a stated rate. Hours are of GPUs, or of actors where they hold none. Storage counts images and
+    evidence. Of a run that `stops_early` units and storage are the most too.
     """
 
     images: int
     levels: int
     units: int
     units_done: int
+    stops_early: bool
     votes: Amount
+    votes_known: bool
     evaluations: Amount
-    sampled: bool
+    evaluations_known: bool
     device: str
     evaluations_per_second: float
     hours: Amount
@@ -99,6 +102,7 @@ def plan_run(
 def plan_of(run: PreparedRun, *, units_done: int, gpus: int, price_per_hour: float | None) -> Plan:
     assert run.measured is not None
     votes, evaluations = _amounts(run, run.measured.cells)
+    sampled = bool(run.measured.cells)
     share = run.config.compute.gpus_per_actor or 1
     hours = evaluations.times(share / (3600 * run.measured.evaluations_per_second))
     return Plan(
@@ -106,9 +110,11 @@ def plan_of(run: PreparedRun, *, units_done: int, gpus: int, price_per_hour: flo
         levels=len(run.config.sigma_pixel),
         units=len(run.units),
         units_done=units_done,
+        stops_early=run.stops_early,
         votes=votes,
+        votes_known=sampled or not run.stops_early,
         evaluations=evaluations,
-        sampled=bool(run.measured.cells),
+        evaluations_known=sampled or (run.votes_cost_alike and not run.stops_early),
         device=run.measured.device,
         evaluations_per_second=run.measured.evaluations_per_second,
         hours=hours,
@@ -218,18 +224,19 @@ def _storage(run: PreparedRun) -> float:
 
 def plan_lines(plan: Plan) -> list[str]:
     """The plan for people."""
-    at_most = "" if plan.sampled else "at most "
+    at_most = "" if plan.evaluations_known else "at most "
     device = f"measured on {plan.device}" if plan.device else "as stated"
     what = "GPU" if plan.gpus_per_actor else "actor"
     done = f", {plan.units_done:,} of them done" if plan.units_done else ""
     lines = [
-        f"{plan.images:,} images, {plan.levels} noise levels, up to {plan.units:,} work units{done}",
-        f"votes        {at_most}{_range(plan.votes, _count)}",
+        f"{plan.images:,} image{'s' * (plan.images != 1)}, {plan.levels} noise level{'s' * (plan.levels != 1)}, "
+        f"{'up to ' * plan.stops_early}{plan.units:,} work units{done}",
+        f"votes        {'' if plan.votes_known else 'at most '}{_range(plan.votes, _count)}",
         f"evaluations  {at_most}{_range(plan.evaluations, _count)}",
         f"rate         {plan.evaluations_per_second:,.0f} evaluations/s an actor, {device}",
         f"{what} hours".ljust(13) + at_most + _range(plan.hours, "{:,.2f}".format),
         f"time         {at_most}{_times(plan.wall_hours)} on {plan.workers} {what}{'s' * (plan.workers != 1)}",
-        f"storage      {_size(plan.storage_bytes)}",
+        f"storage      {'at most ' * plan.stops_early}{_size(plan.storage_bytes)}",
     ]
     if plan.price is not None:
         lines.insert(-1, f"price        {at_most}{_range(plan.price, '{:,.2f}'.format)}")

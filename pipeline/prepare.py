@@ -1,5 +1,6 @@
 """What is checked, measured and planned before a run does any work."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,16 +76,24 @@ class PreparedRun:
         data, (channels, height, width) = self.config.dataset, self.listing.image_shape
         guess = "" if data.format or data.name in DATASETS else f", read as {self.source.format} (--format overrides)"
         resized = f", resized with the filter {data.filter}" if data.resize else ""
-        lines = [
-            f"data: {data.name}{guess}: {channels} x {height} x {width} pixels{resized}",
-            f"{self.config.compute.rows_per_pass} rows a forward pass, {self.config.votes.per_unit:,} draws a unit",
-        ]
+        lines = [f"data: {data.name}{guess}: {channels} x {height} x {width} pixels{resized}"]
+        if self.measured is None or self.measured.device:  # a stated rate does not tell the rows
+            lines += [
+                f"{self.config.compute.rows_per_pass} rows a forward pass, {self.config.votes.per_unit:,} draws a unit"
+            ]
         corrupt = self.listing.corrupt
         return lines + ([f"left out {len(corrupt):,} corrupt images: {', '.join(corrupt)}"] if corrupt else [])
 
     @property
     def resume_command(self) -> str:
         return f"ndc certify {self.folder}"
+
+    @property
+    def votes_cost_alike(self) -> bool:
+        """Whether every vote costs the most that one may: no class leaves on the way, and levels share nothing."""
+        classifier = self.config.classifier
+        sifts = classifier.sift is not None and classifier.sift.keep < self.num_classes and not self.every_class_at_once
+        return not (sifts or classifier.label_gradient or classifier.race or classifier.one_path)
 
     @property
     def most_evaluations_per_vote(self) -> int:
@@ -174,16 +183,23 @@ class Measuring:
     most_evaluations_per_vote: int
     say: Say
 
+    def cells(self, config: RunConfig) -> int:
+        """How many certificates the run makes."""
+        return len(self.listing.records) * len(config.sigma_pixel)
+
     def measure(self, config: RunConfig, *, votes: bool) -> Measured:
         """Passes, and if asked for some votes of images that are spread over the data."""
         images: tuple[tuple[str, Any], ...] = ()
         if votes:
             records = self.listing.records
-            some = records[:: max(1, len(records) // IMAGES_TO_MEASURE)][:IMAGES_TO_MEASURE]
-            ids = tuple(record.image_id for record in some)
+            few = min(IMAGES_TO_MEASURE, len(records))
+            ids = tuple(records[index * len(records) // few].image_id for index in range(few))
             chosen = replace(config.dataset, ids=ids, offset=0, every=1, limit=None)
             examples = examples_of(chosen, self.source, channels=self.listing.image_shape[0], corrupt=[])
             images = tuple((example.image_id, example.image) for example in examples)
+        self.say(
+            f"measuring passes{f' and votes of {len(images)} images' * bool(images)}; it takes up to half a minute"
+        )
         asked = ToMeasure(config, images, self.most_evaluations_per_vote)
         return run_once(measure, asked, compute=config.compute, say=self.say)
 
@@ -213,8 +229,12 @@ def with_sizes(
     if measured:
         rows = rows or measured.rows_per_pass
         per_vote = measured.evaluations_per_vote or measuring.most_evaluations_per_vote
-        per_second = measured.evaluations_per_second / per_vote
-        per_unit = per_unit or draws_a_unit(per_second, votes=config.votes.estimation)
+        per_unit = per_unit or draws_a_unit(
+            measured.evaluations_per_second / per_vote,
+            phase=max(config.votes.selection, config.votes.estimation),
+            run=measuring.cells(config) * (config.votes.selection + config.votes.estimation),
+            of_a_pass=math.ceil(rows / per_vote),
+        )
     chosen = {
         "compute": config.compute.model_copy(update={"rows_per_pass": rows}),
         "votes": config.votes.model_copy(update={"per_unit": per_unit}),

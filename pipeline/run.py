@@ -9,7 +9,7 @@ from typing import Any
 from upath import UPath
 
 from pipeline.attackers import empirical_accuracy
-from pipeline.cluster import Metrics, Say, stop_on_signals, stream
+from pipeline.cluster import Metrics, Say, connect_ray, stop_on_signals, stream
 from pipeline.datasets import examples_of
 from pipeline.law import refuse_undeclared_radii
 from pipeline.lease import Lease, held
@@ -38,12 +38,15 @@ def certify_run(run: PreparedRun, *, say: Say, force: bool = False, retry_failed
 
     Raises:
         UnitsFailedError: naming the units that failed; the others are done.
-        ValueError: the folder is in use or cannot be written, or the MLflow server does not answer.
+        ValueError: actors can be nowhere, the folder is in use or cannot be written, or the MLflow server does not
+            answer.
     """
     from pipeline.tracking import Tracker
 
     stop_on_signals()
     store = RunStore(run.folder)
+    if not store.is_declared():
+        connect_ray(run.config.compute, say=say)  # actors that cannot be anywhere leave no folder behind
     with held(run.folder, force=force, say=say) as lease, RunLog(run.folder) as log:
         refuse_other_law(store, run.law)  # another driver may have been here since `prepare`
         if not store.is_declared():

@@ -11,7 +11,7 @@ from ndc_core.randomness import Phase
 from pipeline.datasets import ImageRecord
 from pipeline.methods import method_of
 
-UNIT_SECONDS = 180.0
+UNIT_SECONDS = 180.0  # of one actor
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,15 @@ class WorkUnit:
         )
 
 
-def draws_a_unit(votes_per_second: float, *, votes: int) -> int:
-    """How many draws take an actor about three minutes: few enough to lose with it, long enough to be few units."""
-    return max(1, min(votes, round(UNIT_SECONDS * votes_per_second)))
+def draws_a_unit(votes_per_second: float, *, phase: int, run: int, of_a_pass: int) -> int:
+    """How many draws take an actor about three minutes: few enough to lose with it, long enough to be few units.
+
+    Not more than half of the largest phase of an image (`phase` votes), nor than a hundredth of the run (`run` votes,
+    the most there can be), so that a short run shows its progress and loses little when it is stopped. Not less than
+    the draws whose rows fill a pass, if an image has as many: smaller units would wait for passes of padding.
+    """
+    wanted = min(phase // 2, run // 100, round(UNIT_SECONDS * votes_per_second))
+    return min(phase, max(1, of_a_pass, wanted))
 
 
 def draw_ranges(law: dict[str, Any], sigma_pixel: float) -> Iterator[tuple[Phase, int, int]]:

@@ -157,6 +157,14 @@ def test_gpus_that_are_nowhere_are_an_error_at_once_and_not_a_wait() -> None:
 
 
 @pytest.mark.usefixtures("ray_workplace")
+def test_a_run_that_asks_for_gpus_where_there_are_none_writes_nothing(tiny_model: Path) -> None:
+    before = set(Path().iterdir())
+    with pytest.raises(ValueError, match="Ray sees no GPU here"):
+        certify_run(prepare(small_config(tiny_model, "compute.gpus_per_actor=1"), location("run")), say=print)
+    assert set(Path().iterdir()) == before
+
+
+@pytest.mark.usefixtures("ray_workplace")
 def test_failed_units_alone_are_tried_again(tiny_model: Path) -> None:
     run = prepare(small_config(tiny_model, "dataset.limit=1"), location("run"))
     with pytest.MonkeyPatch.context() as patch:

@@ -11,6 +11,8 @@ from ndc_core.certificates import Terms
 from ndc_core.sequential import Sequential
 from pipeline import measure as measure_module
 from pipeline import plan as plan_module
+from pipeline import prepare as prepare_module
+from pipeline.config import load_config
 from pipeline.locations import location
 from pipeline.measure import Measured, SampledCell, ToMeasure, measure
 from pipeline.plan import Amount, _amounts, plan_lines, plan_of
@@ -71,6 +73,7 @@ def test_a_stated_rate_gives_hours_price_and_time_by_arithmetic(tiny_model: Path
     assert found.storage_bytes > 4 * 64 + 12 * 1000
     assert "GPU hours" in "\n".join(plan_lines(found))
     assert found.device == ""
+    assert not [line for line in run.remarks if "rows a forward pass" in line], "nothing was measured"
 
 
 def test_measuring_finds_rows_rate_and_votes_without_ray(tiny_model: Path) -> None:
@@ -87,18 +90,37 @@ def test_measuring_finds_rows_rate_and_votes_without_ray(tiny_model: Path) -> No
     assert passes.cells == ()
 
 
-@pytest.mark.parametrize(("per_second", "draws"), [(5.0, 900), (1e-6, 1), (1e6, 10_000)])
-def test_a_unit_takes_two_to_five_minutes_where_votes_allow_it(per_second: float, draws: int) -> None:
-    assert draws_a_unit(per_second, votes=10_000) == draws
-    assert 120 <= UNIT_SECONDS <= 300
+@pytest.mark.parametrize("per_second", [0.1, 1.0, 5.0, 25.0])
+def test_a_unit_takes_two_to_five_minutes_where_votes_allow_it(per_second: float) -> None:
+    draws = draws_a_unit(per_second, phase=10_000, run=10**7, of_a_pass=1)
+    assert 120 <= draws / per_second <= 300
+
+
+@pytest.mark.parametrize(
+    ("votes", "draws"),
+    [
+        ({"phase": 10_000, "run": 10**7, "of_a_pass": 30}, 5_000),  # half of the phase
+        ({"phase": 10_000, "run": 40_000, "of_a_pass": 30}, 400),  # a hundredth of the run
+        ({"phase": 10_000, "run": 1_000, "of_a_pass": 30}, 30),  # a full pass
+        ({"phase": 20, "run": 1_000, "of_a_pass": 30}, 20),  # as many as there are
+    ],
+)
+def test_units_of_a_short_run_are_smaller_but_fill_a_pass(votes: dict[str, int], draws: int) -> None:
+    assert draws_a_unit(1e6, **votes) == draws
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper", "paper-cifar10", "paper-imagenet64"])
+def test_presets_for_models_of_any_size_leave_the_size_of_a_unit_open(preset: str) -> None:
+    assert load_config(preset).votes.per_unit is None
 
 
 def test_units_are_sized_by_the_rate_and_stay_so_on_resume(tiny_model: Path, tmp_path: Path) -> None:
     config = small_config(tiny_model, "votes.estimation=4000")
     open_ended = config.model_copy(update={"votes": config.votes.model_copy(update={"per_unit": None})})
-    first = stated(open_ended, tmp_path, 150.0)  # 15 evaluations a vote: 10 votes a second
-    assert first.law["votes"]["per_unit"] == 1800
-    assert stated(open_ended, tmp_path, 15.0).law["votes"]["per_unit"] == 180
+    first = stated(open_ended, tmp_path, 7.5)  # 15 evaluations a vote: a vote in two seconds
+    assert first.law["votes"]["per_unit"] == UNIT_SECONDS / 2
+    assert stated(open_ended, tmp_path, 1.5).law["votes"]["per_unit"] == UNIT_SECONDS / 10
+    assert stated(open_ended, tmp_path, 1500.0).law["votes"]["per_unit"] == 4 * 4010 // 100
     run_json = {"law": first.law, "fingerprint": first.fingerprint, "plan": {}}
     (tmp_path / "run.json").write_text(json.dumps(run_json))
     assert prepare(open_ended, location(tmp_path)).law == first.law
@@ -112,15 +134,59 @@ def test_a_plan_measures_votes_that_are_not_the_runs(tiny_model: Path) -> None:
 
     class Noted(measure_module.Poll):
         def __post_init__(self) -> None:
-            seeds.append(self.seed)
+            seeds.append((self.seed, self.phase))
             super().__post_init__()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure_module, "Poll", Noted)
         found = measure(ToMeasure(config, images, 15))
     assert isinstance(found, Measured)
-    assert len(seeds) == 2
-    assert config.seed not in seeds
+    assert {poll_phase for _, poll_phase in seeds} == {"selection", "estimation"}
+    assert config.seed not in {seed for seed, _ in seeds}
+
+
+def test_what_no_vote_can_change_is_known_without_a_sample(tiny_model: Path, tmp_path: Path) -> None:
+    full = small_config(tiny_model)
+    full = full.model_copy(update={"classifier": full.classifier.model_copy(update={"sift": None})})
+    sifted = small_config(tiny_model)
+    raced = fast_config(tiny_model)
+    known = {}
+    for name, config in (("full", full), ("sifted", sifted), ("raced", raced)):
+        found = plan_of(stated(config, tmp_path / name, 10.0), units_done=0, gpus=1, price_per_hour=None)
+        known[name] = (found.votes_known, found.evaluations_known)
+        assert ("evaluations  at most" in "\n".join(plan_lines(found))) != found.evaluations_known
+    assert known == {"full": (True, True), "sifted": (True, False), "raced": (False, False)}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[ToMeasure]:
+    """What is measured, in place of measuring it."""
+    found: list[ToMeasure] = []
+
+    def run_once(function, asked: ToMeasure, **where) -> Measured:
+        found.append(asked)
+        return Measured("cpu", 32, 1000.0, ())
+
+    monkeypatch.setattr(prepare_module, "run_once", run_once)
+    return found
+
+
+def test_a_run_whose_sizes_are_set_measures_nothing_and_the_driver_needs_no_gpu(
+    tiny_model: Path, tmp_path: Path, asked: list[ToMeasure]
+) -> None:
+    run = prepare(small_config(tiny_model, "compute.gpus_per_actor=1"), location(tmp_path))
+    assert (run.measured, asked) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("images", "places"), [(3, [0, 1, 2]), (15, [0, 1, 3, 5, 7, 9, 11, 13]), (80, range(0, 80, 10))]
+)
+def test_votes_are_tried_on_images_from_all_over_the_data(
+    tiny_model: Path, tmp_path: Path, asked: list[ToMeasure], images: int, places: list[int]
+) -> None:
+    prepare(small_config(tiny_model, f"dataset.limit={images}"), location(tmp_path), plan=Planning())
+    ids = [example.image_id for example in digits("test", limit=images)]
+    assert [image_id for image_id, _ in asked[0].images] == [ids[place] for place in places]
 
 
 def test_amounts_scale() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ndc_core import rows as rows_module
 from ndc_core.rows import Rate, choose, measured
 from pipeline.locations import location
 from pipeline.prepare import prepare
@@ -33,6 +34,22 @@ def test_rates_are_rows_over_seconds_and_end_where_a_pass_takes_too_long(monkeyp
     found = list(measured(one_pass))
     assert [rate.rows for rate in found] == [16, 32, 64, 128, 256]
     assert all(rate.rows_per_second == pytest.approx(100) for rate in found)
+
+
+def test_the_rate_of_long_passes_is_that_of_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def seconds(one_pass, rows: int) -> float:
+        tried.append(rows)
+        return rows / speed
+
+    monkeypatch.setattr(rows_module, "_seconds", seconds)
+    speed = 10.0
+    assert rows_module.rate_of(None, 512, device="cpu") == Rate(512, 10.0)
+    assert tried == [16], "51 seconds are not waited for"
+    speed = 1000.0
+    assert rows_module.rate_of(None, 512, device="cpu") == Rate(512, 1000.0)
+    assert tried == [16, 16, 512]
 
 
 def test_a_run_keeps_the_rows_that_it_was_declared_with(tiny_model: Path, tmp_path: Path) -> None:

@@ -31,8 +31,15 @@ NDC = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 CIFAR10 = {"img_resolution": 32, "in_channels": 3, "out_channels": 3, "label_dim": 10, "channel_mult": [2, 2, 2]}
 IMAGENET64 = {"img_resolution": 64, "in_channels": 3, "out_channels": 3, "label_dim": 1000, "model_channels": 32}
 # One step of the grid, and as few votes as can certify at this alpha.
-FEW = ["classifier.grid.points=3", "votes.selection=1", "votes.estimation=5", "certificate.alpha=0.05"]
-FEW += ["certificate.radii=[0.0]", "sigma_pixel=[0.25]", "compute.actors=1", "compute.threads_per_actor=2"]
+FEW = ["classifier.grid.points=3", "votes.selection=1", "votes.estimation=5", "votes.per_unit=5"]
+FEW += [
+    "certificate.alpha=0.05",
+    "certificate.radii=[0.0]",
+    "sigma_pixel=[0.25]",
+    "compute.actors=1",
+    "compute.threads_per_actor=2",
+]
+STATED = ["--evaluations-per-second", 1]  # a plan that measures nothing
 
 
 def random_model(folder: Path, network: str, arguments: dict) -> Path:
@@ -101,29 +108,29 @@ def main(data: Path) -> None:
         place = Path(scratch)
         song = random_model(place / "song", "edm-song", CIFAR10)
         adm = random_model(place / "adm", "edm-adm", IMAGENET64)
-        base = ["certify", "paper-cifar10", "--model", song, "--data", cifar.absolute()]
+        base = ["paper-cifar10", "--model", song, "--data", cifar.absolute()]
         base += settings("unconditional=blended_label")
-        whole = settings("dataset.every=1", "dataset.limit=10000")
-        said, seconds, peak = ndc(place, *base, *whole, "--dry-run")
+        whole = settings("dataset.every=1", "dataset.limit=10000", "votes.per_unit=500")
+        said, seconds, peak = ndc(place, "plan", *base, *whole, *STATED)
         click.echo(f"planning 10,000 images: {seconds:.1f} s, {peak:.2f} GB\n  {said.strip()}")
 
         few = settings(*FEW, "dataset.every=1", "compute.rows_per_pass=11")
-        said, seconds, _ = ndc(place, *base, *few, "--limit", 2, "--run", "parquet")
+        said, seconds, _ = ndc(place, "certify", *base, *few, "--limit", 2, "--run", "parquet")
         click.echo(f"CIFAR-10, random weights, from Parquet: {seconds:.0f} s\n{said}")
         tars = webdataset(cifar.absolute(), place / "tars", images=20)
-        _, seconds, _ = ndc(place, *base, *few, "--data", tars, "--limit", 2, "--run", "tars")
+        _, seconds, _ = ndc(place, "certify", *base, *few, "--data", tars, "--limit", 2, "--run", "tars")
         same = pictures_of(place / "parquet") == pictures_of(place / "tars")
         click.echo(f"the same from a WebDataset: {seconds:.0f} s; pixels and labels {'equal' if same else 'DIFFER'}")
 
         small = settings(*FEW, "dataset.every=1", "compute.rows_per_pass=50")
         small += settings("dataset.resize=64", "dataset.filter=box", "dataset.format=parquet")
         small += settings("classifier.sift.keep=1000", "unconditional=blended_label", "classifier.grid.points=3")
-        arguments = ["certify", "paper-imagenet64", "--model", adm, "--data", imagenet.absolute(), *small]
-        said, seconds, _ = ndc(place, *arguments, "--limit", 1, "--run", "imagenet")
+        arguments = ["paper-imagenet64", "--model", adm, "--data", imagenet.absolute(), *small]
+        said, seconds, _ = ndc(place, "certify", *arguments, "--limit", 1, "--run", "imagenet")
         click.echo(f"ImageNet sample at 64 x 64, random weights, from Parquet: {seconds:.0f} s\n{said}")
         tars = webdataset(imagenet.absolute(), place / "imagenet-tars", images=20)
-        other = ["--data", tars, "--format", "webdataset", "--limit", 20, "--dry-run", "--run", "imagenet-tars"]
-        said, seconds, _ = ndc(place, *arguments, *other)
+        other = ["--data", tars, "--format", "webdataset", "--limit", 20, *STATED, "--run", "imagenet-tars"]
+        said, seconds, _ = ndc(place, "plan", *arguments, *other)
         click.echo(f"the same from a WebDataset, planned only: {seconds:.0f} s\n  {said.strip()}")
 
 
