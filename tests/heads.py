@@ -33,6 +33,7 @@ class Head:
     """Where a head is, and what it takes to speak to it."""
 
     port: int
+    metrics_port: int
     token: str
     environment: dict[str, str]
 
@@ -45,6 +46,11 @@ class Head:
         request = Request(self.url + path, headers=headers, method=method)
         with urlopen(request, timeout=30) as answer:
             return json.load(answer)
+
+    def metrics(self, name: str) -> list[str]:
+        """The lines of a metric that the head's node exports for Prometheus."""
+        with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=30) as answer:
+            return [line for line in answer.read().decode().splitlines() if line.startswith(name)]
 
     def job(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         """`ray job ...`, to its end."""
@@ -80,7 +86,7 @@ class Head:
 @contextmanager
 def started_head(*, cpus: int) -> Iterator[Head]:
     """A head on loopback that asks for a token; its processes, and nothing else, end with it."""
-    token, port = secrets.token_hex(32), free_port()
+    token, port, metrics_port = secrets.token_hex(32), free_port(), free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))} | {
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
@@ -90,6 +96,7 @@ def started_head(*, cpus: int) -> Iterator[Head]:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     ports = {"port": free_port(), "dashboard-port": port, "dashboard-agent-listen-port": free_port()}
+    ports |= {"metrics-export-port": metrics_port}
     options = [f"--{name}={value}" for name, value in ports.items()]
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as scratch:
         log = Path(scratch) / "head.log"
@@ -105,7 +112,7 @@ def started_head(*, cpus: int) -> Iterator[Head]:
                 stderr=stream,
                 start_new_session=True,
             )
-        head = Head(port, token, environment)
+        head = Head(port, metrics_port, token, environment)
         try:
             _wait(head, process, log)
             yield head

@@ -64,6 +64,11 @@ def test_a_job_that_is_stopped_leaves_a_run_that_another_job_finishes(
     assert 10 <= len(kept) < 50
 
     head.submit("second", work, *command)
+    while not (counted := head.metrics("ray_ndc_votes_total")):
+        assert head.info("second")["status"] in ("PENDING", "RUNNING"), "it ended, and Prometheus was told nothing"
+        time.sleep(0.2)
+    assert f'run="{run}"' in counted[0]
+    assert float(counted[0].split()[-1]) > 0
     assert head.end_of("second")["driver_exit_code"] == 0, head.log("second")
     assert "going on at" in head.log("second")
     final = published(run)

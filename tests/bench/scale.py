@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,13 @@ from pipeline.reduce import certify_images
 from pipeline.status import status_of
 from pipeline.store import RunStore
 from pipeline.units import WorkUnit, plan_units
+from pipeline.votes import unit_row
 
 LOOSE = 20_000
 DRAWS = 100
 MOST_SECONDS, MOST_BYTES = 60.0, 2e9
 UNIT_SECONDS, ACTORS = 120.0, 1000
-RATED_UNITS = 4000
+RATED_UNITS, IDLE_ACTORS = 2000, 2
 
 
 def examples(images: int, classes: int) -> Iterator[Example]:
@@ -139,14 +141,16 @@ class Idle:
             yield {"unit": np.array([unit])}
 
 
-def step_rate(store: RunStore) -> str:
-    rows = [{"unit": f"unit {number}", "padding": "x" * 300} for number in range(RATED_UNITS)]
-    receipts, started = 0, 0.0
-    for _ in stream(rows, Idle, None, compute=ComputeConfig(actors=2), say=print):
-        started = started or time.perf_counter()
-        receipts += 1
-    assert receipts == RATED_UNITS
-    return f"{(RATED_UNITS - 1) / (time.perf_counter() - started):.1f}"
+def step_send(store: RunStore) -> str:
+    """All units to actors that do nothing with them; seconds a receipt then takes, by the clock and of the driver."""
+    planned = plan(store.manifest()["law"], store.pictures.records())
+    records = {record.image_id: record for record in store.pictures.records()}
+    rows = [{**unit_row(unit, records[unit.image_id]), "unit": str(unit)} for unit in planned.values()]
+    receipts = stream(rows, Idle, None, compute=ComputeConfig(actors=IDLE_ACTORS), say=print)
+    next(receipts)
+    started, worked = time.perf_counter(), time.process_time()
+    received = sum(1 for _ in islice(receipts, RATED_UNITS))
+    return f"{(time.perf_counter() - started) / received} {(time.process_time() - worked) / received}"
 
 
 STEPS: dict[str, tuple[str, Callable[[RunStore], str]]] = {
@@ -155,7 +159,7 @@ STEPS: dict[str, tuple[str, Callable[[RunStore], str]]] = {
     "resume": ("plan and resume listing", step_resume),
     "status": ("`ndc status`", step_status),
     "reduce": ("reduce", step_reduce),
-    "rate": ("driver", step_rate),
+    "send": ("all units to actors", step_send),
 }
 
 
@@ -191,16 +195,21 @@ def main() -> None:
             said, seconds, peak = measured(step, folder)
             within = "" if seconds < MOST_SECONDS and peak < MOST_BYTES else " (over 60 s or 2 GB)"
             print(f"| {STEPS[step][0]} | {said} | {seconds:.1f}{within} | {peak / 1e9:.2f} |", flush=True)
+        said, seconds, peak = measured("send", folder)
+        print(f"| {STEPS['send'][0]} | and receipts of {RATED_UNITS:,} | {seconds:.1f} | {peak / 1e9:.2f} |")
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        print(f"\nThe run's folder holds {size / 1e6:,.0f} MB, images included.")
-        rate = float(measured("rate", folder)[0])
-        asked = ACTORS / UNIT_SECONDS
-        delay = 1 / rate + asked / rate / (2 * (rate - asked))  # in service, and in the queue of a server of fixed rate
-        print(
-            f"The driver hands out {rate:.0f} units a second. {ACTORS:,} actors with units of {UNIT_SECONDS:.0f} s ask "
-            f"for {asked:.1f} ({asked / rate:.0%} of that); a unit waits {1000 * delay:.0f} ms for the driver, "
-            f"{delay / UNIT_SECONDS:.3%} of its time."
-        )
+        print(f"\nThe run's folder holds {size / 1e6:,.0f} MB, images included.\n{overhead(*map(float, said.split()))}")
+
+
+def overhead(seconds_a_receipt: float, worked: float) -> str:
+    """What the driver costs each unit: the gap in which an actor waits, and the queue at a server of fixed rate."""
+    gap, asked, rate = IDLE_ACTORS * seconds_a_receipt, ACTORS / UNIT_SECONDS, 1 / worked
+    delay = gap + asked / rate / (2 * (rate - asked))
+    return (
+        f"The driver works {1000 * worked:.1f} ms at a unit: {rate:.0f} a second. {ACTORS:,} actors with units of "
+        f"{UNIT_SECONDS:.0f} s ask for {asked:.1f}, {asked / rate:.0%} of that. An actor whose units take no time gets "
+        f"one each {1000 * gap:.0f} ms; with the queue that is {delay / UNIT_SECONDS:.2%} of a unit's time."
+    )
 
 
 if __name__ == "__main__":
