@@ -26,6 +26,7 @@ ORDER = [
     {"store"},
     {"waves"},
     {"votes", "reduce"},
+    {"curves"},
     {"cluster", "figures", "page", "progress", "measure"},
     {"attackers", "report", "status", "train", "diagnosis_figures"},
     {"tracking", "distill", "diagnose"},
