@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -42,8 +42,8 @@ class Coding:
         pixels = "" if self.stride == 1 else f"of every {self.stride} rows and columns of pixels one is shown, "
         clean = f"clean pictures are stored {'exactly' if self.quality is None else 'with loss'}"
         largest = 127 // self.step * self.step / UNITS_OF_A_SIGMA
-        step = "1" if self.step == UNITS_OF_A_SIGMA else f"1/{UNITS_OF_A_SIGMA // self.step}"
-        return f"For display {pixels}{clean}, and noise is rounded to {step} of sigma and cut at {largest:.2g} sigma."
+        step = "whole sigmas" if self.step == UNITS_OF_A_SIGMA else f"1/{UNITS_OF_A_SIGMA // self.step} of sigma"
+        return f"For display {pixels}{clean}, and noise is rounded to {step} and cut at {largest:.2g} sigma."
 
 
 def noisy_pixels(item: CertifiedImage, pixels: np.ndarray, *, law: dict[str, Any]) -> np.ndarray:
@@ -52,7 +52,8 @@ def noisy_pixels(item: CertifiedImage, pixels: np.ndarray, *, law: dict[str, Any
     generator = draw_generator(seed=law["seed"], image_id=item.image_id, phase="estimation", draw=0)
     if law["classifier"].get("one_path"):
         stations = stations_of(GridSpec(**law["classifier"]["grid"]), law["sigma_pixel"])
-        drawn = WALKS[law["noise"]](stations).draw(generator, pixels.shape)[stations.index(sigma_pixel)]
+        reached = stations[: stations.index(sigma_pixel) + 1]  # a path is drawn from below: its rest changes nothing
+        drawn = WALKS[law["noise"]](reached).draw(generator, pixels.shape)[-1]
         input_noise = NOISES[law["noise"]](stations[0])
     else:
         input_noise = NOISES[law["noise"]](sigma_pixel)
@@ -60,14 +61,17 @@ def noisy_pixels(item: CertifiedImage, pixels: np.ndarray, *, law: dict[str, Any
     return model_to_pixels(input_noise.add(pixels, drawn[None])[0])
 
 
-def noise_bytes(item: CertifiedImage, pixels: np.ndarray, coding: Coding, *, law: dict[str, Any]) -> np.ndarray:
-    """The noise of the first estimation draw in units of sigma: a byte is 128 + 32 times it, rounded to the step."""
+def noise_in_sigmas(item: CertifiedImage, pixels: np.ndarray, *, law: dict[str, Any]) -> np.ndarray:
+    """What the first estimation draw added."""
     sigma_pixel = item.certificate.sigma_pixel
     added = noisy_pixels(item, pixels, law=law) - bytes_to_pixels(pixels)
-    thinned = added[:, :: coding.stride, :: coding.stride]
-    units = thinned / sigma_pixel * UNITS_OF_A_SIGMA if sigma_pixel else np.zeros_like(thinned)
-    most = 127 // coding.step
-    return (128 + coding.step * np.rint(units / coding.step).clip(-most, most)).astype(np.uint8)
+    return (added / sigma_pixel if sigma_pixel else np.zeros_like(added)).astype(np.float32)
+
+
+def noise_bytes(noise: np.ndarray, step: int) -> np.ndarray:
+    """128 + 32 times the noise, rounded to the step."""
+    most = 127 // step
+    return (128 + step * np.rint(noise * UNITS_OF_A_SIGMA / step).clip(-most, most)).astype(np.uint8)
 
 
 def shown_items(certified: Sequence[CertifiedImage], images: Sequence[StoredImage]) -> list[Item]:
@@ -120,32 +124,40 @@ def encoded(pixels: np.ndarray, quality: int | None = None) -> str:
     return base64.b64encode(webp_bytes(np.ascontiguousarray(pixels), quality=quality)).decode()
 
 
-def encode_items(items: Sequence[Item], coding: Coding, *, law: dict[str, Any]) -> dict[str, Any]:
-    """Clean pictures of all images, and noise: of each card, or of each image where all levels scale the same noise."""
-    first = {item.image_id: (item, pixels) for item, pixels in reversed(items)}
-    cleans = dict(reversed(first.items()))
-    shared = not law["classifier"].get("one_path")
-    clean = [encoded(pixels[:, :: coding.stride, :: coding.stride], coding.quality) for _, pixels in cleans.values()]
-    of_noise = cleans.values() if shared else items
-    noise = [encoded(noise_bytes(item, pixels, coding, law=law)) for item, pixels in of_noise]
-    return {"shared": shared, "note": coding.note, "clean": clean, "noise": noise}
+def encode_pictures(cleans: Iterable[np.ndarray], noises: Iterable[np.ndarray], coding: Coding) -> dict[str, Any]:
+    kept = (slice(None), *[slice(None, None, coding.stride)] * 2)
+    return {
+        "note": coding.note,
+        "clean": [encoded(pixels[kept], coding.quality) for pixels in cleans],
+        "noise": [encoded(noise_bytes(noise[kept], coding.step)) for noise in noises],
+    }
 
 
 def picture_data(items: Sequence[Item], *, budget: int, law: dict[str, Any]) -> dict[str, Any]:
-    """The pictures of a page in at most `budget` bytes of JSON, with as little loss as that allows."""
-    found = encode_items([], Coding(1, 1, None), law=law)
+    """The pictures of a page in at most `budget` bytes of JSON, with as little loss as that allows: clean ones of all
+    images, and noise of each card, or of each image (`shared`) where all its levels scale the same noise."""
     if not items:
-        return found
-    ids = list(dict.fromkeys(item.image_id for item, _ in items))
-    sampled = {ids[index] for index in spread(len(ids), SAMPLED)}
-    sample = [pair for pair in items if pair[0].image_id in sampled]
-    for coding in codings(max(items[0][1].shape[1:])):
-        if size_of(encode_items(sample, coding, law=law)) * len(ids) / len(sampled) > budget:
+        return {"note": "", "shared": True, "clean": [], "noise": []}
+    of_image = {item.image_id: (item, pixels) for item, pixels in items}
+    cleans = [pixels for _, pixels in of_image.values()]
+    shared = not law["classifier"].get("one_path")
+    drawn = list(of_image.values()) if shared else list(items)
+
+    def noises(indices: Iterable[int]) -> Iterator[np.ndarray]:
+        return (noise_in_sigmas(*drawn[index], law=law) for index in indices)
+
+    sampled = spread(len(cleans), SAMPLED)
+    some_cleans = [cleans[index] for index in sampled]
+    some_noises = list(noises(spread(len(drawn), len(sampled) * len(drawn) // len(cleans))))
+    side = max(cleans[0].shape[1:])
+    for coding in codings(side):
+        estimate = size_of(encode_pictures(some_cleans, some_noises, coding)) * len(cleans) / len(sampled)
+        if estimate > budget and coding.stride < side:
             continue
-        found = encode_items(items, coding, law=law)
+        found = encode_pictures(cleans, noises(range(len(drawn))), coding)
         if size_of(found) <= budget:
             break
-    return found
+    return {"shared": shared, **found}
 
 
 def size_of(data: dict[str, Any]) -> int:

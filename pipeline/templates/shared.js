@@ -16,7 +16,7 @@ const distinct = (values) => [...new Set(values)];
 const methods = distinct(data.curves.map((curve) => curve.method));
 const levels = distinct(data.curves.map((curve) => curve.level));
 const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
-const levelName = (level) => (/^\d/.test(level) ? `σ = ${level}` : level);
+const levelName = (level) => (/^\d/.test(level) ? `sigma ${level}` : level);
 const nameOf = (curve) => (methods.length > 1 ? `${curve.method}, ${levelName(curve.level)}` : levelName(curve.level));
 
 // What is switched on; the toggles change it and every chart draws it.
@@ -91,9 +91,12 @@ function emptyChart(place, { label, xLabel, yLabel, ticks, scale }) {
       svg("text", { x: MARGIN.left - 8, y: y(share) + 4, "text-anchor": "end" }, `${100 * share}`),
     );
   }
+  let free = 0;
   for (const tick of ticks) {
-    const below = { x: x(tick), y: height - MARGIN.bottom + 20, "text-anchor": "middle" };
-    root.append(svg("text", below, tick.toLocaleString("en")));
+    const text = tick.toLocaleString("en");
+    if (x(tick) - 4 * text.length < free) continue; // it would cover the number before
+    free = x(tick) + 4 * text.length + 6;
+    root.append(svg("text", { x: x(tick), y: height - MARGIN.bottom + 20, "text-anchor": "middle" }, text));
   }
   const middle = (MARGIN.top + height - MARGIN.bottom) / 2;
   root.append(
