@@ -39,11 +39,11 @@ class Coding:
     @property
     def note(self) -> str:
         """What the page says about it."""
-        pixels = "" if self.stride == 1 else f"of every {self.stride} rows and columns of pixels one is shown, "
+        pixels = "" if self.stride == 1 else f"one of every {self.stride} rows and columns of pixels is shown, "
         clean = f"clean pictures are stored {'exactly' if self.quality is None else 'with loss'}"
         largest = 127 // self.step * self.step / UNITS_OF_A_SIGMA
         step = "whole sigmas" if self.step == UNITS_OF_A_SIGMA else f"1/{UNITS_OF_A_SIGMA // self.step} of sigma"
-        return f"For display {pixels}{clean}, and noise is rounded to {step} and cut at {largest:.2g} sigma."
+        return f"For display, {pixels}{clean}, and noise is rounded to {step} and cut at {largest:.2g} sigma."
 
 
 def noisy_pixels(item: CertifiedImage, pixels: np.ndarray, *, law: dict[str, Any]) -> np.ndarray:

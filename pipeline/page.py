@@ -69,7 +69,11 @@ def curve_data(curve: Curve, *, most_steps: int = MOST_STEPS) -> dict[str, Any]:
 def charts_data(curves: Sequence[Curve]) -> dict[str, Any]:
     """What the page's script draws, the same for every page."""
     most_steps = max(FEWEST_STEPS, MOST_STEPS // max(1, len(curves)))
-    return {"colours": COLOURS, "curves": [curve_data(curve, most_steps=most_steps) for curve in curves]}
+    return {
+        "colours": COLOURS,
+        "thinned": any(len({cut(radius) for radius in curve.radii}) > most_steps for curve in curves),
+        "curves": [curve_data(curve, most_steps=most_steps) for curve in curves],
+    }
 
 
 def comparison_page(

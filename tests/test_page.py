@@ -169,7 +169,7 @@ def test_codings_go_from_exact_to_small_and_say_what_is_lost() -> None:
     assert first == Coding(1, 1, None)
     assert "clean pictures are stored exactly" in first.note
     assert last.stride == 4
-    assert "of every 4 rows and columns of pixels one is shown" in last.note
+    assert "one of every 4 rows and columns of pixels is shown" in last.note
 
 
 SIGMAS = (0.25, 0.5, 1.0)
@@ -212,6 +212,7 @@ def test_curves_of_fifty_thousand_images_are_thinned() -> None:
     curves = [Curve(f"method {i}", "0.25", 50_000, radii, 0) for i in range(12)]
     page = methods_page(curves)
     assert len(page) < LIMIT / 2
+    assert "drawn with fewer, never above the true ones" in page
     shown = page_data(page)["curves"][0]
     assert len(shown["radii"]) == 1000
     assert shown["radii"][-1] == pytest.approx(radii[-1], abs=1e-6)

@@ -1,7 +1,6 @@
 // What a method costs against what it certifies, at a radius that is chosen.
 
 const costSlider = byId("cost-radius");
-const counted = (number) => Math.round(number).toLocaleString("en");
 
 function describe(curve, radius) {
   const { share, low, high } = accuracyAt(curve, radius);

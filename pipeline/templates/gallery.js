@@ -53,7 +53,7 @@ function voteTable(card, rows, caption) {
       "tr",
       {},
       html("th", { scope: "row" }, `${name}`),
-      html("td", {}, count.toLocaleString("en")),
+      html("td", {}, counted(count)),
       html("td", { "aria-hidden": "true" }, html("div", { class: count ? "bar" : "bar none", style: width })),
     );
   });
@@ -101,7 +101,7 @@ function openDetail(card) {
     Sigma: card.sigma,
     Radius: abstained ? "none" : card.radius,
     [gallery.bound === "margin" ? "Margin at least" : "Probability at least"]: card.bound ?? "unknown",
-    Evaluations: card.evaluations.toLocaleString("en"),
+    Evaluations: counted(card.evaluations),
     Seconds: card.seconds,
   };
   byId("detail-title").replaceChildren(`Image ${id}, sigma ${card.sigma}: ${outcomeOf(card)}`);
@@ -130,7 +130,7 @@ function placeMore() {
   byId("more").hidden = all;
   byId("more").replaceChildren(`Show ${Math.min(PORTION, listed.length - placed)} more`);
   byId("gallery-count").replaceChildren(
-    `${listed.length} of ${gallery.cards.length} match` + (all ? "." : `; the first ${placed} are listed.`),
+    `${counted(listed.length)} of ${counted(gallery.cards.length)} match` + (all ? "." : `; the first ${counted(placed)} are listed.`),
   );
   return byId("gallery").children[before];
 }

@@ -16,6 +16,7 @@ const distinct = (values) => [...new Set(values)];
 const methods = distinct(data.curves.map((curve) => curve.method));
 const levels = distinct(data.curves.map((curve) => curve.level));
 const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
+const counted = (number) => Math.round(number).toLocaleString("en");
 const levelName = (level) => (/^\d/.test(level) ? `sigma ${level}` : level);
 const nameOf = (curve) => (methods.length > 1 ? `${curve.method}, ${levelName(curve.level)}` : levelName(curve.level));
 
