@@ -312,6 +312,27 @@ def test_methods_are_compared_without_a_gallery(page: Page, comparison: Path) ->
     assert page.locator("img").count() == 0
 
 
+def test_a_page_where_nothing_is_right_and_nothing_has_pixels_works(page: Page, tmp_path: Path) -> None:
+    items = [replace(item, label=3) for item in ITEMS]
+    path = tmp_path / "report.html"
+    path.write_text(report_page(items, []))
+    opened(page, path).get_by_label("Radius", exact=True).press("ArrowRight")
+    assert check_readout(page, curves_of(items)) > 0
+    expect(page.locator("#cost-chart .point")).to_have_count(2)
+    expect(page.locator("#gallery-count")).to_have_text("0 of 0 match.")
+
+
+def test_tiny_radii_are_read_with_enough_digits(page: Page, tmp_path: Path) -> None:
+    curves = [Curve("lipschitz", "0.25", 20, tuple(0.00005 * n for n in range(1, 16)), 2, 100.0, 1.0)]
+    path = tmp_path / "comparison.html"
+    path.write_text(methods_page(curves))
+    slider = opened(page, path).get_by_label("Radius", exact=True)
+    for _ in range(40):
+        slider.press("ArrowRight")
+        radius = check_readout(page, curves)
+    assert 0.0002 < radius < 0.0006
+
+
 def test_without_scripts_the_figure_and_the_table_are_shown(browser: Browser, report: Path) -> None:
     with browser.new_context(java_script_enabled=False) as context:
         page = context.new_page()

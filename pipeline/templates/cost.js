@@ -20,8 +20,8 @@ function logTicks(low, high) {
   return inside.length > 7 ? inside.filter((tick) => Number.isInteger(Math.log10(tick))) : inside;
 }
 
-// The nearest place around a point where its name covers neither another name nor a point, with a line to it where it is
-// far; none where all is full, as the point's title has the name too.
+// The nearest place around a point where its name covers neither another name nor a point, with a line to it where
+// it is far; none where all is full, as the point's title has the name too.
 function placeName(text, [x, y], { taken, width, floor }) {
   const long = 7 * text.length;
   const rows = [0, -1, 1, -2, 2, -3, 3, -4, 4, -5, 5, -6, 6].map((row) => y + 17 * row);
@@ -72,7 +72,8 @@ function drawCost() {
   );
   if (!known.length) return;
   const costs = known.map((curve) => curve.evaluations);
-  const [low, high] = [Math.min(...costs) / 1.6, Math.max(...costs) * 1.6];
+  const room = Math.max(...costs) > 4 * Math.min(...costs) ? 1.6 : 3; // at least two numbers at the axis
+  const [low, high] = [Math.min(...costs) / room, Math.max(...costs) * room];
   const drawn = emptyChart(byId("cost-chart"), {
     label: "Certified accuracy over evaluations an image",
     xLabel: "evaluations an image",
@@ -91,8 +92,9 @@ function drawCost() {
     bottom: Math.max(y + 6, bottom),
   }));
   for (const { curve, at } of points) {
-    const room = { taken, width: drawn.width, floor: drawn.y(0) };
-    drawPoint(drawn, curve, at, radius, placeName(`${curve.method}, ${levelName(curve.level)}`, at, room));
+    const name = `${curve.method}, ${levelName(curve.level)}`;
+    const placed = placeName(name, at, { taken, width: drawn.width, floor: drawn.y(0) });
+    drawPoint(drawn, curve, at, radius, placed);
   }
 }
 

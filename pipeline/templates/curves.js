@@ -110,7 +110,8 @@ function readCurves() {
     const { share, low, high } = accuracyAt(curve, radius);
     const whisker = { class: "whisker ink", style: inkOf(colourIndex(curve)) };
     reading.append(svg("line", { ...whisker, x1: x(radius), x2: x(radius), y1: y(low), y2: y(high) }));
-    const text = `${nameOf(curve)}: ${percent(share)} (${percent(low)} to ${percent(high)})${attackText(curve, radius)}`;
+    const interval = `(${percent(low)} to ${percent(high)})`;
+    const text = `${nameOf(curve)}: ${percent(share)} ${interval}${attackText(curve, radius)}`;
     return html("li", {}, swatchOf(curve), html("span", {}, text));
   });
   for (const method of methods.filter(bestShown)) {

@@ -129,8 +129,9 @@ function placeMore() {
   const all = placed === listed.length;
   byId("more").hidden = all;
   byId("more").replaceChildren(`Show ${Math.min(PORTION, listed.length - placed)} more`);
+  const rest = all ? "." : `; the first ${counted(placed)} are listed.`;
   byId("gallery-count").replaceChildren(
-    `${counted(listed.length)} of ${counted(gallery.cards.length)} match` + (all ? "." : `; the first ${counted(placed)} are listed.`),
+    `${counted(listed.length)} of ${counted(gallery.cards.length)} match${rest}`,
   );
   return byId("gallery").children[before];
 }
