@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from pipeline.curves import Curve, interval_of
+from pipeline.figures import COLOURS
 from pipeline.gallery import noisy_pixels
 from pipeline.reduce import Attacked
 from tests.pages import HOSTILE, LAW, certified_images, curves_of, methods_page, random_images, report_page
@@ -274,8 +275,20 @@ def test_text_stands_out_in_light_and_dark(page: Page, report: Path, scheme: str
     ]
     for selector, contrast in page.evaluate(CONTRAST, selectors):
         assert contrast >= 4.5, selector
-    lines = [".curve:nth-of-type(1)", ".curve:nth-of-type(2)"]
-    assert all(contrast >= 3 for _, contrast in page.evaluate(CONTRAST, lines))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_lines_of_every_colour_stand_out_and_names_are_written_like_text(
+    page: Page, tmp_path: Path, scheme: str
+) -> None:
+    path = tmp_path / "comparison.html"
+    path.write_text(methods_page([replace(CURVES[0], method=f"method {number}") for number in range(len(COLOURS))]))
+    page.emulate_media(color_scheme=scheme)
+    opened(page, path)
+    lines = [f"[data-name='method {number}, sigma 0.25']" for number in range(len(COLOURS))]
+    assert min(contrast for _, contrast in page.evaluate(CONTRAST, lines)) >= 3
+    fill = page.locator("#cost-chart .point text").first.evaluate("text => getComputedStyle(text).fill")
+    assert fill == page.evaluate("getComputedStyle(document.body).color")
 
 
 @pytest.mark.parametrize("kind", ["report", "comparison"])
