@@ -22,6 +22,7 @@ from ndc_core.space import bytes_to_pixels
 from ndc_core.statistics import clopper_pearson_lower
 from ndc_core.voting import count_votes
 from pipeline.datasets import ImageRecord
+from pipeline.decoding import png_bytes
 from pipeline.evidence import checksum
 from pipeline.journal import LOADING, Journal
 from pipeline.locations import exists, location, publish, read
@@ -216,12 +217,10 @@ class AttackActor:
         return clopper_pearson_lower(total - int(drawn.votes[target]), total, alpha=CONFIRM_ALPHA) > 0.5
 
     def _save(self, row: dict[str, Any], adversarial: np.ndarray) -> None:
-        from pipeline.page import png_bytes
-
         folder = self.folder / "broken"
         name = f"{cell_id(row['image_id'], row['sigma_pixel'])}"
         pixels = bytes_to_pixels(adversarial) if adversarial.dtype == np.uint8 else adversarial
-        publish(folder / f"{name}.png", png_bytes(pixels))
+        publish(folder / f"{name}.png", png_bytes(np.rint(255 * pixels.clip(0, 1)).astype(np.uint8)))
         exactly = io.BytesIO()
         np.save(exactly, adversarial)
         publish(folder / f"{name}.npy", exactly.getvalue())

@@ -1,4 +1,4 @@
-"""Encoded images, or arrays, to the pixels that a model is shown."""
+"""Encoded images, or arrays, to the pixels that a model is shown; and pixels to files that a browser shows."""
 
 import warnings
 from io import BytesIO
@@ -48,6 +48,21 @@ def decode(
         image = _square(image, size, resample)
     pixels = np.asarray(image, np.uint8)
     return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
+
+
+def webp_bytes(pixels: UInt8[np.ndarray, "c h w"], *, quality: int | None) -> bytes:
+    """A picture as WebP, without loss where the quality (0 to 100) is None."""
+    return _file_of(pixels, "WEBP", lossless=quality is None, quality=100 if quality is None else quality)
+
+
+def png_bytes(pixels: UInt8[np.ndarray, "c h w"]) -> bytes:
+    return _file_of(pixels, "PNG")
+
+
+def _file_of(pixels: np.ndarray, kind: str, **options: int) -> bytes:
+    stream = BytesIO()
+    _from_array(pixels, MODES[len(pixels)]).save(stream, kind, **options)
+    return stream.getvalue()
 
 
 def _opened(content: bytes, mode: str) -> Image.Image:

@@ -1,72 +1,91 @@
-"""The self-contained HTML page of a run."""
+"""The self-contained HTML pages: a run's report, and a comparison of methods."""
 
-import base64
-import io
+import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import jinja2
-import numpy as np
-from matplotlib.image import imsave
 
-from ndc_core.grid import GridSpec
-from ndc_core.randomness import draw_generator
-from ndc_core.smoothing import NOISES
-from ndc_core.space import bytes_to_pixels, model_to_pixels
-from ndc_core.walks import WALKS, stations_of
-from pipeline.reduce import CertifiedImage
-from pipeline.store import StoredImage
+from pipeline.curves import Curve, interval_of
+from pipeline.figures import COLOURS
+from pipeline.gallery import gallery_data, picture_data, shown_items
+from pipeline.reduce import CertifiedImage, cut
+from pipeline.store import StoredImage, spread
 
-CLASSES_SHOWN = 3
+MOST_BYTES = 1_950_000  # of a report's page
+MOST_STEPS = 12_000  # of all curves of a page together
+FEWEST_STEPS = 100
 
 
-def png_bytes(pixels: np.ndarray) -> bytes:
-    """An image with channels first and values in [0, 1] as PNG; what lies outside is clipped."""
-    channels_last = np.moveaxis(pixels.clip(0, 1), 0, -1)
-    stream = io.BytesIO()
-    rgb = channels_last if channels_last.shape[2] == 3 else channels_last.repeat(3, axis=2)
-    imsave(stream, np.ascontiguousarray(rgb), format="png")
-    return stream.getvalue()
+@cache
+def environment() -> jinja2.Environment:
+    found = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    found.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return found
 
 
-def data_uri(pixels: np.ndarray) -> str:
-    return "data:image/png;base64," + base64.b64encode(png_bytes(pixels)).decode()
+def step_radii(curve: Curve, most: int) -> list[float]:
+    """The radii where a curve falls, cut to six digits; of more than `most` a spread, and always the last."""
+    radii = sorted({cut(radius) for radius in curve.radii})
+    last = len(radii) - 1
+    return [radii[last - index] for index in reversed(spread(len(radii), most))]
 
 
-def noisy_pixels(item: CertifiedImage, pixels: np.ndarray, *, law: dict[str, Any]) -> np.ndarray:
-    """The image as the first estimation draw saw it."""
-    sigma_pixel = item.certificate.sigma_pixel
-    generator = draw_generator(seed=law["seed"], image_id=item.image_id, phase="estimation", draw=0)
-    if law["classifier"].get("one_path"):
-        stations = stations_of(GridSpec(**law["classifier"]["grid"]), law["sigma_pixel"])
-        drawn = WALKS[law["noise"]](stations).draw(generator, pixels.shape)[stations.index(sigma_pixel)]
-        input_noise = NOISES[law["noise"]](stations[0])
-    else:
-        input_noise = NOISES[law["noise"]](sigma_pixel)
-        drawn = input_noise.draw(generator, pixels.shape)
-    return model_to_pixels(input_noise.add(pixels, drawn[None])[0])
+def curve_data(curve: Curve, *, most_steps: int = MOST_STEPS) -> dict[str, Any]:
+    """A curve for the page's script: `right[i]` images, and the interval of their share, hold at radii beyond
+    `radii[i - 1]` up to `radii[i]`, and the last at all beyond.
 
-
-def gallery_card(item: CertifiedImage, pixels: np.ndarray, *, law: dict[str, Any]) -> dict[str, Any]:
-    """What the page shows of one image at one noise level."""
-    certificate, total = item.certificate, max(1, sum(item.counts))
-    order = sorted(range(len(item.counts)), key=lambda c: -item.counts[c])[:CLASSES_SHOWN]
-    outcome = "right" if item.holds(0.0) else "wrong"
+    Shares end after three digits, the interval's outwards. A spread of the radii makes the curve lower, never higher.
+    """
+    radii = step_radii(curve, most_steps)
+    cut_radii = sorted(cut(radius) for radius in curve.radii)
+    held = Curve(curve.method, curve.level, curve.images, tuple(cut_radii), curve.abstained)
+    right = [*(held.right_at(radius) for radius in radii), 0]
+    interval_at = {number: interval_of(number, curve.images) for number in set(right)}
+    attacked = curve.attacked
     return {
-        "image_id": item.image_id,
-        "label": item.label,
-        "sigma": f"{certificate.sigma_pixel:g}",
-        "outcome": "abstained" if certificate.predicted is None else outcome,
-        "predicted": certificate.predicted,
-        "radius": f"{int(certificate.radius * 1e4) / 1e4:.4f}",
-        "clean": data_uri(bytes_to_pixels(pixels)),
-        "noisy": data_uri(noisy_pixels(item, pixels, law=law)),
-        "votes": [
-            {"class": c, "count": item.counts[c], "percent": 100 * item.counts[c] / total}
-            for c in order
-            if item.counts[c]
-        ],
+        "method": curve.method,
+        "level": curve.level,
+        "images": curve.images,
+        "abstained": curve.abstained,
+        "radii": radii,
+        "right": right,
+        "low": [math.floor(1000 * interval_at[number][0]) / 1000 for number in right],
+        "high": [math.ceil(1000 * interval_at[number][1]) / 1000 for number in right],
+        "evaluations": curve.evaluations_per_image,
+        "seconds": curve.seconds_per_image,
+        "attacked": sorted(attacked.accuracy.items()) if attacked else [],
+        "attackedImages": attacked.images if attacked else 0,
     }
+
+
+def charts_data(curves: Sequence[Curve]) -> dict[str, Any]:
+    """What the page's script draws, the same for every page."""
+    most_steps = max(FEWEST_STEPS, MOST_STEPS // max(1, len(curves)))
+    return {
+        "colours": COLOURS,
+        "thinned": any(len({cut(radius) for radius in curve.radii}) > most_steps for curve in curves),
+        "curves": [curve_data(curve, most_steps=most_steps) for curve in curves],
+    }
+
+
+def comparison_page(
+    *,
+    title: str,
+    lead: Sequence[str],
+    tables: Sequence[tuple[str, list[str], list[list[str]]]],
+    curves: Sequence[Curve],
+) -> str:
+    """Methods beside each other: paragraphs, tables (caption, header, rows), and the curves of all."""
+    template = environment().get_template("comparison.html")
+    return template.render(title=title, lead=lead, tables=tables, data=charts_data(curves))
 
 
 def html_page(
@@ -74,30 +93,32 @@ def html_page(
     title: str,
     table: tuple[list[str], list[list[str]]],
     figure: str,
+    curves: Sequence[Curve],
     alpha: float,
     scope: str,
-    attacked: bool,
     certified: Sequence[CertifiedImage],
     images: Sequence[StoredImage],
     law: dict[str, Any],
 ) -> str:
-    """One page that needs no other file: table, curve, what was declared, and a gallery of images."""
-    shown = {image.image_id: image.pixels for image in images if image.pixels is not None}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("report.html").render(
-        title=title,
-        header=table[0],
-        rows=table[1],
-        figure=figure[figure.index("<svg") :],
-        alpha=alpha,
-        scope=scope,
-        attacked=attacked,
-        law=law,
-        cards=[gallery_card(item, shown[item.image_id], law=law) for item in certified if item.image_id in shown],
-    )
+    """One page that needs no other file: curves, costs, table, what was declared, and a gallery of images."""
+    items = shown_items(certified, images)
+    data = charts_data(curves) | {"gallery": gallery_data(items, images=len(images))}
+
+    def page(pictures: dict[str, Any]) -> str:
+        return (
+            environment()
+            .get_template("report.html")
+            .render(
+                title=title,
+                tables=[("Certified accuracy", *table)],
+                figure=figure[figure.index("<svg") :],
+                attacked=any(curve.attacked for curve in curves),
+                alpha=alpha,
+                scope=scope,
+                law=law,
+                data=data | {"pictures": pictures},
+            )
+        )
+
+    left = MOST_BYTES - len(page({"note": ""}).encode())
+    return page(picture_data(items, budget=left, law=law))

@@ -113,6 +113,11 @@ def certificate_rows(certified: Sequence[CertifiedImage]) -> list[dict[str, Any]
     ]
 
 
+def cut(number: float) -> float:
+    """Six digits, never rounded up, so that a radius never exceeds the certified one (rule S7)."""
+    return math.floor(number * 1e6) / 1e6
+
+
 def certificate_tsv(certified: Sequence[CertifiedImage]) -> str:
     """The log that this field's scripts read (predict is -1 for an abstention), with sigma_pixel as a last column.
 
@@ -123,7 +128,7 @@ def certificate_tsv(certified: Sequence[CertifiedImage]) -> str:
     for item in certified:
         certificate = item.certificate
         predict = -1 if certificate.predicted is None else certificate.predicted
-        radius = math.floor(certificate.radius * 1e6) / 1e6
+        radius = cut(certificate.radius)
         lines.append(
             f"{index_of[item.image_id]}\t{item.label}\t{predict}\t{radius:.6f}\t{int(item.holds(0.0))}\t"
             f"{timedelta(seconds=item.seconds)}\t{certificate.sigma_pixel:g}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from upath import UPath
 
+from pipeline.curves import curve_of
 from pipeline.figures import certified_accuracy_figure
 from pipeline.locations import publish
 from pipeline.page import html_page
@@ -169,9 +170,11 @@ def write_report(
             title=title,
             table=table_cells(summary),
             figure=figure.svg,
+            curves=[
+                curve_of(summary.method, name, items, (empirical or {}).get(name)) for name, items in levels.items()
+            ],
             alpha=alpha,
             scope=summary.scope,
-            attacked=bool(empirical),
             certified=certified,
             images=images,
             law=law,

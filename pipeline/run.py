@@ -11,6 +11,7 @@ from upath import UPath
 from pipeline.attackers import empirical_accuracy
 from pipeline.cluster import Metrics, Say, connect_ray, stop_on_signals, stream
 from pipeline.datasets import examples_of
+from pipeline.gallery import MOST_IMAGES
 from pipeline.law import refuse_undeclared_radii
 from pipeline.lease import Lease, held
 from pipeline.locations import LocationError, absolute
@@ -175,7 +176,7 @@ def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[f
     Raises:
         ValueError: the run is incomplete, or a radius is none that a sequential run declared.
     """
-    manifest, images = store.manifest(), store.images()
+    manifest, images = store.manifest(), store.images(shown=MOST_IMAGES)
     law, fingerprint = manifest["law"], manifest["fingerprint"]
     refuse_undeclared_radii(law, radii)
     evidence = store.all_evidence(fingerprint=fingerprint)

@@ -41,7 +41,6 @@ from pipeline.locations import (
 )
 from pipeline.units import WorkUnit
 
-GALLERY_IMAGES = 64
 MANY_FILES = 5_000
 READINGS = 5
 EVIDENCE_KEY = b"ndc.evidence"
@@ -73,11 +72,17 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image as the run folder knows it; pixels are kept for the first few only."""
+    """An image as the run folder knows it; pixels come only where they are asked for."""
 
     image_id: str
     label: int
     pixels: np.ndarray | None
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of the indices below `count`, evenly spaced."""
+    taken = min(count, most)
+    return [index * count // taken for index in range(taken)]
 
 
 def write_certificates(path: UPath, rows: Sequence[dict[str, Any]], *, evidence_digest: str) -> None:
@@ -143,15 +148,13 @@ class RunStore:
         publish(self.folder / "run.toml", config_toml.encode())
         publish(self.folder / "run.json", json.dumps(manifest, indent=2).encode())
 
-    def images(self) -> list[StoredImage]:
-        """All images, the first few with their pixels."""
+    def images(self, *, shown: int = 0) -> list[StoredImage]:
+        """All images; at most so many of them, spread evenly over the data, with their pixels."""
+        records = self.pictures.records()
+        chosen = set(spread(len(records), shown))
         return [
-            StoredImage(
-                record.image_id,
-                record.label,
-                self.pictures.pixels(record) if record.index < GALLERY_IMAGES else None,
-            )
-            for record in self.pictures.records()
+            StoredImage(record.image_id, record.label, self.pictures.pixels(record) if record.index in chosen else None)
+            for record in records
         ]
 
     # Evidence

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.datasets import Example
 from pipeline.evidence import Evidence
-from pipeline.store import GALLERY_IMAGES, RunStore, StoreError
+from pipeline.store import RunStore, StoreError, spread
 from pipeline.units import WorkUnit
 
 LAW = "a" * 64
@@ -113,18 +113,26 @@ def test_failures_are_listed_until_the_unit_succeeds(store: RunStore) -> None:
     assert not list(store.failures())
 
 
+def test_a_spread_is_even_and_all_where_all_may_be_taken() -> None:
+    assert spread(3, 5) == [0, 1, 2]
+    assert spread(10, 4) == [0, 2, 5, 7]
+    assert spread(10, 0) == spread(0, 10) == []
+    assert len(set(spread(50_000, 500))) == 500
+
+
 def test_images_are_kept_with_pixels_for_the_gallery(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
-    examples = [Example(str(i), np.full((1, 2, 3), i, np.uint8), i) for i in range(GALLERY_IMAGES + 2)]
+    examples = [Example(str(i), np.full((1, 2, 3), i, np.uint8), i) for i in range(6)]
     assert not store.is_declared()
     records = [example.record(index) for index, example in enumerate(examples)]
     manifest = {"law": {}, "fingerprint": LAW, "plan": {}}
     store.declare(manifest, config_toml="", records=records, examples=examples)
     assert store.is_declared()
-    images = store.images()
+    images = store.images(shown=3)
     assert [image.image_id for image in images] == [example.image_id for example in examples]
-    np.testing.assert_array_equal(images[5].pixels, examples[5].image)
-    assert images[GALLERY_IMAGES].pixels is None
+    assert [image.pixels is None for image in images] == [False, True, False, True, False, True]
+    np.testing.assert_array_equal(images[4].pixels, examples[4].image)
+    assert all(image.pixels is None for image in store.images())
 
 
 def test_a_folder_without_run_or_with_a_damaged_one_is_refused(tmp_path: Path) -> None:
