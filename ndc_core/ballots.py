@@ -25,6 +25,7 @@ from ndc_core.scores import (
     refuse_non_finite,
 )
 from ndc_core.sift import sift, smallest
+from ndc_core.unconditional import estimates
 
 Answers = Generator[Ask, Tensor, None]
 Alive = Bool[np.ndarray, "draws classes"]
@@ -153,31 +154,11 @@ class _Ballots:
         """The clean image behind each z without a label, if the classifier's formula needs it."""
         if not self.classifier.formula.needs_estimate:
             return None
-        found = []
+        found, rows_per_pass = [], self.classifier.rows_per_pass
         for z, tau_model in zip(self.z, self.taus_model, strict=True):
-            found.append((yield from self._estimate(z, tau_model)))
+            self.evaluations += len(z) * self.classifier.estimator.evaluations
+            found.append((yield from estimates(self.classifier.estimator, z, tau_model, rows_per_pass=rows_per_pass)))
         return tuple(found)
-
-    def _estimate(self, z: Images, tau_model: float) -> Generator[Ask, Tensor, Images]:
-        estimator = self.classifier.estimator
-        labels = estimator.labels.to(z.device)
-        at_once = max(1, self.classifier.rows_per_pass // len(labels))  # draws: memory does not grow with the labels
-        means = []
-        for first in range(0, len(z), at_once):
-            some = z[first : first + at_once]
-            row = torch.arange(len(some) * len(labels), device=z.device)
-            draw, label = row // len(labels), row % len(labels)
-
-            def inputs(
-                rows: slice, some: Tensor = some, draw: Tensor = draw, label: Tensor = label
-            ) -> tuple[Tensor, Tensor, Tensor]:
-                level = torch.full((rows.stop - rows.start,), tau_model, device=z.device)
-                return some[draw[rows]], level, labels[label[rows]]
-
-            ask = Ask("forward", estimator.denoiser, len(row), inputs, lambda found, rows: found)
-            each = yield from self.ask(ask)
-            means.append(each.unflatten(0, (len(some), len(labels))).mean(dim=1))
-        return torch.cat(means)
 
     def open(self, path: Path, weight: Float[np.ndarray, "taus steps"]) -> None:
         """The path that all classes are scored on."""

@@ -15,25 +15,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ndc_core.denoiser import Denoiser, EveryClass
+from ndc_core.image_classifier import ImageClassifier
 
 Inputs = tuple[Float[Tensor, "rows c h w"], Float[Tensor, " rows"], Float[Tensor, "rows classes"]]
-Kind = Literal["forward", "every_class", "label_gradient"]
+Kind = Literal["forward", "every_class", "label_gradient", "classify"]
 # A backward pass to the label costs about as much as a forward one: the weights need no gradient.
-EVALUATIONS_OF_A_ROW: dict[Kind, int] = {"forward": 1, "every_class": 1, "label_gradient": 2}
+EVALUATIONS_OF_A_ROW: dict[Kind, int] = {"forward": 1, "every_class": 1, "label_gradient": 2, "classify": 1}
 TASKS_AT_ONCE = 12
 
 
 @dataclass(frozen=True)
 class Ask:
     """Rows to be evaluated. `inputs` gives z, sigma_model and label of a window of them, `read` keeps what is wanted of
-    the denoiser's output for the window: one row of the answer for each.
+    the network's output for the window: one row of the answer for each.
 
     `forward` is the denoiser at the given labels, `every_class` all classes of a network with class heads (labels are
     not looked at), `label_gradient` the derivative of what `read` keeps, one number a row, with respect to the label.
     """
 
     kind: Kind
-    denoiser: Denoiser
+    network: Denoiser | ImageClassifier
     rows: int
     inputs: Callable[[slice], Inputs]
     read: Callable[[Tensor, slice], Tensor]
@@ -141,7 +142,7 @@ class _Gatherer(Generic[Name, Result]):
         else:
             assert ask.rows > 0
             running.ask, running.asked, running.answer = ask, ask.rows, []
-            self.queues[ask.kind, id(ask.denoiser)].append(running)
+            self.queues[ask.kind, id(ask.network)].append(running)
 
     def _end(self, running: _Running[Name, Result], result: Result | Exception) -> None:
         self.running -= 1
@@ -178,21 +179,22 @@ class _Gatherer(Generic[Name, Result]):
             return []
 
     def _evaluate(self, parts: list[tuple[Ask, slice]]) -> list[Tensor]:
-        kind, denoiser = parts[0][0].kind, parts[0][0].denoiser
+        kind, network = parts[0][0].kind, parts[0][0].network
         with torch.inference_mode(kind != "label_gradient"):
             columns = zip(*(ask.inputs(window) for ask, window in parts), strict=True)
             z, sigma_model, label = (_padded(torch.cat(column), self.rows_per_pass) for column in columns)
             if kind == "label_gradient":
                 with torch.enable_grad():
                     label.requires_grad_()
-                    kept = self._read(denoiser(z, sigma_model, label), parts)
+                    kept = self._read(cast(Denoiser, network)(z, sigma_model, label), parts)
                     gradient: Tensor = torch.autograd.grad(torch.cat(kept).sum(), label)[0]
                 return list(gradient[: sum(len(one) for one in kept)].split([len(one) for one in kept]))
-            found = (
-                cast(EveryClass, denoiser).every_class(z, sigma_model)
-                if kind == "every_class"
-                else denoiser(z, sigma_model, label)
-            )
+            if kind == "classify":
+                found = cast(ImageClassifier, network)(z)
+            elif kind == "every_class":
+                found = cast(EveryClass, network).every_class(z, sigma_model)
+            else:
+                found = cast(Denoiser, network)(z, sigma_model, label)
             return self._read(found, parts)
 
     def _read(self, found: Tensor, parts: list[tuple[Ask, slice]]) -> list[Tensor]:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ndc_core.denoiser import Denoiser
+from ndc_core.passes import Ask, Inputs, Task
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,27 @@ class Unconditional:
     @property
     def evaluations(self) -> int:
         return len(self.labels)
+
+
+def estimates(
+    estimator: Unconditional, z: Float[Tensor, "draws c h w"], sigma_model: float, *, rows_per_pass: int
+) -> Task[Float[Tensor, "draws c h w"]]:
+    """Asks for the clean image behind each z, whose noise is sigma_model."""
+    labels = estimator.labels.to(z.device)
+    at_once = max(1, rows_per_pass // len(labels))  # draws: memory does not grow with the labels
+    means = []
+    for first in range(0, len(z), at_once):
+        some = z[first : first + at_once]
+        row = torch.arange(len(some) * len(labels), device=z.device)
+        draw, label = row // len(labels), row % len(labels)
+
+        def inputs(rows: slice, some: Tensor = some, draw: Tensor = draw, label: Tensor = label) -> Inputs:
+            level = torch.full((rows.stop - rows.start,), sigma_model, device=z.device)
+            return some[draw[rows]], level, labels[label[rows]]
+
+        each = yield Ask("forward", estimator.denoiser, len(row), inputs, lambda found, rows: found)
+        means.append(each.unflatten(0, (len(some), len(labels))).mean(dim=1))
+    return torch.cat(means)
 
 
 def null_label(denoiser: Denoiser) -> Unconditional:
