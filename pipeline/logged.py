@@ -93,10 +93,11 @@ def description(summary: Summary | None, folder: str) -> str:
     """Markdown for the head of the run's page: the result as soon as there is one, and the command to go on with."""
     if summary is None:
         return f"Not finished. To go on: `ndc certify {folder}`\n"
-    levels = {level.name: level.certified_accuracy for level in summary.levels}
-    rows = [["sigma", *(f"r = {radius:g}" for radius in summary.radii)], ["---"] * (len(summary.radii) + 1)]
-    rows += [[name, *map(percent, shares.values())] for name, shares in (best_of(summary) | levels).items()]
-    table = "\n".join("| " + f"{WIDE_SPACE} | ".join(row) + " |" for row in rows)
+    shares = best_of(summary) | {level.name: level.certified_accuracy for level in summary.levels}
+    header = ["sigma", *(f"r = {radius:g}" for radius in summary.radii)]
+    rows = [header, *([name, *map(percent, row.values())] for name, row in shares.items())]
+    first, *others = ("| " + f"{WIDE_SPACE} | ".join(row) + " |" for row in rows)
+    table = "\n".join([first, "| --- " * len(header) + "|", *others])
     if len(table) > LONGEST_TABLE:
         table = "The table is long: it is `table.md` among the artifacts."
     return f"{table}\n\nFrom the votes again: `ndc report {folder}`\n"
@@ -110,7 +111,10 @@ def best_of(summary: Summary) -> dict[str, dict[float, float]]:
 def table_of(summary: Summary) -> dict[str, list[Any]]:
     """Certified accuracies by column, one row a level and radius. MLflow compares runs by its first two columns unless
     told otherwise; what all runs have comes first."""
-    levels = {f"sigma {level.name}": level.certified_accuracy for level in summary.levels}
+    levels = {
+        level.name if level.name == LARGEST else f"sigma {level.name}": level.certified_accuracy
+        for level in summary.levels
+    }
     rows = [
         (name, radius, share)
         for name, shares in {"best sigma": summary.best_accuracy, **levels}.items()

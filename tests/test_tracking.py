@@ -8,7 +8,7 @@ from upath import UPath
 
 from pipeline.config import load_config
 from pipeline.locations import location
-from pipeline.logged import curve_points, description, flatten, scalars
+from pipeline.logged import curve_points, description, flatten, scalars, table_of
 from pipeline.reduce import LARGEST, Attacked
 from pipeline.report import Empirical, Report, summarise
 from pipeline.tracking import CHARTS, Tracker, TrackingError, charts_link, link_of_run, serving_command
@@ -83,10 +83,11 @@ def test_metrics_come_in_few_sections_and_name_no_method(workplace: Path) -> Non
     assert len(metrics) == 14
 
 
-def test_the_largest_per_image_costs_nothing_more(workplace: Path) -> None:
+def test_the_largest_per_image_is_a_level_that_costs_nothing_more() -> None:
     with_largest = summarise({**LEVELS, LARGEST: ITEMS}, alpha=0.001, radii=(0.0,))
     assert scalars(with_largest)["cost/evaluations_per_image"] == 200
     assert "largest_per_image/average_radius" in scalars(with_largest)
+    assert table_of(with_largest)["level"] == ["best sigma", "sigma 0.25", "sigma 0.5", LARGEST]
 
 
 def test_runs_are_found_by_method_certificate_levels_and_sweep(workplace: Path) -> None:
