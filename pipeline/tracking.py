@@ -164,9 +164,14 @@ def connect() -> "tuple[str, MlflowClient]":
 
 def find_run(client: "MlflowClient", experiment_id: str, folder: str, fingerprint: str) -> str | None:
     for run in client.search_runs([experiment_id], f"tags.`ndc.fingerprint` = '{fingerprint}'"):
-        if run.data.tags.get("ndc.folder") == folder:
+        if _resolved(run.data.tags.get("ndc.folder", "")) == _resolved(folder):
             return str(run.info.run_id)
     return None
+
+
+def _resolved(folder: str) -> str:
+    """One name for a folder that can be reached by several paths; a URI is its own."""
+    return folder if "://" in folder else os.path.realpath(folder)
 
 
 def link_of_run(folder: UPath) -> tuple[str, str | None]:

@@ -208,6 +208,14 @@ def test_the_link_of_a_logged_run_is_the_trackers(workplace: Path) -> None:
     assert link_of_run(declared(workplace / "runs/a", "f")) == (found.link, found.how_to_open)
 
 
+def test_a_run_is_found_by_whichever_path_its_folder_is_reached(workplace: Path) -> None:
+    found = tracker()
+    declared(workplace / "runs/a", "f")
+    (workplace / "link").symlink_to(workplace / "runs")
+    assert link_of_run(location("runs/../runs/a"))[0] == found.link
+    assert tracker("link/a").run_id == found.run_id
+
+
 def test_asking_for_the_link_of_a_run_that_was_never_logged_creates_nothing(workplace: Path) -> None:
     folder = declared(workplace / "runs/a", "other")
     with pytest.raises(TrackingError, match=rf"runs/a was never logged .* sqlite:///{workplace}/mlflow.db; set MLFLOW"):
