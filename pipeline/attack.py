@@ -54,13 +54,7 @@ def attack_run(
         summary = summary_of(results, radii=run.config.certificate.radii, fingerprint=run.fingerprint)
         publish(folder / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
         report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=folder)
-        tracker = Tracker(
-            experiment=run.config.experiment,
-            folder=folder,
-            law=run.law,
-            fingerprint=run.fingerprint,
-            data=run.config.dataset,
-        )
+        tracker = Tracker(run.config, folder=folder, law=run.law, fingerprint=run.fingerprint)
         tracker.attacked(report, [folder / name for name in ("report.html", "curve.svg", "curve.png", SUMMARY)])
     _raise_if_broken(folder, results)
     say(

@@ -321,13 +321,25 @@ def attack(folder: "UPath", limit: int | None, **settings: int) -> None:
 @click.option("--radii", help="Radii of the table, as 0,0.25,0.5 [default: the run's].")
 @click.option("--out", type=PLACE, help="Where to write [default: RUN, or RUN/alpha-<alpha>].")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def report(folder: "UPath", alpha: float | None, radii: str | None, out: "UPath | None", as_json: bool) -> None:
+@click.option("--mlflow-link", is_flag=True, help="Only print the link that opens on the experiment's MLflow charts.")
+def report(
+    folder: "UPath", alpha: float | None, radii: str | None, out: "UPath | None", as_json: bool, mlflow_link: bool
+) -> None:
     """Derive certificates, tables and pictures again from a run's evidence. Needs no model."""
     from pipeline.config import load_config
     from pipeline.report import summary_json
     from pipeline.run import reduce_and_report
     from pipeline.store import RunStore
+    from pipeline.tracking import link_of_run
 
+    if mlflow_link:
+        if as_json or alpha is not None or radii or out:
+            raise click.UsageError("--mlflow-link goes with no other option: it prints a link, and derives nothing.")
+        link, how_to_open = link_of_run(folder)
+        click.echo(link)
+        if how_to_open:
+            _say(f"served by `{how_to_open}`")
+        return
     store = RunStore(folder)
     store.manifest()
     overrides = [f"certificate.alpha={alpha}"] if alpha is not None else []

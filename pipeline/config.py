@@ -122,6 +122,7 @@ class RunConfig(Section):
     sigma_pixel: tuple[float, ...] = Field(min_length=1)
     noise: NoiseName = "integer"
     experiment: str = "ndc"
+    sweep: str | None = Field(default=None, min_length=1)
     dataset: DatasetConfig
     classifier: ClassifierConfig
     votes: VotesConfig

@@ -53,13 +53,7 @@ def certify_run(run: PreparedRun, *, say: Say, force: bool = False, retry_failed
         if not store.is_declared():
             examples = examples_of(run.config.dataset, run.source, channels=run.listing.image_shape[0], corrupt=[])
             store.declare(run.manifest(), config_toml=run.config.to_toml(), records=run.records, examples=examples)
-        tracker = Tracker(
-            experiment=run.config.experiment,
-            folder=run.folder,
-            law=run.law,
-            fingerprint=run.fingerprint,
-            data=run.config.dataset,
-        )
+        tracker = Tracker(run.config, folder=run.folder, law=run.law, fingerprint=run.fingerprint)
         try:
             Session(run, store, lease, log, say).vote(only_failed=retry_failed)
             report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=run.folder)

@@ -2,10 +2,11 @@
 
 import logging
 import os
+import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 from urllib.request import urlopen
@@ -13,16 +14,24 @@ from urllib.request import urlopen
 from filelock import FileLock
 from upath import UPath
 
+from pipeline.config import RunConfig, load_config
 from pipeline.datasets import DatasetSpec
 from pipeline.locations import absolute, read
-from pipeline.reduce import CertifiedImage
-from pipeline.report import Report, Summary, accuracy_at
+from pipeline.logged import Point, attacked_scalars, curve_points, description, flatten, scalars, table_of, tags_of
+from pipeline.report import Report
+from pipeline.store import RunStore
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # `ndc` prints its own
 
 DEFAULT_DATABASE = "mlflow.db"
 DEFAULT_ARTIFACTS = "mlartifacts"
-CURVE_STEP = 0.01
+NOTE = "mlflow.note.content"
+TABLE = "certified.json"
+POINTS_AT_ONCE = 1000  # as MLflow allows
 CHARTS = "workflowType=machine_learning&compareRunsMode=CHART"
 
 
@@ -38,6 +47,8 @@ def tracking_uri() -> str:
 def without_password(uri: str) -> str:
     """The address as it may be shown."""
     place = urlparse(uri)
+    if "@" not in place.netloc:
+        return uri  # put together again, sqlite's would lack slashes
     return place._replace(netloc=place.netloc.rpartition("@")[2]).geturl()
 
 
@@ -60,18 +71,15 @@ def check_server(uri: str) -> None:
 class Tracker:
     """The MLflow run that belongs to one law and one run folder."""
 
-    def __init__(
-        self, *, experiment: str, folder: UPath, law: dict[str, Any], fingerprint: str, data: DatasetSpec
-    ) -> None:
-        self.uri = tracking_uri()
-        check_server(self.uri)
-        from mlflow import MlflowClient
-
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it makes
+    def __init__(self, config: RunConfig, *, folder: UPath, law: dict[str, Any], fingerprint: str) -> None:
+        self.folder = absolute(folder)
         with FileLock(f"{DEFAULT_DATABASE}.lock"):  # the first initialisation races between processes
-            self.client = MlflowClient(tracking_uri=self.uri)
-            self.experiment_id = self._experiment(experiment)
-        self.run_id = self._find(folder, fingerprint) or self._create(folder, law, fingerprint, data)
+            self.uri, self.client = connect()
+            self.experiment_id = self._experiment(config.experiment)
+        tags, found = tags_of(config, law), find_run(self.client, self.experiment_id, self.folder, fingerprint)
+        self.run_id = found or self._create(f"{tags['method']}: {folder.name}", law, fingerprint, config.dataset)
+        for name, value in tags.items():  # those that are not of the law may have changed
+            self.client.set_tag(self.run_id, name, value)
         self.client.update_run(self.run_id, status="RUNNING")
 
     def _experiment(self, name: str) -> str:
@@ -82,60 +90,57 @@ class Tracker:
         location = Path(DEFAULT_ARTIFACTS).absolute().as_uri() if local else None
         return str(self.client.create_experiment(name, artifact_location=location))
 
-    def _find(self, folder: UPath, fingerprint: str) -> str | None:
-        query = f"tags.`ndc.fingerprint` = '{fingerprint}'"
-        for run in self.client.search_runs([self.experiment_id], query):
-            if run.data.tags.get("ndc.folder") == absolute(folder):
-                return str(run.info.run_id)
-        return None
+    def _create(self, name: str, law: dict[str, Any], fingerprint: str, data: DatasetSpec) -> str:
+        from mlflow.entities import Dataset, DatasetInput, Param
 
-    def _create(self, folder: UPath, law: dict[str, Any], fingerprint: str, data: DatasetSpec) -> str:
-        from mlflow.entities import Dataset, DatasetInput
-
-        tags = {"ndc.fingerprint": fingerprint, "ndc.folder": absolute(folder)}
-        run = self.client.create_run(self.experiment_id, run_name=folder.name, tags=tags)
-        for key, value in flatten(law).items():
-            self.client.log_param(run.info.run_id, key, value)
+        tags = {"ndc.fingerprint": fingerprint, "ndc.folder": self.folder, NOTE: description(None, self.folder)}
+        run = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
+        self.client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in flatten(law).items()])
         dataset = Dataset(name=data.name, digest=law["dataset"]["sha256"][:32], source_type="ndc", source=data.name)
         self.client.log_inputs(run.info.run_id, [DatasetInput(dataset)])
         return str(run.info.run_id)
 
     @property
     def link(self) -> str:
-        """Where the experiment opens on its charts."""
-        page = f"#/experiments/{self.experiment_id}/runs?{CHARTS}"
-        if urlparse(self.uri).scheme in ("http", "https"):
-            return f"{without_password(self.uri).rstrip('/')}/{page}"
-        return f"http://127.0.0.1:5000/{page}"
+        return charts_link(self.uri, self.experiment_id)
 
     @property
     def how_to_open(self) -> str | None:
-        """The command that serves a local database; None where a server is running."""
-        return f"mlflow ui --backend-store-uri {self.uri}" if self.uri.startswith("sqlite:") else None
+        return serving_command(self.uri)
 
     def stopped(self, *, failed: bool) -> None:
         self.client.set_terminated(self.run_id, status="FAILED" if failed else "KILLED")
 
     def finish(self, report: Report, artifacts: list[UPath]) -> None:
-        """Logs figures and curve once (a second time would zigzag), and ends the MLflow run."""
-        if self.client.get_run(self.run_id).data.tags.get("ndc.reported") != "true":
-            for name, value in scalars(report.summary).items():
-                self.client.log_metric(self.run_id, name, value)
-            for name, step, value in curve_points(report.levels):
-                self.client.log_metric(self.run_id, name, value, step=step)
-            self._log(artifacts)
+        """Logs figures and curves once (a second time would zigzag), and ends the MLflow run."""
+        run = self.client.get_run(self.run_id)
+        if run.data.tags.get("ndc.reported") != "true":
+            points = [(name, 0, value) for name, value in scalars(report.summary).items()]
+            # All at the run's own time: if a driver is killed here, the next one logs the very same points.
+            self._log_points([*points, *curve_points(report.levels)], milliseconds=run.info.start_time)
+            self._log_files(artifacts)
+            if TABLE not in {item.path for item in self.client.list_artifacts(self.run_id)}:  # it would be added to
+                self.client.log_table(self.run_id, table_of(report.summary), TABLE)
+            self.client.set_tag(self.run_id, NOTE, description(report.summary, self.folder))
             self.client.set_tag(self.run_id, "ndc.reported", "true")
         self.client.set_terminated(self.run_id)
 
     def attacked(self, report: Report, artifacts: list[UPath]) -> None:
         """Adds what attacks left standing to a run that is reported already."""
-        for name, value in scalars(report.summary).items():
-            if name.startswith("attacked_"):
-                self.client.log_metric(self.run_id, name, value)
-        self._log(artifacts)
+        points = [(name, 0, value) for name, value in attacked_scalars(report.summary).items()]
+        self._log_points(points, milliseconds=round(1000 * time.time()))
+        self._log_files(artifacts)
+        self.client.set_tag(self.run_id, NOTE, description(report.summary, self.folder))
         self.client.set_terminated(self.run_id)
 
-    def _log(self, artifacts: list[UPath]) -> None:
+    def _log_points(self, points: list[Point], *, milliseconds: int) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, value, milliseconds, step) for name, step, value in points]
+        for start in range(0, len(metrics), POINTS_AT_ONCE):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + POINTS_AT_ONCE])
+
+    def _log_files(self, artifacts: list[UPath]) -> None:
         with tempfile.TemporaryDirectory() as scratch:  # a run folder may be in an object store
             for artifact in artifacts:
                 copy = Path(scratch) / artifact.name
@@ -143,42 +148,61 @@ class Tracker:
                 self.client.log_artifact(self.run_id, str(copy))
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = str(value)
-    return flat
+def connect() -> "tuple[str, MlflowClient]":
+    """The tracking address and a client of it.
+
+    Raises:
+        TrackingError: a server does not answer.
+    """
+    uri = tracking_uri()
+    check_server(uri)
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it makes
+    return uri, MlflowClient(tracking_uri=uri)
 
 
-def scalars(summary: Summary) -> dict[str, float]:
-    """One number each; a name's part before the slash is its section among MLflow's charts."""
-    found: dict[str, float] = {}
-    for level in summary.levels:
-        sigma = metric_name(level.name)
-        found |= {f"cert_{sigma}/r_{r:g}": value for r, value in level.certified_accuracy.items()}
-        if level.attacked:
-            found |= {f"attacked_{sigma}/r_{r:g}": value for r, value in level.attacked.accuracy.items()}
-        found[f"summary/average_radius_{sigma}"] = level.average_radius
-        found[f"summary/abstained_{sigma}"] = level.abstained
-        found[f"cost/votes_per_image_{sigma}"] = level.votes_per_image
-        found[f"cost/evaluations_per_image_{sigma}"] = level.evaluations_per_image
-        found[f"cost/seconds_per_image_{sigma}"] = level.seconds_per_image
-    return found
+def find_run(client: "MlflowClient", experiment_id: str, folder: str, fingerprint: str) -> str | None:
+    for run in client.search_runs([experiment_id], f"tags.`ndc.fingerprint` = '{fingerprint}'"):
+        if _resolved(run.data.tags.get("ndc.folder", "")) == _resolved(folder):
+            return str(run.info.run_id)
+    return None
 
 
-def metric_name(level: str) -> str:
-    return f"sigma_{level}" if level[0].isdigit() else level.replace(" ", "_")
+def _resolved(folder: str) -> str:
+    """One name for a folder that can be reached by several paths; a URI is its own."""
+    return folder if "://" in folder else os.path.realpath(folder)
 
 
-def curve_points(levels: Mapping[str, Sequence[CertifiedImage]]) -> list[tuple[str, int, float]]:
-    """Certified accuracy as a metric over steps: MLflow's steps are integers, so step = 1000 * radius."""
-    points = []
-    for name, items in levels.items():
-        largest = max(item.certificate.radius for item in items)
-        for index in range(int(largest / CURVE_STEP) + 2):
-            radius = index * CURVE_STEP
-            points.append((f"curve/certified_{metric_name(name)}", round(1000 * radius), accuracy_at(items, radius)))
-    return points
+def link_of_run(folder: UPath) -> tuple[str, str | None]:
+    """Where the experiment of a logged run opens on its charts, and the command that serves it if that is a database
+    of this machine. Nothing is created.
+
+    Raises:
+        TrackingError: this run was never logged at this tracking address.
+        ValueError: the folder holds no run.
+    """
+    fingerprint = RunStore(folder).manifest()["fingerprint"]
+    experiment = load_config(str(folder / "run.toml")).experiment
+    uri = tracking_uri()
+    if not uri.startswith("sqlite:") or Path(urlparse(uri).path[1:]).is_file():  # MLflow would make the database
+        uri, client = connect()
+        found = client.get_experiment_by_name(experiment)
+        if found is not None and find_run(client, found.experiment_id, absolute(folder), fingerprint):
+            return charts_link(uri, found.experiment_id), serving_command(uri)
+    raise TrackingError(
+        f"{folder} was never logged to the experiment {experiment!r} at {without_password(uri)}; set "
+        f"MLFLOW_TRACKING_URI to where it was, or log it there: `ndc certify {folder}`"
+    )
+
+
+def charts_link(uri: str, experiment_id: str) -> str:
+    """Where the experiment opens on its charts."""
+    served = urlparse(uri).scheme in ("http", "https")
+    place = without_password(uri).rstrip("/") if served else "http://127.0.0.1:5000"
+    return f"{place}/#/experiments/{experiment_id}/runs?{CHARTS}"
+
+
+def serving_command(uri: str) -> str | None:
+    """The command that serves a local database; None where a server is running."""
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if uri.startswith("sqlite:") else None

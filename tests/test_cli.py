@@ -37,6 +37,16 @@ def test_certify_report_and_status_from_the_command_line(ndc, tiny_model: Path, 
     names = {path.name for path in (tmp_path / "runs/a").iterdir()}
     assert names >= {"certificates.parquet", "certificates.tsv", "curve.svg", "curve.png", "table.md", "table.tex"}
 
+    link = ndc("report", "runs/a", "--mlflow-link")
+    assert f"MLflow: {link.stdout}" in done.stdout
+    assert link.stdout.count("\n") == 1
+    assert link.stderr == f"served by `mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db`\n"
+    assert ndc("report", "runs/a", "--mlflow-link", "--json").returncode == 2
+    elsewhere = ndc("report", "runs/a", "--mlflow-link", MLFLOW_TRACKING_URI="sqlite:///other.db")
+    assert (elsewhere.returncode, elsewhere.stdout) == (1, "")
+    assert "runs/a was never logged" in elsewhere.stderr
+    assert not (tmp_path / "other.db").exists()
+
     status = ndc("status", "runs/a", "--json")
     assert json.loads(status.stdout)["votes_done"] == 200
 

@@ -30,6 +30,7 @@ ORDER = [
     {"cluster", "figures", "gallery", "progress", "measure"},
     {"page"},
     {"attackers", "report", "status", "train", "diagnosis_figures"},
+    {"logged"},
     {"tracking", "distill", "diagnose"},
     {"prepare"},
     {"run"},
