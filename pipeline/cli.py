@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -364,31 +365,27 @@ def status(folder: "UPath", as_json: bool, watch: bool, every: float) -> None:
 
 
 def _print_failures(failures: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from pipeline.console import print_table
+    from pipeline.tables import Table
 
-    table = Table(title=f"{len(failures):,} units failed; `ndc certify RUN --retry-failed` tries them again")
-    for name in ("unit", "error", "when"):
-        table.add_column(name, overflow="fold")
-    for failure in failures:
-        when = datetime.fromtimestamp(failure["failed_unix"], UTC).isoformat(" ", timespec="seconds")
-        table.add_row(failure["unit"], failure["error"], when)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    title = f"{len(failures):,} units failed; `ndc certify RUN --retry-failed` tries them again"
+    rows = [
+        [
+            failure["unit"],
+            failure["error"],
+            datetime.fromtimestamp(failure["failed_unix"], UTC).isoformat(" ", timespec="seconds"),
+        ]
+        for failure in failures
+    ]
+    print_table(Table(title, ["unit", "error", "when"], rows, names=3))
 
 
 def _print_report(written: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from pipeline.console import print_table
+    from pipeline.report import accuracy_table
 
-    from pipeline.report import table_cells
-
-    header, rows = table_cells(written.summary)
-    table = Table(title=f"Certified accuracy (alpha = {written.summary.alpha:g}, L2, pixels in [0, 1])")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    caption = f"Certified accuracy (alpha = {written.summary.alpha:g}, L2, pixels in [0, 1])"
+    print_table(replace(accuracy_table(written.summary), caption=caption))
     click.echo(f"Report: {written.page}")
 
 
