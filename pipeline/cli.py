@@ -343,6 +343,31 @@ def report(folder: "UPath", alpha: float | None, radii: str | None, out: "UPath 
 
 
 @main.command()
+@click.argument("sources", metavar="RUN...", nargs=-1, required=True)
+@click.option("--radii", help="Radii of the table, as 0.25,0.5 [default: all that the runs declared].")
+@click.option("--alpha", type=float, help="One failure probability for all runs; their votes stay as they are.")
+@click.option("--intersect", is_flag=True, help="Compare on the images that all share.")
+@click.option("--out", type=PLACE, default="runs/compare", show_default=True, help="Where to write.")
+def compare(sources: tuple[str, ...], radii: str | None, alpha: float | None, intersect: bool, out: "UPath") -> None:
+    """Put methods beside each other: certified accuracy, average radius, and the cost to certify and to classify.
+
+    RUN is a run's folder or URI, or a log of another tool (TSV with idx, label, predict, radius, correct, time). Give a
+    method's name as NAME=RUN, a log's noise level as NAME@SIGMA=LOG; logs of one NAME are one method. Needs no model.
+    """
+    from pipeline.compare import compare as compare_methods
+    from pipeline.compare import radii_of
+    from pipeline.console import print_table
+
+    chosen = radii_of(radii) if radii else None
+    written = compare_methods(sources, alpha=alpha, radii=chosen, intersect=intersect, out=out)
+    for remark in written.comparison.remarks:
+        _say(remark)
+    for table in written.tables:
+        print_table(table)
+    click.echo(f"Comparison: {written.page}")
+
+
+@main.command()
 @click.argument("folder", metavar="RUN", type=PLACE)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.option("--watch", is_flag=True, help="Go on until the run is complete.")
