@@ -7,12 +7,11 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
-from pipeline.curves import CONFIDENCE, Curve, best_of, interval_of
+from pipeline.curves import BEST, CONFIDENCE, Curve, best_of, interval_of
 from pipeline.reduce import LARGEST, Attacked
 from pipeline.report import percent
 from pipeline.tables import Table
 
-BEST_ROW = "best sigma per radius, chosen on this data"
 ALL_LEVELS = "all levels together"
 ACCURACY_CAPTION = (
     "Certified accuracy: images classified correctly and certified to the radius, in % of all. Natural accuracy is "
@@ -139,7 +138,7 @@ def accuracy_table(comparison: Comparison) -> Table:
         if len(levels_of(method)) > 1:
             best = best_curve(method)
             cells = [f"{percent(best.accuracy_at(r))} ({best_level(method, r)})" for r in radii]
-            rows.append([name, BEST_ROW, *cells, "", ""])
+            rows.append([name, BEST, *cells, "", ""])
     return Table(ACCURACY_CAPTION, header, rows, names=2)
 
 

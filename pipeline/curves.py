@@ -10,7 +10,7 @@ from scipy import stats
 from pipeline.reduce import Attacked, CertifiedImage
 
 CONFIDENCE = 0.95
-BEST = "best sigma per radius"
+BEST = "best sigma per radius, chosen on this data"
 
 
 @dataclass(frozen=True)
