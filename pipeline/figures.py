@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 import matplotlib as mpl
 import numpy as np
@@ -13,6 +14,7 @@ from pipeline.curves import Curve
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")  # told apart by the colour-blind too
 LINES = ("-", ":", "-.")
+LETTERS_OF_A_LINE = 62  # of a legend
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,14 @@ def certified_accuracy_figure(curves: Sequence[Curve]) -> Picture:
     Curves of several methods are named with their method.
     """
     several = len({curve.method for curve in curves}) > 1
+    labels = [curve_label(curve, with_method=several) for curve in curves]
+    legend_lines = sum(label.count("\n") + 1 for label in labels) if several else 0
     with mpl.rc_context({"svg.hashsalt": "ndc", "font.size": 11, "svg.fonttype": "path"}):
-        figure = Figure(figsize=(7, 4.2 + 0.2 * several * len(curves)), layout="constrained")
+        figure = Figure(figsize=(7, 4.2 + 0.2 * legend_lines), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        for index, curve in enumerate(curves):
+        for index, (curve, label) in enumerate(zip(curves, labels, strict=True)):
             colour, line = COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)]
-            label = curve_label(curve, with_method=several)
             radii, share = certified_accuracy_steps(curve)
             # A radius that just holds is certified: the step goes down behind it.
             ends, shares = np.append(radii, radii[-1]), 100 * np.append(share, 0)
@@ -69,9 +72,16 @@ def certified_accuracy_figure(curves: Sequence[Curve]) -> Picture:
 
 
 def curve_label(curve: Curve, *, with_method: bool) -> str:
-    level = f"$\\sigma$ = {curve.level}" if curve.level[0].isdigit() else curve.level
-    method = curve.method.replace("$", "\\$")  # a pair of them would begin a formula
-    return f"{method}, {level}" if with_method else level
+    """Of the level alone, or of method and level, in lines that fit the figure."""
+    of_sigma = curve.level[0].isdigit()
+    if not with_method:
+        return f"$\\sigma$ = {curve.level}" if of_sigma else curve.level
+    text = (
+        f"{curve.method}, \N{GREEK SMALL LETTER SIGMA} = {curve.level}"
+        if of_sigma
+        else f"{curve.method}, {curve.level}"
+    )
+    return fill(text, LETTERS_OF_A_LINE).replace("$", "\\$")  # two of them would begin a formula
 
 
 def render(figure: Figure, kind: str) -> bytes:

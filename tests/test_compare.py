@@ -17,6 +17,7 @@ from pipeline.compare import Opened, compare, names_of, radii_of
 from pipeline.comparison import Comparison
 from pipeline.contenders import open_contender, parse_argument
 from pipeline.curves import BEST, Curve, best_of, interval_of
+from pipeline.figures import LETTERS_OF_A_LINE, certified_accuracy_figure, curve_label
 from pipeline.law import LawChangedError
 from pipeline.locations import location
 from pipeline.reduce import LARGEST
@@ -124,6 +125,15 @@ def test_all_formats_are_written_and_names_never_become_markup(tmp_path: Path, o
 def test_the_best_curve_is_the_highest_at_every_radius(levels: list[list[float]], radius: float) -> None:
     curves = [Curve("m", str(i), 20, tuple(sorted(radii)), 0) for i, radii in enumerate(levels)]
     assert best_of(curves).right_at(radius) == max(curve.right_at(radius) for curve in curves)
+
+
+def test_names_in_a_figure_are_wrapped_and_no_formulas() -> None:
+    long = Curve(f"$x$ {'word ' * 20}".strip(), "0.25", 4, (0.1,), 0)
+    label = curve_label(long, with_method=True)
+    assert label.startswith("\\$x\\$ word")
+    assert label.split()[-3:] == ["\N{GREEK SMALL LETTER SIGMA}", "=", "0.25"]
+    assert max(map(len, label.splitlines())) <= LETTERS_OF_A_LINE + 2  # the dollars' backslashes
+    certified_accuracy_figure([long, Curve("$", BEST, 4, (), 0)])
 
 
 def test_a_runs_own_log_gives_its_own_curves(tmp_path: Path, out: Path) -> None:
