@@ -234,8 +234,13 @@ def test_what_attacks_left_stands_below_its_level_unless_images_are_left_out(tmp
 
 def test_a_maximum_over_sigmas_is_no_noise_level(tmp_path: Path, out: Path) -> None:
     run = finished_run(tmp_path / "a", WINS, "certificate.maximum_over_sigmas=true")
-    accuracy, cost = compared(run, out=out).tables
+    written = compared(run, out=out)
+    accuracy, cost = written.tables
     assert [row[1] for row in accuracy.rows] == ["0.125", "0.25", LARGEST, BEST]
+    largest = json.loads((out / "compare.json").read_text())["methods"][0]["levels"][2]
+    assert (largest["sigma_pixel"], largest["certify"]["evaluations"]) == (LARGEST, 340)
+    assert largest["classify"] == {"evaluations": None, "seconds": None}
+    assert any("shares this among its noise levels" in remark for remark in written.comparison.remarks)
     assert not any(LARGEST in cell for cell in accuracy.rows[3])
     assert [row[1] for row in cost.rows] == ["0.125", "0.25", "all levels together"]
 
