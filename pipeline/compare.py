@@ -80,9 +80,9 @@ def comparison_of(
         else:
             found += one.contenders(name, ids[id(one)])
     contenders = in_order([restricted(contender, shared) for contender in found])
-    declared = runs[0].law["certificate"]["alpha"] if runs and alpha is None else alpha
     remarks = remarks_on(named, contenders, sources, shared=len(shared), alpha=alpha)
-    return Comparison(contenders, chosen, declared, remarks)
+    declared = next((run.law["certificate"]["alpha"] for run in runs), None)
+    return Comparison(contenders, chosen, alpha if runs and alpha is not None else declared, remarks)
 
 
 def refuse_other_alphas(runs: Sequence[OpenedRun]) -> None:

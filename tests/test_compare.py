@@ -167,13 +167,16 @@ def test_a_published_logs_idx_is_the_place_in_the_data(tmp_path: Path, out: Path
 def test_logs_of_one_name_are_one_method_in_the_order_of_their_noise(tmp_path: Path, out: Path) -> None:
     for level, radius in (("0.5", 0.9), ("0.25", 0.4)):
         (tmp_path / level).write_text(log_text([(0, 1, 1, radius), (7, 1, 0, radius)]))
-    written = compared(f"RS@0.5={tmp_path / '0.5'}", f"RS@0.25={tmp_path / '0.25'}", out=out, radii=(0.0, 0.3, 0.6))
+    written = compared(
+        f"RS@0.5={tmp_path / '0.5'}", f"RS@0.25={tmp_path / '0.25'}", out=out, alpha=0.01, radii=(0.0, 0.3, 0.6)
+    )
     assert [row[:4] for row in written.tables[0].rows] == [
         ["RS", "0.25", "50.0 %", "50.0 %"],
         ["RS", "0.5", "50.0 %", "50.0 %"],
         ["RS", BEST, "50.0 % (0.25)", "50.0 % (0.25)"],
     ]
     assert written.tables[0].rows[2][4] == "50.0 % (0.5)"
+    assert written.comparison.alpha is None
     assert written.tables[1].rows[0] == ["RS", "0.25", "", "", "", "", "10.5", "", ""]
     assert any("No run is there to name the images" in remark for remark in written.comparison.remarks)
 
