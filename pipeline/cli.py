@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -354,6 +355,31 @@ def report(
 
 
 @main.command()
+@click.argument("sources", metavar="RUN...", nargs=-1, required=True)
+@click.option("--radii", help="Radii of the table, as 0.25,0.5 [default: all that the runs declared].")
+@click.option("--alpha", type=float, help="One failure probability for all runs; their votes stay as they are.")
+@click.option("--intersect", is_flag=True, help="Compare on the images that all share.")
+@click.option("--out", type=PLACE, default="runs/compare", show_default=True, help="Where to write.")
+def compare(sources: tuple[str, ...], radii: str | None, alpha: float | None, intersect: bool, out: "UPath") -> None:
+    """Put methods beside each other: certified accuracy, average radius, and the cost to certify and to classify.
+
+    RUN is a run's folder or URI, or a log of another tool (TSV with idx, label, predict, radius, correct, time). Give a
+    method's name as NAME=RUN, a log's noise level as NAME@SIGMA=LOG; logs of one NAME are one method. Needs no model.
+    """
+    from pipeline.compare import compare as compare_methods
+    from pipeline.compare import radii_of
+    from pipeline.console import print_table
+
+    chosen = radii_of(radii) if radii else None
+    written = compare_methods(sources, alpha=alpha, radii=chosen, intersect=intersect, out=out)
+    for remark in written.comparison.remarks:
+        _say(remark)
+    for table in written.tables:
+        print_table(table)
+    click.echo(f"Comparison: {written.page}")
+
+
+@main.command()
 @click.argument("folder", metavar="RUN", type=PLACE)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.option("--watch", is_flag=True, help="Go on until the run is complete.")
@@ -376,31 +402,27 @@ def status(folder: "UPath", as_json: bool, watch: bool, every: float) -> None:
 
 
 def _print_failures(failures: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from pipeline.console import print_table
+    from pipeline.tables import Table
 
-    table = Table(title=f"{len(failures):,} units failed; `ndc certify RUN --retry-failed` tries them again")
-    for name in ("unit", "error", "when"):
-        table.add_column(name, overflow="fold")
-    for failure in failures:
-        when = datetime.fromtimestamp(failure["failed_unix"], UTC).isoformat(" ", timespec="seconds")
-        table.add_row(failure["unit"], failure["error"], when)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    title = f"{len(failures):,} units failed; `ndc certify RUN --retry-failed` tries them again"
+    rows = [
+        [
+            failure["unit"],
+            failure["error"],
+            datetime.fromtimestamp(failure["failed_unix"], UTC).isoformat(" ", timespec="seconds"),
+        ]
+        for failure in failures
+    ]
+    print_table(Table(title, ["unit", "error", "when"], rows, names=3))
 
 
 def _print_report(written: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from pipeline.console import print_table
+    from pipeline.report import accuracy_table
 
-    from pipeline.report import table_cells
-
-    header, rows = table_cells(written.summary)
-    table = Table(title=f"Certified accuracy (alpha = {written.summary.alpha:g}, L2, pixels in [0, 1])")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    caption = f"Certified accuracy (alpha = {written.summary.alpha:g}, L2, pixels in [0, 1])"
+    print_table(replace(accuracy_table(written.summary), caption=caption))
     click.echo(f"Report: {written.page}")
 
 

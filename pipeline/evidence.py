@@ -221,6 +221,19 @@ class EvidenceTable:
         return ids
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """Where it was computed."""
+        return tuple(sorted(pc.unique(self.table["device"]).to_pylist()))
+
+    def cost_of_a_selection_draw(self, cell: tuple[float, str]) -> tuple[float, float]:
+        """Evaluations and seconds of one draw of the selection phase, the mean over a cell's."""
+        first, last = self.span[cell]
+        end = first + int((~self.estimation[first:last]).sum())
+        of = {name: column[first:end].sum().item() for name, column in self._columns.items()}
+        draws = of["draw_stop"] - of["draw_start"]
+        return of["evaluations"] / draws, of["seconds"] / draws
+
+    @property
     def draws(self) -> int:
         return int((self._columns["draw_stop"] - self._columns["draw_start"]).sum())
 

@@ -1,4 +1,4 @@
-"""The certificate that a run's law declares, as a procedure for one noise level."""
+"""What a run's law declares: its method's name, and the certificate as a procedure for one noise level."""
 
 import math
 from typing import Any
@@ -8,6 +8,24 @@ from ndc_core.grid import GridSpec
 from ndc_core.methods import CERTIFICATES
 from ndc_core.smoothing import NOISES
 from ndc_core.walks import WALKS, stations_of
+
+NAMES = {
+    "dc": "DC",
+    "epndc": "EPNDC",
+    "apndc": "APNDC",
+    "apndc-ensemble": "APNDC-ensemble",
+    "plain": "RS",  # randomized smoothing of a plain classifier
+    "denoise": "Carlini",
+}
+
+
+def method_name(law: dict[str, Any]) -> str:
+    """How tables call what a run certifies."""
+    classifier = law["classifier"]
+    name = NAMES.get(classifier["name"], classifier["name"])
+    if classifier["name"] == "denoise" and classifier.get("steps", 1) > 1:
+        name = "Xiao"
+    return f"{name}, Lipschitz" if law["certificate"]["method"] == "lipschitz" else name
 
 
 def alpha_of_each(law: dict[str, Any], alpha: float | None = None) -> float:

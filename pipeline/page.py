@@ -12,6 +12,7 @@ from pipeline.figures import COLOURS
 from pipeline.gallery import gallery_data, picture_data, shown_items
 from pipeline.reduce import CertifiedImage, cut
 from pipeline.store import StoredImage, spread
+from pipeline.tables import Table
 
 MOST_BYTES = 1_950_000  # of a report's page
 MOST_STEPS = 12_000  # of all curves of a page together
@@ -80,10 +81,10 @@ def comparison_page(
     *,
     title: str,
     lead: Sequence[str],
-    tables: Sequence[tuple[str, list[str], list[list[str]]]],
+    tables: Sequence[Table],
     curves: Sequence[Curve],
 ) -> str:
-    """Methods beside each other: paragraphs, tables (caption, header, rows), and the curves of all."""
+    """Methods beside each other: paragraphs, tables, and the curves of all."""
     template = environment().get_template("comparison.html")
     return template.render(title=title, lead=lead, tables=tables, data=charts_data(curves))
 
@@ -91,7 +92,7 @@ def comparison_page(
 def html_page(
     *,
     title: str,
-    table: tuple[list[str], list[list[str]]],
+    table: Table,
     figure: str,
     curves: Sequence[Curve],
     alpha: float,
@@ -110,7 +111,7 @@ def html_page(
             .get_template("report.html")
             .render(
                 title=title,
-                tables=[("Certified accuracy", *table)],
+                tables=[table],
                 figure=figure[figure.index("<svg") :],
                 attacked=any(curve.attacked for curve in curves),
                 alpha=alpha,

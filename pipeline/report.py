@@ -13,6 +13,7 @@ from pipeline.locations import publish
 from pipeline.page import html_page
 from pipeline.reduce import Attacked, CertifiedImage, by_level, certificate_rows, certificate_tsv
 from pipeline.store import StoredImage, write_certificates
+from pipeline.tables import Table, latex, markdown
 
 Empirical = Mapping[str, Attacked]  # by level
 
@@ -88,8 +89,8 @@ def percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
 
-def table_cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the certified-accuracy table, with what attacks left below each level that was attacked."""
+def accuracy_table(summary: Summary) -> Table:
+    """Certified accuracy, with what attacks left below each level that was attacked."""
     costs = ["average radius", "abstained", "votes an image", "evaluations an image"]
     header, rows = ["sigma", *(f"r = {r:g}" for r in summary.radii), *costs], []
     for level in summary.levels:
@@ -110,21 +111,7 @@ def table_cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
     if len(summary.levels) > 1:
         best = [percent(summary.best_accuracy[r]) for r in summary.radii]
         rows.append(["best per radius, chosen on this data", *best, *[""] * len(costs)])
-    return header, rows
-
-
-def markdown_table(summary: Summary) -> str:
-    header, rows = table_cells(summary)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def latex_table(summary: Summary) -> str:
-    header, rows = table_cells(summary)
-    body = [" & ".join(line).replace("%", r"\%") + r" \\" for line in (header, *rows)]
-    columns = "l" + "r" * (len(header) - 1)
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\hline", body[0], r"\hline", *body[1:], r"\hline", r"\end{tabular}"]
-    return "\n".join(lines).replace("sigma", r"$\sigma$").replace("r =", "$r$ =") + "\n"
+    return Table("Certified accuracy", header, rows)
 
 
 def summary_json(summary: Summary) -> dict[str, Any]:
@@ -159,20 +146,20 @@ def write_report(
     levels = by_level(certified, maximum_over_sigmas=law["certificate"]["maximum_over_sigmas"])
     summary = summarise(levels, alpha=alpha, radii=radii, empirical=empirical)
     write_certificates(folder / "certificates.parquet", certificate_rows(certified), evidence_digest=evidence_digest)
-    figure = certified_accuracy_figure(levels, empirical or {})
+    table = accuracy_table(summary)
+    curves = [curve_of(summary.method, name, items, (empirical or {}).get(name)) for name, items in levels.items()]
+    figure = certified_accuracy_figure(curves)
     texts = {
         "certificates.tsv": certificate_tsv(certified),
-        "table.md": markdown_table(summary),
-        "table.tex": latex_table(summary),
+        "table.md": markdown(table),
+        "table.tex": latex(table),
         "summary.json": json.dumps(summary_json(summary), indent=2) + "\n",
         "curve.svg": figure.svg,
         "report.html": html_page(
             title=title,
-            table=table_cells(summary),
+            table=table,
             figure=figure.svg,
-            curves=[
-                curve_of(summary.method, name, items, (empirical or {}).get(name)) for name, items in levels.items()
-            ],
+            curves=curves,
             alpha=alpha,
             scope=summary.scope,
             certified=certified,

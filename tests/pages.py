@@ -11,6 +11,7 @@ from pipeline.curves import Curve, curve_of
 from pipeline.page import comparison_page, html_page
 from pipeline.reduce import Attacked, CertifiedImage, by_level
 from pipeline.store import StoredImage
+from pipeline.tables import Table
 
 FIGURE = "<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'></svg>"
 LAW = {"seed": 0, "classifier": {}, "noise": "integer", "sigma_pixel": [0.25, 0.5], "dataset": {"name": "<digits>"}}
@@ -62,7 +63,7 @@ def report_page(
 ) -> str:
     return html_page(
         title=title,
-        table=(["sigma", "r = 0"], [["0.25", "70.0 %"], ["0.5", "70.0 %"]]),
+        table=Table("Certified accuracy", ["sigma", "r = 0"], [["0.25", "70.0 %"], ["0.5", "70.0 %"]]),
         figure=FIGURE,
         curves=curves_of(items, attacked),
         alpha=0.001,
@@ -74,5 +75,8 @@ def report_page(
 
 
 def methods_page(curves: list[Curve]) -> str:
-    tables = [("Accuracy", ["method", "r = 0"], [[HOSTILE, "1"]]), ("Cost", ["method", "votes"], [["a", "1"]])]
+    tables = [
+        Table("Accuracy", ["method", "r = 0"], [[HOSTILE, "1"]]),
+        Table("Cost", ["method", "network", "votes"], [["a", HOSTILE, "1"]], names=2),
+    ]
     return comparison_page(title="Methods", lead=["One paragraph.", HOSTILE], tables=tables, curves=curves)

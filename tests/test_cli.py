@@ -60,6 +60,13 @@ def test_certify_report_and_status_from_the_command_line(ndc, tiny_model: Path, 
     assert again.returncode == 0
     assert (tmp_path / "runs/a/certificates.tsv").read_text() == before
 
+    compared = ndc("compare", "runs/a", "Log=runs/a/certificates.tsv")
+    assert compared.returncode == 0, compared.stderr
+    assert "Compared on 4 images." in compared.stderr
+    assert "certify:" in compared.stdout
+    assert compared.stdout.splitlines()[-1] == "Comparison: runs/compare/compare.html"
+    assert json.loads((tmp_path / "runs/compare/compare.json").read_text())["methods"][1]["name"] == "Log"
+
     resumed = ndc("certify", "runs/a")
     assert resumed.returncode == 0, resumed.stderr
     assert "all 200 votes are there already" in resumed.stderr
@@ -239,5 +246,5 @@ def test_training_writes_a_checkpoint_once_and_shows_loss_and_time_left(ndc, tmp
 def test_help_names_every_command(ndc) -> None:
     done = ndc("--help")
     assert done.returncode == 0
-    for command in ("train", "certify", "report", "status", "verify", "attack"):
+    for command in ("train", "certify", "report", "status", "verify", "attack", "compare"):
         assert command in done.stdout

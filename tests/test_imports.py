@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 # A module may import only from lines above its own.
 ORDER = [
     {"ndc_core"},
-    {"locations", "memory", "methods", "decoding", "journal"},
-    {"entries", "lease", "run_log"},
+    {"locations", "memory", "methods", "decoding", "journal", "tables"},
+    {"entries", "lease", "run_log", "logs", "console"},
     {"archives", "parquet"},
     {"arrays"},
     {"cifar"},
@@ -32,6 +32,10 @@ ORDER = [
     {"attackers", "report", "status", "train", "diagnosis_figures"},
     {"logged"},
     {"tracking", "distill", "diagnose"},
+    {"comparison"},
+    {"contenders"},
+    {"same_images", "remarks"},
+    {"compare"},
     {"prepare"},
     {"run"},
     {"attack", "verify", "plan"},

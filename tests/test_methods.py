@@ -5,7 +5,7 @@ from ndc_core.lipschitz import Lipschitz
 from ndc_core.sequential import Sequential
 from pipeline.config import load_config
 from pipeline.law import LawChangedError, law_of, refuse_undeclared_radii
-from pipeline.methods import alpha_of_each, method_of
+from pipeline.methods import alpha_of_each, method_name, method_of
 from tests.runs import digits, listing_of
 
 LISTING = listing_of(digits("test", limit=1))
@@ -48,3 +48,22 @@ def test_radii_that_a_sequential_run_did_not_declare_are_refused() -> None:
     refuse_undeclared_radii(law("demo"), (0.3,))
     with pytest.raises(LawChangedError, match=r"radius 0\.3 was not declared: this run stopped sampling"):
         refuse_undeclared_radii(law("sequential"), (0.25, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("classifier", "certificate", "name"),
+    [
+        ({"name": "dc"}, "cohen", "DC"),
+        ({"name": "dc"}, "lipschitz", "DC, Lipschitz"),
+        ({"name": "epndc"}, "sequential", "EPNDC"),
+        ({"name": "apndc"}, "cohen", "APNDC"),
+        ({"name": "apndc-ensemble"}, "cohen", "APNDC-ensemble"),
+        ({"name": "plain"}, "cohen", "RS"),
+        ({"name": "denoise"}, "cohen", "Carlini"),
+        ({"name": "denoise", "steps": 1}, "cohen", "Carlini"),
+        ({"name": "denoise", "steps": 10}, "cohen", "Xiao"),
+        ({"name": "newest"}, "cohen", "newest"),
+    ],
+)
+def test_tables_call_a_method_by_its_name_in_the_literature(classifier: dict, certificate: str, name: str) -> None:
+    assert method_name({"classifier": classifier, "certificate": {"method": certificate}}) == name

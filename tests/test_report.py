@@ -8,12 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from ndc_core.certificates import cohen
+from pipeline.curves import curve_of
 from pipeline.figures import certified_accuracy_steps
 from pipeline.gallery import noisy_pixels
 from pipeline.locations import location
 from pipeline.reduce import CertifiedImage
-from pipeline.report import Report, latex_table, markdown_table, summarise, write_report
+from pipeline.report import Report, accuracy_table, summarise, write_report
 from pipeline.store import StoredImage
+from pipeline.tables import latex, markdown
 from tests.pages import page_data
 
 RADII = (0.0, 0.25, 0.5)
@@ -49,11 +51,11 @@ def test_the_best_sigma_is_chosen_per_radius_and_called_so() -> None:
     summary = summarise({"0.25": ITEMS, "0.5": HALF}, alpha=0.001, radii=(0.25, 0.75))
     assert summary.best_level == {0.25: "0.25", 0.75: "0.5"}
     assert summary.best_accuracy == {0.25: 0.5, 0.75: 0.25}
-    assert "best per radius, chosen on this data" in markdown_table(summary)
+    assert "best per radius, chosen on this data" in markdown(accuracy_table(summary))
 
 
 def test_the_curve_meets_the_table_at_every_radius() -> None:
-    radii, share = certified_accuracy_steps(ITEMS)
+    radii, share = certified_accuracy_steps(curve_of("cohen", "0.25", ITEMS))
     for radius in np.linspace(0, 0.7, 200):
         counted = sum(item.holds(float(radius)) for item in ITEMS) / len(ITEMS)
         reached = np.searchsorted(radii, radius, side="left")
@@ -62,12 +64,12 @@ def test_the_curve_meets_the_table_at_every_radius() -> None:
 
 def test_tables_are_well_formed() -> None:
     summary = summarise({"0.25": ITEMS}, alpha=0.001, radii=RADII)
-    lines = markdown_table(summary).splitlines()
+    lines = markdown(accuracy_table(summary)).splitlines()
     assert {line.count("|") for line in lines} == {9}
     assert "| 0.25 | 50.0 % | 50.0 % | 25.0 % | 0.217 | 1 of 4 | 1,000 | 100 |" in lines
-    latex = latex_table(summary)
-    assert latex.count("&") == 14
-    assert re.search(r"(?<!\\)%", latex) is None
+    tabular = latex(accuracy_table(summary))
+    assert tabular.count("&") == 14
+    assert re.search(r"(?<!\\)%", tabular) is None
 
 
 DECLARED = {

@@ -14,7 +14,8 @@ const svg = (name, attributes = {}, ...children) =>
 
 const distinct = (values) => [...new Set(values)];
 const methods = distinct(data.curves.map((curve) => curve.method));
-const levels = distinct(data.curves.map((curve) => curve.level));
+const noiseOf = (level) => (/^\d/.test(level) ? Number(level) : Infinity);
+const levels = distinct(data.curves.map((curve) => curve.level)).sort((a, b) => noiseOf(a) - noiseOf(b) || 0);
 const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 const counted = (number) => Math.round(number).toLocaleString("en");
 const levelName = (level) => (/^\d/.test(level) ? `sigma ${level}` : level);
