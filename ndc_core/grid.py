@@ -18,17 +18,18 @@ Levels = Float[np.ndarray, " steps"]
 
 @dataclass(frozen=True)
 class GridSpec:
-    """A grid before sigma_tau is known.
-
-    Either `points` levels from sigma_tau (or `sigma_model_min`, if that is larger) to `sigma_model_max`, evenly spaced
-    in sigma ("linear") or in ln sigma ("log"); or explicit `levels`, of which those above sigma_tau count.
-    """
+    """A grid before sigma_tau is known: `points` levels evenly spaced between two ends, or explicit `levels`."""
 
     points: int = 0
+    """Number of levels, both ends counted: at least 3, for the first two make no term."""
     sigma_model_max: float = 0.0
+    """The highest level, in model units (twice `sigma_pixel`)."""
     spacing: Literal["linear", "log"] = "linear"
+    """Evenly in sigma, or in its logarithm."""
     sigma_model_min: float = 0.0
+    """The lowest level, unless the smoothing noise is above it: then that."""
     levels: tuple[float, ...] = ()
+    """Instead of the keys above: the levels themselves, rising; those above the smoothing noise count."""
 
     @property
     def steps(self) -> int:

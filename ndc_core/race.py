@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float
 class RaceSpec:
     """When a class leaves.
 
-    All classes of a vote meet the same noise, so that differences of their losses are paired. A class leaves when it is
-    behind the best one by more than `gap` times the root of the sum of the squares of its differences so far. That
-    takes at least gap^2 steps, however clear they are.
+    All classes of a vote meet the same noise, so that differences of their losses are paired. It takes at least gap^2
+    steps, however clear they are.
     """
 
     gap: float
+    """Behind the best class by this times the root of the summed squares of the differences, above 0."""
 
     def __post_init__(self) -> None:
         if not self.gap > 0:

@@ -15,16 +15,17 @@ Alive = Bool[np.ndarray, "draws classes"]
 
 @dataclass(frozen=True)
 class SiftSpec:
-    """When a class is dropped.
+    """When a class is dropped: losses are added up from the lowest level of the sift's grid.
 
-    `threshold_per_dim` is a gap in the weighted loss, accumulated from the lowest level up and divided by
-    the image's dimension: with the weight `elbo`, nats per dimension. The weights carry d sigma, so the
-    same threshold means the same on a finer grid.
+    The weights carry d sigma, so the same threshold means the same on a finer grid.
     """
 
     grid: GridSpec
+    """Noise levels of the sift."""
     threshold_per_dim: float
+    """Gap to the best class's weighted loss, divided by the dimension (`elbo`: nats), above 0."""
     keep: int = 10
+    """Classes left when the sift ends: at least 1."""
 
     def __post_init__(self) -> None:
         if not self.threshold_per_dim > 0:
@@ -35,14 +36,16 @@ class SiftSpec:
 
 @dataclass(frozen=True)
 class LabelGradientSpec:
-    """Keep the `keep` classes that come first in a first-order score.
+    """Keep the classes that come first in a first-order score.
 
     The loss is a function of the continuous label; its derivative at the mean label orders all classes at once, for one
-    forward and one backward pass a step however many there are. `steps` of the score's own grid are used.
+    forward and one backward pass a step however many there are.
     """
 
     steps: int
+    """Levels of the score's own grid that are used: at least 1."""
     keep: int
+    """Classes that are scored exactly: at least 1."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.keep < 1:

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
 
 EXIT_INTERRUPTED = 130
+EXIT_CODES = {
+    0: "done",
+    1: "an error, printed in one line; or units failed, differences or broken certificates, each named",
+    2: "the command line could not be read",
+    EXIT_INTERRUPTED: "stopped by Ctrl-C or SIGTERM; the same command goes on",
+}
 # Flags of `ndc certify` that are short for a key of the configuration.
 KEY_OF = {
     "model": "model",
@@ -57,7 +63,10 @@ class Commands(click.Group):
             raise click.ClickException(str(error)) from error
 
 
-@click.group(cls=Commands)
+@click.group(
+    cls=Commands,
+    epilog="\b\nExit codes:\n" + "\n".join(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items()),
+)
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 @click.version_option(package_name="ndc")
 def main(traceback: bool) -> None:
@@ -70,7 +79,7 @@ def main(traceback: bool) -> None:
 @click.option("--heads", type=click.Choice(["classes"]), help="An output for each class instead of a label as input.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of the default.")
 @click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End at this time, if it comes first.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
 def train(dataset: str, out: Path, heads: str | None, **settings: Any) -> None:
     """Train the small embedded denoiser."""
     from pipeline.train import train_on
@@ -89,7 +98,7 @@ def train(dataset: str, out: Path, heads: str | None, **settings: Any) -> None:
 @click.option("--channels", type=click.IntRange(min=8), help="Width of the network, instead of the default.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of the default.")
 @click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End earlier on a slow machine.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
 def distill(
     teacher: str, out: Path, data: str, data_format: str | None, limit: int | None, **settings: float | None
 ) -> None:
@@ -124,8 +133,12 @@ def convert(source: Path, out: Path) -> None:
 @main.command()
 @click.argument("model")
 @click.argument("data")
-@click.option("--sigma-pixel", type=float, multiple=True, default=(0.125, 0.25, 0.5), show_default=True)
-@click.option("--classifier", type=click.Choice(["apndc", "epndc"]), default="apndc", show_default=True)
+@click.option(
+    "--sigma-pixel", type=float, multiple=True, default=(0.125, 0.25, 0.5), show_default=True, help="As in a run."
+)
+@click.option(
+    "--classifier", type=click.Choice(["apndc", "epndc"]), default="apndc", show_default=True, help="As in a run."
+)
 @click.option("--unconditional", default="null_label", show_default=True, help="As in a run: a name or a checkpoint.")
 @click.option("--weight", default="edm", show_default=True, help="Weight of a level in the score.")
 @click.option(
@@ -135,7 +148,7 @@ def convert(source: Path, out: Path) -> None:
     "--limit", type=click.IntRange(min=4), default=64, show_default=True, help="Images, spread over the data."
 )
 @click.option("--draws", type=click.IntRange(min=1), default=4, show_default=True, help="Noise draws of an image.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
 @click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write to [default: runs/diagnose-<model>].")
 def diagnose(model: str, data: str, data_format: str | None, limit: int, out: Path | None, **settings: Any) -> None:

@@ -1,6 +1,7 @@
 """One frozen, validated description of a run, read from TOML."""
 
 import tomllib
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -18,11 +19,20 @@ from ndc_core.sift import LabelGradientSpec, SiftSpec
 from ndc_core.smoothing import NoiseName
 from ndc_core.space import sigma_to_model
 from pipeline.datasets import DatasetSpec
+from pipeline.decoding import RESAMPLING
 from pipeline.locations import LocationError, location, read
 from pipeline.methods import method_of
 from pipeline.readers import FORMATS
 
 STRICT = ConfigDict(extra="forbid")
+# Keys whose values are names of a registry.
+NAMES_OF: dict[str, Collection[str]] = {
+    "dataset.format": FORMATS,
+    "dataset.filter": RESAMPLING,
+    "classifier.name": CLASSIFIERS,
+    "classifier.weight": WEIGHTS,
+    "certificate.method": CERTIFICATES,
+}
 
 
 class ConfigError(ValueError):
@@ -62,51 +72,68 @@ class ClassifierConfig(Section):
     """docs/cost.md says what sift, label_gradient, race and one_path save."""
 
     name: str
+    """Which diffusion classifier votes."""
     weight: str
+    """Weight of a level in the score."""
     grid: GridConfig
+    """Noise levels of the score."""
     sift: SiftConfig | None = None
+    """Drop classes on a grid of its own first; left out, none are."""
     label_gradient: LabelGradientConfig | None = None
+    """Instead of a sift, order all classes by the gradient of the label."""
     race: RaceConfig | None = None
+    """Let classes leave on paired evidence; left out, all stay."""
     one_path: bool = False
+    """One path of noise for all of `sigma_pixel`: for `epndc` and `apndc` on explicit `grid.levels`."""
     loss_cap: float | None = Field(default=None, gt=0)
+    """Largest squared error of a level, for each dimension: for the lipschitz certificate."""
 
 
 class VotesConfig(Section):
-    """`estimation` is the number of estimation votes, or the most of them where a certificate may stop early.
-
-    `per_unit` unset means that a run finds out on its first start how many draws take an actor about three minutes.
-    """
+    """How many votes each image has at each noise level."""
 
     selection: int = Field(ge=1)
+    """Votes that name the class."""
     estimation: int = Field(ge=1)
+    """Fresh votes that bound its probability; the most of them, where a certificate may stop early."""
     per_unit: int | None = Field(default=None, ge=1)
+    """Votes in a work unit; left out, a run finds out when it first starts how many take about three minutes."""
 
 
 class CertificateConfig(Section):
-    """`radii` are those of the table, and the ones that the sequential certificate aims at."""
+    """What is proved of each image, and how surely; docs/certificates.md derives it."""
 
     method: str
+    """Which certificate."""
     alpha: float = Field(gt=0, lt=1)
+    """Probability with which the certificate of an image may be wrong."""
     radii: tuple[float, ...] = Field(min_length=1)
+    """Radii of the table, and those that the sequential certificate aims at; pixels in [0, 1], not negative."""
     maximum_over_sigmas: bool = False
+    """Share alpha among the noise levels, for a row with each image's largest radius."""
     precision: float = Field(default=0.1, gt=0, lt=1)
+    """How near the lipschitz radius must come to that of the mean margin."""
 
 
 class ComputeConfig(Section):
-    """`actors` is their number, or the fewest and the most; unset it is one per CPU (or GPU) that there is. It and
-    `stuck_seconds`, after which an actor that was not heard of is replaced, may change on resume.
-
-    `rows_per_pass` unset means that a run searches for the fastest on its first start.
-    """
+    """How the network is run, and by how many actors; the last three keys may change on resume."""
 
     rows_per_pass: int | None = Field(default=None, ge=1)
+    """Rows of every forward pass; left out, a run searches for the fastest when it first starts."""
     precision: Precision = "float32"
+    """Of the network; all around it is single or double precision."""
     channels_last: bool = False
+    """Layout of images in memory."""
     compile: bool = False
+    """Run the network through `torch.compile`."""
     threads_per_actor: int = Field(default=1, ge=1)
+    """Threads, and CPUs, of an actor."""
     gpus_per_actor: float = Field(default=0, ge=0)
+    """GPUs of an actor, which may be a fraction."""
     actors: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    """Their number, or the fewest and the most: the pool grows as nodes come; left out, one for each CPU (or GPU)."""
     stuck_seconds: float = Field(default=1800, gt=0)
+    """After which an actor that was not heard of is replaced."""
 
     @model_validator(mode="after")
     def _fewest_before_most(self) -> Self:
@@ -117,28 +144,37 @@ class ComputeConfig(Section):
 
 class RunConfig(Section):
     seed: int = Field(default=0, ge=0)
+    """From which all noise of the run follows."""
     model: str
+    """Folder or URI of a checkpoint."""
     unconditional: str = "null_label"
+    """APNDC's target: `null_label`, `label_mean`, `blended_label`, or another checkpoint."""
     sigma_pixel: tuple[float, ...] = Field(min_length=1)
+    """Noise levels, for pixels in [0, 1]: above 0, and 0 alone for the lipschitz certificate."""
     noise: NoiseName = "integer"
+    """`integer` lies on the grid of 8-bit images and is exact; `none` is for the lipschitz certificate."""
     experiment: str = "ndc"
+    """The MLflow experiment."""
     sweep: str | None = Field(default=None, min_length=1)
+    """A name under which runs that belong together are found in MLflow."""
     dataset: DatasetConfig
+    """The images."""
     classifier: ClassifierConfig
+    """What votes."""
     votes: VotesConfig
+    """How often."""
     certificate: CertificateConfig
+    """What the votes prove."""
     compute: ComputeConfig = ComputeConfig()
+    """Where and how it is computed."""
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        for value, known, what in (
-            (self.dataset.format, (None, *FORMATS), "dataset.format"),
-            (self.classifier.name, CLASSIFIERS, "classifier.name"),
-            (self.classifier.weight, WEIGHTS, "classifier.weight"),
-            (self.certificate.method, CERTIFICATES, "certificate.method"),
-        ):
-            if value not in known:
-                raise ValueError(f"{what} {value!r} is unknown; there are: {', '.join(filter(None, known))}")
+        for key, known in NAMES_OF.items():
+            section, _, name = key.partition(".")
+            value = getattr(getattr(self, section), name, None)  # not every variant of a section has every key
+            if value is not None and value not in known:
+                raise ValueError(f"{key} {value!r} is unknown; there are: {', '.join(known)}")
         return self
 
     @model_validator(mode="after")

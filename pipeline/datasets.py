@@ -46,23 +46,30 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Which images to take, in the order of the data: every `every`-th from `offset` on, at most `limit`; or `ids`.
-
-    `name` is that of a built-in data set, or a path or URI. `resize` makes images square with the named `filter`;
-    radii are measured after it. `channels` left out is what the model takes.
-    """
+    """Which images to take, in the order of the data, and what is done to them."""
 
     name: str
+    """`digits`, `mnist`, or a path or URI of your images."""
     format: str | None = None
+    """Format of the data; left out, it is guessed from names."""
     split: Split = "test"
+    """Which part of the data, where they are split."""
     offset: int = 0
+    """Images to leave out at the start: at least 0."""
     every: int = 1
+    """Take only every so many-th image: at least 1."""
     limit: int | None = None
+    """Most images to take: at least 1."""
     ids: tuple[str, ...] | None = None
+    """The ids of the images to take, instead of `offset`, `every` and `limit`."""
     channels: Literal["grey", "rgb"] | None = None
+    """What images are turned into; left out, what the model takes."""
     resize: int | None = None
+    """Side of the square that images are resized to; radii are measured after it."""
     filter: str | None = None
+    """How Pillow resamples; needed with `resize`."""
     skip_corrupt: bool = False
+    """Leave out images that cannot be decoded, instead of refusing the data."""
 
     def __post_init__(self) -> None:
         for key, value, least in (("offset", self.offset, 0), ("every", self.every, 1), ("limit", self.limit, 1)):
