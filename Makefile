@@ -2,7 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUN_TESTS := $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow check lint types fmt clean
+.PHONY: demo test test-slow check lint types docs fmt clean
 
 demo: models/digits-heads/denoiser.safetensors  ## Train on digits, distil class heads, certify held-out digits
 	$(BIN)/ndc certify fast
@@ -21,6 +21,9 @@ lint: .venv/installed
 
 types: .venv/installed
 	$(BIN)/mypy
+
+docs: .venv/installed  ## The reference, from the code (pictures: docs/pictures.py)
+	$(BIN)/python -m docs.reference
 
 fmt: .venv/installed
 	$(BIN)/ruff check --fix .

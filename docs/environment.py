@@ -1,0 +1,56 @@
+"""The environment variables that the code reads or sets, found in the code, with what each means."""
+
+import ast
+from pathlib import Path
+
+from pipeline.cluster import HANDED_ON
+
+ROOT = Path(__file__).parent.parent
+LEAD = """\
+What the code itself reads. Credentials for object stores ([data.md](data.md#object-stores)) and Ray's token
+([clusters/README.md](../clusters/README.md)) are read by the libraries that need them. A variable with a value under
+*unless set* is given that value by `ndc`. Those that reach actors are handed on by a driver outside of a Ray job; in a
+job the runtime environment does that."""
+MEANINGS = {
+    "AWS_DEFAULT_REGION": "region of the bucket",
+    "AWS_ENDPOINT_URL": "address of an object store that is not Amazon's",
+    "AWS_REGION": "region of the bucket",
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "stores other than Amazon's refuse uploads with the newer checksums",
+    "MLFLOW_DISABLE_TELEMETRY": "MLflow sends no usage statistics",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "MLflow prints no links: `ndc` prints its own",
+    "MLFLOW_TRACKING_URI": "MLflow's server or database; left out, `mlflow.db` in the working folder",
+    "RAY_ADDRESS": "the cluster to join; left out, Ray is started on this machine and ends with the run",
+    "RAY_BACKEND_LOG_LEVEL": "how much Ray's processes say on the driver's terminal",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "Ray may form clusters of several machines on Windows and macOS",
+    "RAY_JOB_CONFIG_JSON_ENV_VAR": "set by Ray in a job, whose runtime environment then reaches the actors by itself",
+    "RAY_USAGE_STATS_ENABLED": "Ray sends no usage statistics",
+    "RAY_worker_niceness": "actors run with the priority of other processes",
+    "XDG_CACHE_HOME": "where models of object stores and locks are kept (`~/.cache`, in `ndc/`)",
+}
+
+
+def found() -> dict[str, str]:
+    """Each variable that the code names, with the value that it gets unless it is set."""
+    values = dict.fromkeys(HANDED_ON, "")
+    for path in sorted([*(ROOT / "ndc_core").rglob("*.py"), *(ROOT / "pipeline").rglob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Attribute(attr="environ"), attr=method),
+                    args=[ast.Constant(value=str(name)), *rest],
+                ):
+                    values.setdefault(name, "")
+                    if method == "setdefault":
+                        values[name] = ast.literal_eval(rest[0])
+                case ast.Subscript(value=ast.Attribute(attr="environ"), slice=ast.Constant(value=str(name))) | ast.Compare(
+                    left=ast.Constant(value=str(name)), comparators=[ast.Attribute(attr="environ")]
+                ):
+                    values.setdefault(name, "")
+    return values
+
+
+def rows() -> list[list[str]]:
+    return [
+        [f"`{name}`", MEANINGS[name], f"`{value}`" if value else "", "yes" if name in HANDED_ON else ""]
+        for name, value in sorted(found().items())
+    ]
