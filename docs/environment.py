@@ -42,8 +42,9 @@ def found() -> dict[str, str]:
                     values.setdefault(name, "")
                     if method == "setdefault":
                         values[name] = ast.literal_eval(rest[0])
-                case ast.Subscript(value=ast.Attribute(attr="environ"), slice=ast.Constant(value=str(name))) | ast.Compare(
-                    left=ast.Constant(value=str(name)), comparators=[ast.Attribute(attr="environ")]
+                case (
+                    ast.Subscript(value=ast.Attribute(attr="environ"), slice=ast.Constant(value=str(name)))
+                    | ast.Compare(left=ast.Constant(value=str(name)), comparators=[ast.Attribute(attr="environ")])
                 ):
                     values.setdefault(name, "")
     return values
