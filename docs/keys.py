@@ -97,7 +97,7 @@ def _row(path: str, name: str, field: FieldInfo, meaning: str) -> list[str]:
     key = f"{path}.{name}".lstrip(".")
     if sections_in(field.annotation):
         kind = f"section [{key}](#{anchor(key)})"
-    elif key in NAMES_OF:
+    elif key in NAMES_OF and type_name(field.annotation) == "string":  # a variant may say its names itself
         kind = ", ".join(f"`{known}`" for known in NAMES_OF[key])
     else:
         kind = ", ".join([type_name(field.annotation), *ranges(field.metadata)])

@@ -67,7 +67,8 @@ def certified_accuracy_figure(curves: Sequence[Curve]) -> Picture:
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=1 if several else 3)
+        columns = 1 if several else 2 if attacked else 3  # names that do not fit beside each other squeeze the axes
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
         return Picture(render(figure, "svg").decode(), render(figure, "png"))
 
 

@@ -163,7 +163,7 @@ class Other(BaseModel):
 
 
 class Either(BaseModel):
-    kind: Annotated[Plain | Other, Field(discriminator="name")]
+    classifier: Annotated[Plain | Other, Field(discriminator="name")]
     """Which of two."""
     few: tuple[float, ...] | None = None
     """Some | numbers."""
@@ -171,10 +171,11 @@ class Either(BaseModel):
 
 def test_each_variant_of_a_section_has_a_table_of_its_own() -> None:
     top, plain, other = keys.sections(Either)
-    assert [row[0] for row in top.rows] == ["`kind`", "`few`"]
-    assert top.rows[0][1] == "section [kind](#kind)"
+    assert [row[0] for row in top.rows] == ["`classifier`", "`few`"]
+    assert top.rows[0][1] == "section [classifier](#classifier)"
     assert top.rows[1][1:] == ["list of numbers", "", "Some | numbers."]
-    assert (plain.title, plain.lead) == ("kind", "Which of two. Where `name` is `plain`:")
+    assert (plain.title, plain.lead) == ("classifier", "Which of two. Where `name` is `plain`:")
+    assert plain.rows[0][1] == "`plain`"
     assert plain.rows[1] == ["`depth`", "whole number, at least 1", "`3`", "How deep."]
     assert other.lead == "Which of two. Where `name` is `other`, `another`:"
     assert "Some \\| numbers." in reference.table(["a"], top.rows)
