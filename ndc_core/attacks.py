@@ -12,9 +12,13 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from ndc_core.baselines import Baseline
 from ndc_core.classifiers import DiffusionClassifier
+from ndc_core.passes import answer_differentiably
 from ndc_core.smoothing import LEVELS
 from ndc_core.space import bytes_to_pixels, pixels_to_model, sigma_to_model
+from ndc_core.unconditional import Unconditional, estimates
+from ndc_core.voting import Voter
 
 Pixels = Float[Tensor, "restarts c h w"]
 Objective = Callable[[Pixels], Float[Tensor, " restarts"]]  # what the attack raises; pixels in [0, 1]
@@ -82,7 +86,7 @@ class ScoreObjective:
     among them, with the scores in units of their typical margin. Otherwise (lipschitz): the margin of the mean scores.
     """
 
-    classifier: DiffusionClassifier
+    classifier: Voter
     classes: tuple[int, ...]
     sigma_pixel: float
     draws: int
@@ -102,12 +106,26 @@ class ScoreObjective:
         return -(scores / unit).log_softmax(dim=-1)[..., 0].mean(dim=1)
 
     def scores(self, z: Float[Tensor, "draws c h w"]) -> Float[Tensor, "draws classes"]:
-        """The scores of `classes` on the full grid, differentiable in z; without sift."""
+        """The scores of `classes`, differentiable in z: on the full grid without sift, or the mean over a baseline's
+        paths."""
         classifier, device = self.classifier, torch.device(self.classifier.device)
         z = z.to(device, torch.float32)
         tau_model = sigma_to_model(self.sigma_pixel)
-        noise = torch.randn(len(z), classifier.grid.steps, *z.shape[1:], generator=self.generator).to(device)
-        clean = self._estimate(z, tau_model) if classifier.formula.needs_estimate else None
+        noise = torch.randn(len(z), classifier.noise_steps[0], *z.shape[1:], generator=self.generator).to(device)
+        if isinstance(classifier, Baseline):
+            found = answer_differentiably(classifier.scores(z, tau_model=tau_model, noise=noise))
+            return found.mean(dim=1)[:, list(self.classes)].double().cpu()
+        return self._score(classifier, z, noise, tau_model)
+
+    def _score(
+        self,
+        classifier: DiffusionClassifier,
+        z: Float[Tensor, "draws c h w"],
+        noise: Float[Tensor, "draws steps c h w"],
+        tau_model: float,
+    ) -> Float[Tensor, "draws classes"]:
+        device = z.device
+        clean = _estimate(classifier.estimator, z, tau_model) if classifier.formula.needs_estimate else None
         path, weight = classifier.path(z, clean, classifier.grid, noise, tau_model=tau_model)
         steps = len(path.level)
         draw, label, step = _rows(len(z), self.classes, steps, device=device)
@@ -118,11 +136,11 @@ class ScoreObjective:
             losses = losses.clamp_max(classifier.loss_cap * z[0].numel())
         return -(losses.view(len(z), len(self.classes), steps) @ torch.as_tensor(weight[0], device=device)).cpu()
 
-    def _estimate(self, z: Float[Tensor, "draws c h w"], tau_model: float) -> Float[Tensor, "draws c h w"]:
-        level = torch.full((len(z),), tau_model, device=z.device)
-        estimator = self.classifier.estimator
-        labels = estimator.labels.to(z.device)
-        return torch.stack([estimator.denoiser(z, level, label.expand(len(z), -1)) for label in labels]).mean(dim=0)
+
+def _estimate(
+    estimator: Unconditional, z: Float[Tensor, "draws c h w"], tau_model: float
+) -> Float[Tensor, "draws c h w"]:
+    return answer_differentiably(estimates(estimator, z, tau_model, rows_per_pass=len(z) * estimator.evaluations))
 
 
 def _rows(

@@ -88,17 +88,24 @@ class Baseline:
     ) -> Task[list[Prediction]]:
         """The class of each noisy image, and how many of its paths said each class."""
         images = torch.from_numpy(z).to(self.device, torch.float32)
-        if self.estimator:
-            images = yield from self._denoised(self.estimator, images, tau_model, torch.from_numpy(noise))
-        scores = (yield self._ask(images)).cpu().numpy()
-        paths = len(scores) // len(z)
+        found = yield from self.scores(images, tau_model=tau_model, noise=torch.from_numpy(noise))
+        scores = found.cpu().numpy()
         if not np.isfinite(scores).all():
-            row, class_id = np.argwhere(~np.isfinite(scores))[0]
-            raise NonFiniteScoreError(f"class {class_id} of the classifier", row=int(row // paths))
-        said = scores.argmax(axis=1).reshape(len(z), paths)
+            row, _, class_id = np.argwhere(~np.isfinite(scores))[0]
+            raise NonFiniteScoreError(f"class {class_id} of the image classifier", row=int(row))
+        said = scores.argmax(axis=2)
         counts = (said[:, :, None] == np.arange(self.num_classes)).sum(axis=1)
         cost = len(z) * self.most_evaluations_per_vote
         return [Prediction(counts.argmax(axis=1), counts.astype(np.float64), cost)]
+
+    def scores(
+        self, images: Images, *, tau_model: float, noise: Float[Tensor, "draws more c h w"]
+    ) -> Task[Float[Tensor, "draws paths classes"]]:
+        """What the image classifier gives for each path of each noisy image."""
+        draws = len(images)
+        if self.estimator:
+            images = yield from self._denoised(self.estimator, images, tau_model, noise)
+        return (yield self._ask(images)).unflatten(0, (draws, len(images) // draws))
 
     def _denoised(
         self, estimator: Unconditional, images: Images, tau_model: float, noise: Float[Tensor, "draws more c h w"]

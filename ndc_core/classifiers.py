@@ -117,6 +117,40 @@ class DiffusionClassifier:
         )
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.denoiser.image_shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.denoiser.num_classes
+
+    @property
+    def main_network(self) -> Denoiser:
+        """The one that passes are mostly of."""
+        return self.denoiser
+
+    @property
+    def noise_steps(self) -> tuple[int, int]:
+        """How many arrays of noise a vote needs beside its input's: for the grid, and for a sift."""
+        return self.grid.steps, self.active_sift.grid.steps if self.active_sift else 0
+
+    @property
+    def votes_cost_alike(self) -> bool:
+        """Whether every vote costs the most that one may: no class leaves on the way, and levels share nothing."""
+        return not (self.active_sift or self.label_gradient or self.race or self.one_path)
+
+    @property
+    def most_evaluations_per_vote(self) -> int:
+        """Sift of all classes, all levels of the kept ones, and the estimate without a label."""
+        sift, gradient, classes = self.active_sift, self.active_label_gradient, self.num_classes
+        estimating = self.estimator.evaluations if self.formula.needs_estimate else 0
+        if self.all_at_once:
+            return self.grid.steps + estimating
+        kept = gradient.keep if gradient else sift.keep if sift else classes
+        sifting = sift.grid.steps * classes if sift else 2 * gradient.steps if gradient else 0
+        return sifting + kept * self.grid.steps + estimating
+
+    @property
     def formula(self) -> Formula:
         return CLASSIFIERS[self.name]
 

@@ -12,11 +12,11 @@ from ndc_core.denoiser import Denoiser, EDMDenoiser
 from ndc_core.heads import HeadsDenoiser
 from ndc_core.networks.small import SmallHeadsUNet, SmallUNet
 from ndc_core.space import pixels_to_model
-from ndc_core.training import FitSpec, TrainingProgress, draw_sigma, fit, jitter, loss_weight
+from ndc_core.training import DenoisingSpec, TrainingProgress, draw_sigma, fit, jitter, loss_weight
 
 
 @dataclass(frozen=True)
-class DistillationSpec(FitSpec):
+class DistillationSpec(DenoisingSpec):
     """How to distil. A batch asks for at most `classes` classes, drawn anew each time, so that its cost does not grow
     with their number.
 

@@ -82,6 +82,18 @@ def answer(task: Task[Result], *, rows_per_pass: int, device: torch.device) -> R
     return result
 
 
+def answer_differentiably(task: Task[Result]) -> Result:
+    """The result of one task in the caller's autograd: passes have whatever rows are asked for, so it is no vote's."""
+    found: Tensor | None = None
+    while True:
+        try:
+            ask = task.send(cast(Tensor, found))  # a generator's first `send` takes None
+        except StopIteration as stop:
+            return cast(Result, stop.value)
+        window = slice(0, ask.rows)
+        found = ask.read(_outputs(ask.kind, ask.network, *ask.inputs(window)), window)
+
+
 class _Gatherer(Generic[Name, Result]):
     def __init__(
         self,
@@ -189,13 +201,7 @@ class _Gatherer(Generic[Name, Result]):
                     kept = self._read(cast(Denoiser, network)(z, sigma_model, label), parts)
                     gradient: Tensor = torch.autograd.grad(torch.cat(kept).sum(), label)[0]
                 return list(gradient[: sum(len(one) for one in kept)].split([len(one) for one in kept]))
-            if kind == "classify":
-                found = cast(ImageClassifier, network)(z)
-            elif kind == "every_class":
-                found = cast(EveryClass, network).every_class(z, sigma_model)
-            else:
-                found = cast(Denoiser, network)(z, sigma_model, label)
-            return self._read(found, parts)
+            return self._read(_outputs(kind, network, z, sigma_model, label), parts)
 
     def _read(self, found: Tensor, parts: list[tuple[Ask, slice]]) -> list[Tensor]:
         sizes = [window.stop - window.start for _, window in parts]
@@ -209,6 +215,14 @@ class _Gatherer(Generic[Name, Result]):
             running.answer.append(found)
             if sum(len(one) for one in running.answer) == running.ask.rows:
                 self._go_on(running, torch.cat(running.answer))
+
+
+def _outputs(kind: Kind, network: Denoiser | ImageClassifier, z: Tensor, sigma_model: Tensor, label: Tensor) -> Tensor:
+    if kind == "classify":
+        return cast(ImageClassifier, network)(z)
+    if kind == "every_class":
+        return cast(EveryClass, network).every_class(z, sigma_model)
+    return cast(Denoiser, network)(z, sigma_model, label)
 
 
 def _rows_of(queue: deque[Any]) -> int:

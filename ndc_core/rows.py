@@ -3,10 +3,12 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
 from ndc_core.denoiser import Denoiser, EveryClass
+from ndc_core.image_classifier import ImageClassifier, ImageNetwork
 
 FEWEST, MOST = 16, 8192
 SECONDS_A_SIZE = 0.2
@@ -21,19 +23,19 @@ class Rate:
     rows_per_second: float
 
 
-def fastest_rows(denoiser: Denoiser, *, device: str) -> Rate:
+def fastest_rows(network: Denoiser | ImageClassifier, *, device: str) -> Rate:
     """The smallest power of two whose rate is nearly the best: larger passes only wait longer and pad more.
 
     It takes a second or two. The size changes rounding, so a run searches once, before its law is declared (rule S1).
     """
-    return choose(measured(lambda rows: _one_pass(denoiser, rows, device=device)))
+    return choose(measured(lambda rows: _one_pass(network, rows, device=device)))
 
 
-def rate_of(denoiser: Denoiser, rows: int, *, device: str) -> Rate:
+def rate_of(network: Denoiser | ImageClassifier, rows: int, *, device: str) -> Rate:
     """How fast passes of this many rows are, or where one would take long, passes of few."""
 
     def rate(tried: int) -> float:
-        return tried / _seconds(lambda count: _one_pass(denoiser, count, device=device), tried)
+        return tried / _seconds(lambda count: _one_pass(network, count, device=device), tried)
 
     of_few = rate(min(rows, FEWEST))
     return Rate(rows, of_few if rows / of_few > LONGEST_PASS_SECONDS else rate(rows))
@@ -78,12 +80,14 @@ def _seconds(one_pass: Pass, rows: int) -> float:
 
 
 @torch.inference_mode()
-def _one_pass(denoiser: Denoiser, rows: int, *, device: str) -> None:
-    z = torch.zeros(rows, *denoiser.image_shape, device=device)
+def _one_pass(network: Denoiser | ImageClassifier, rows: int, *, device: str) -> None:
+    z = torch.zeros(rows, *network.image_shape, device=device)
     sigma_model = torch.ones(rows, device=device)
-    if isinstance(denoiser, EveryClass):
-        denoiser.every_class(z, sigma_model)
+    if isinstance(network, ImageNetwork):
+        network(z)
+    elif isinstance(network, EveryClass):
+        network.every_class(z, sigma_model)
     else:
-        denoiser(z, sigma_model, torch.zeros(rows, denoiser.num_classes, device=device))
+        cast(Denoiser, network)(z, sigma_model, torch.zeros(rows, network.num_classes, device=device))
     if device == "cuda":
         torch.cuda.synchronize()

@@ -11,13 +11,13 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from ndc_core.checkpoints import DENOISERS, NETWORKS, save_denoiser
 from ndc_core.denoiser import EDMDenoiser
 from ndc_core.space import pixels_to_model
 
-Trained = TypeVar("Trained", bound=EDMDenoiser)
+Trained = TypeVar("Trained", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,20 @@ class FitSpec:
     batch: int = 192
     learning_rate: float = 2e-3
     channels: int = 32
-    log_sigma_mean: float = -0.4
-    log_sigma_std: float = 0.8
     augment_share: float = 0.5
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class TrainingSpec(FitSpec):
+class DenoisingSpec(FitSpec):
+    """At which noise levels, in model space, to fit a denoiser."""
+
+    log_sigma_mean: float = -0.4
+    log_sigma_std: float = 0.8
+
+
+@dataclass(frozen=True)
+class TrainingSpec(DenoisingSpec):
     """How to train on labelled images, of which a share loses its label."""
 
     label_dropout: float = 0.1
@@ -71,7 +77,7 @@ def jitter(images: Float[Tensor, "b c h w"], generator: torch.Generator, *, shar
     return torch.where(chosen, moved, images)
 
 
-def draw_sigma(count: int, generator: torch.Generator, spec: FitSpec) -> Float[Tensor, " b"]:
+def draw_sigma(count: int, generator: torch.Generator, spec: DenoisingSpec) -> Float[Tensor, " b"]:
     """Log-normal noise levels (Karras et al. 2022, Table 1)."""
     return torch.exp(torch.randn(count, generator=generator) * spec.log_sigma_std + spec.log_sigma_mean)
 
@@ -123,15 +129,15 @@ def train_denoiser(
 
 
 def fit(
-    denoiser: Trained,
+    network: Trained,
     batch_loss: Callable[[], Float[Tensor, ""]],
     *,
     spec: FitSpec,
     on_step: Callable[[TrainingProgress], None],
 ) -> Trained:
     """Minimises the loss of one batch after another; returns the exponential moving average of the weights."""
-    average = copy.deepcopy(denoiser)
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=spec.learning_rate, betas=(0.9, 0.99), weight_decay=0)
+    average = copy.deepcopy(network)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=spec.learning_rate, betas=(0.9, 0.99), weight_decay=0)
     started, mean_loss, share_done, step = time.monotonic(), math.nan, 0.0, 0
     while share_done < 1:
         for group in optimizer.param_groups:
@@ -140,10 +146,10 @@ def fit(
         loss = batch_loss()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         step += 1
-        update_average(average, denoiser, decay=min(0.999, step / (step + 10)))
+        update_average(average, network, decay=min(0.999, step / (step + 10)))
         mean_loss = loss.item() if step == 1 else 0.98 * mean_loss + 0.02 * loss.item()
         seconds = time.monotonic() - started
         share_done = max(step / spec.steps, seconds / spec.max_seconds)
@@ -152,7 +158,7 @@ def fit(
 
 
 @torch.no_grad()
-def update_average(average: EDMDenoiser, current: EDMDenoiser, *, decay: float) -> None:
+def update_average(average: nn.Module, current: nn.Module, *, decay: float) -> None:
     for slow, fast in zip(average.parameters(), current.parameters(), strict=True):
         slow.lerp_(fast, 1 - decay)
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 
 from ndc_core.ballots import NOBODY, Prediction, independent, on_one_path
+from ndc_core.baselines import Baseline
 from ndc_core.certificates import Certificate, Cohen, Tally, Terms
 from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.grid import path_levels
@@ -25,6 +26,7 @@ from ndc_core.walks import WALKS, stations_of
 MEMORY_BYTES = 256 * 2**20
 BATCHES_AHEAD = 2
 
+Voter = DiffusionClassifier | Baseline
 Image = Shaped[np.ndarray, "c h w"]
 Name = TypeVar("Name")
 
@@ -67,7 +69,7 @@ class VoteCounts:
 
 
 def hold_polls(
-    classifier: DiffusionClassifier, next_poll: Callable[[], tuple[Name, Poll] | None]
+    classifier: Voter, next_poll: Callable[[], tuple[Name, Poll] | None]
 ) -> Iterator[tuple[Name, list[VoteCounts] | Exception]]:
     """Counts the votes of polls, for each noise level of each, as soon as a poll is complete; or says why it is not.
 
@@ -75,7 +77,7 @@ def hold_polls(
     `next_poll` gives None when there is none at present.
 
     Raises (as the poll's result):
-        ValueError: an image that does not fit the denoiser or the noise.
+        ValueError: an image that does not fit the model or the noise.
         NonFiniteScoreError: the denoiser returned NaN or infinity; image, draw, sigma and class are named.
     """
     with ThreadPoolExecutor(1) as thread:
@@ -88,7 +90,7 @@ def hold_polls(
 
 
 def count_votes(
-    classifier: DiffusionClassifier,
+    classifier: Voter,
     image: Image,
     *,
     sigma_pixel: float,
@@ -127,7 +129,7 @@ class _PollingStation(Generic[Name]):
 
     def __init__(
         self,
-        classifier: DiffusionClassifier,
+        classifier: Voter,
         next_poll: Callable[[], tuple[Name, Poll] | None],
         thread: ThreadPoolExecutor,
     ) -> None:
@@ -169,7 +171,7 @@ class _PollingStation(Generic[Name]):
         box.found[draws[0]] = found
         box.draws_out -= len(draws)
         if not box.draws_out:
-            yield box.name, _counted(box, self.classifier.denoiser.num_classes)
+            yield box.name, _counted(box, self.classifier.num_classes)
 
 
 def _named(error: Exception, poll: Poll, draws: range) -> Exception:
@@ -193,19 +195,20 @@ def _counted(box: _Box[Name], classes: int) -> list[VoteCounts]:
     return counts
 
 
-def prepare(classifier: DiffusionClassifier, poll: Poll, draws: Sequence[int]) -> Task[list[Prediction]]:
+def prepare(classifier: Voter, poll: Poll, draws: Sequence[int]) -> Task[list[Prediction]]:
     """Draws a batch's noise; gives its task."""
-    if poll.image.shape != tuple(classifier.denoiser.image_shape):
+    if poll.image.shape != tuple(classifier.image_shape):
         raise ValueError(
-            f"image {poll.image_id} has shape {poll.image.shape}, "
-            f"the denoiser takes {tuple(classifier.denoiser.image_shape)}"
+            f"image {poll.image_id} has shape {poll.image.shape}, the model takes {tuple(classifier.image_shape)}"
         )
     input_noise = NOISES[poll.noise](poll.sigma_pixel[0])
-    if classifier.one_path:
+    if isinstance(classifier, DiffusionClassifier) and classifier.one_path:
         return _prepare_path(classifier, poll, draws, input_noise)
     (sigma_pixel,) = poll.sigma_pixel
     drawn = noise_of(classifier, input_noise, seed=poll.seed, image_id=poll.image_id, phase=poll.phase, draws=draws)
     z = input_noise.add(poll.image, drawn.input)
+    if isinstance(classifier, Baseline):
+        return classifier.votes(z, tau_model=sigma_to_model(sigma_pixel), noise=drawn.refine)
     (candidate,) = poll.candidates or (NOBODY,)
     return independent(classifier, z, tau_model=sigma_to_model(sigma_pixel), noise=drawn, candidate=candidate)
 
@@ -221,7 +224,7 @@ def _prepare_path(
         phase=poll.phase,
         draws=draws,
         walk=walk,
-        image_shape=classifier.denoiser.image_shape,
+        image_shape=classifier.image_shape,
     )
     # A station's noisy image is a function of its own noise, not of how it was reached (rules S2 and S8).
     z = input_noise.add(poll.image, noise).astype(np.float32)
@@ -236,7 +239,7 @@ def _prepare_path(
 
 
 def noise_of(
-    classifier: DiffusionClassifier,
+    classifier: Voter,
     input_noise: InputNoise,
     *,
     seed: int,
@@ -245,32 +248,31 @@ def noise_of(
     draws: Sequence[int],
 ) -> DrawNoise:
     """All the noise that the classifier's named draws need, without one path."""
-    sift = classifier.active_sift
+    refine_steps, sift_steps = classifier.noise_steps
     return draw_noise(
         seed=seed,
         image_id=image_id,
         phase=phase,
         draws=draws,
         input_noise=input_noise,
-        image_shape=classifier.denoiser.image_shape,
-        refine_steps=classifier.grid.steps,
-        sift_steps=sift.grid.steps if sift else 0,
+        image_shape=classifier.image_shape,
+        refine_steps=refine_steps,
+        sift_steps=sift_steps,
     )
 
 
-def batches(classifier: DiffusionClassifier, poll: Poll) -> list[range]:
+def batches(classifier: Voter, poll: Poll) -> list[range]:
     """The poll's draws, at most a pass's rows at once and no more than fit in memory; a function of shapes only."""
-    sift, levels = classifier.active_sift, len(poll.sigma_pixel)
-    steps = classifier.grid.steps + (sift.grid.steps if sift else 0)
+    levels, steps = len(poll.sigma_pixel), sum(classifier.noise_steps)
     noise_bytes = poll.image.size * ((steps + 2 * levels) * 24 if classifier.one_path else (steps + 2) * 4)
-    loss_bytes = classifier.grid.steps * classifier.denoiser.num_classes * (8 * (levels + 2) + 2)
+    loss_bytes = classifier.noise_steps[0] * classifier.num_classes * (8 * (levels + 2) + 2)
     of_a_batch = MEMORY_BYTES // (TASKS_AT_ONCE + BATCHES_AHEAD + 1)
     at_once = max(1, min(classifier.rows_per_pass, of_a_batch // (noise_bytes + loss_bytes)))
     return [poll.draws[first : first + at_once] for first in range(0, len(poll.draws), at_once)]
 
 
 def certify(
-    classifier: DiffusionClassifier,
+    classifier: Voter,
     image: UInt8[np.ndarray, "c h w"],
     *,
     sigma_pixel: float,
@@ -288,7 +290,7 @@ def certify(
     is about 8-bit adversarial images and is exact; with `float` about all of them, up to floating-point rounding.
 
     Raises:
-        ValueError: sigma or alpha out of range, no votes, or an image that does not fit the denoiser.
+        ValueError: sigma or alpha out of range, no votes, or an image that does not fit the model.
     """
     if not sigma_pixel > 0:
         raise ValueError(f"sigma_pixel must be above 0, not {sigma_pixel}")

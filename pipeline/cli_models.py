@@ -6,6 +6,21 @@ from typing import Any
 import click
 
 
+class Numbers(click.ParamType):
+    """Numbers with commas between them."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        try:
+            return [float(part) for part in value.split(",") if part] if isinstance(value, str) else value
+        except ValueError:
+            self.fail(f"{value!r} is not of the form 0.5,0.5,0.5", parameter, context)
+
+
+NUMBERS = Numbers()
+
+
 @click.command()
 @click.option("--dataset", required=True, help="A data set by name: digits or mnist.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new checkpoint.")
@@ -13,12 +28,30 @@ import click
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of the default.")
 @click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End at this time, if it comes first.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
-def train(dataset: str, out: Path, heads: str | None, **settings: Any) -> None:
-    """Train the small embedded denoiser."""
-    from pipeline.train import train_on
+@click.option(
+    "--classifier", is_flag=True, help="Train a small image classifier, for baselines, instead of a denoiser."
+)
+@click.option(
+    "--noise",
+    type=click.FloatRange(min=0),
+    multiple=True,
+    help="Train the classifier with noise of this sigma, for pixels in [0, 1]; of several, each image gets one.",
+)
+def train(
+    dataset: str, out: Path, heads: str | None, classifier: bool, noise: tuple[float, ...], **settings: Any
+) -> None:
+    """Train the small embedded denoiser, or a small image classifier to compare with."""
+    from pipeline.train import train_classifier_on, train_on
 
+    if classifier and heads:
+        raise click.UsageError("--heads is of denoisers; leave it out, or --classifier.")
+    if noise and not classifier:
+        raise click.UsageError("--noise is for --classifier: denoisers are trained at all levels of noise.")
     given = {name: value for name, value in settings.items() if value is not None}
-    train_on(dataset, out, settings=given, heads=heads == "classes")
+    if classifier:
+        train_classifier_on(dataset, out, settings=given | ({"noise": noise} if noise else {}))
+    else:
+        train_on(dataset, out, settings=given, heads=heads == "classes")
     click.echo(f"trained {out}")
 
 
@@ -46,17 +79,42 @@ def distill(
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
-def convert(source: Path, out: Path) -> None:
+@click.option("--classifier", is_flag=True, help="SOURCE is an image classifier, for baselines.")
+@click.option("--image-shape", type=NUMBERS, help="Of the classifier's images: channels, height, width, as 3,32,32.")
+@click.option("--mean", type=NUMBERS, default="", help="Taken from pixels in [0, 1], as 0.5,0.5,0.5 [default: 0.5].")
+@click.option("--std", type=NUMBERS, default="", help="Pixels are then divided by it [default: 0.5].")
+def convert(
+    source: str,
+    out: Path,
+    classifier: bool,
+    image_shape: list[float] | None,
+    mean: list[float],
+    std: list[float],
+) -> None:
     """Take in a model of another program: SOURCE becomes the checkpoint folder OUT.
 
     NVIDIA's EDM and EDM2 pickles, training states, state dicts (.pt, .safetensors) of EDM's networks, and diffusers'
     UNet2DModel folders. Nothing in a pickle is executed.
+
+    With --classifier a TorchScript file, a torch.export file (.pt2), or timm:NAME. These are programs, which are run:
+    take in only what you trust.
     """
     from ndc_core.conversion import convert as convert_model
 
-    found = convert_model(source, out)
+    if classifier:
+        from pipeline.image_classifiers import take_in
+
+        shape = image_shape and tuple(int(size) for size in image_shape)
+        if shape and (len(shape) != 3 or min(shape) < 1):
+            raise click.UsageError("--image-shape is channels, height and width, as 3,32,32.")
+        taken = take_in(source, out, image_shape=shape or None, mean=mean, std=std)  # type: ignore[arg-type]
+        click.echo(f"{out}: {taken.kind}, {taken.num_classes} classes, images of {taken.image_shape}")
+        return
+    if image_shape or mean or std:
+        raise click.UsageError("--image-shape, --mean and --std are for --classifier.")
+    found = convert_model(Path(source), out)
     click.echo(
         f"{out}: {found['network']}, {found['num_classes']} classes, images of {found['image_shape']}, "
         f"{'knows' if found['knows_no_label'] else 'does not know'} images without a label"

@@ -4,13 +4,14 @@ import tomllib
 from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from ndc_core.classifiers import CLASSIFIERS, refuse_combination
+from ndc_core.baselines import refuse_steps
+from ndc_core.classifiers import refuse_combination
 from ndc_core.execution import Precision
 from ndc_core.grid import WEIGHTS, GridSpec, build_grid
 from ndc_core.methods import CERTIFICATES
@@ -29,7 +30,6 @@ STRICT = ConfigDict(extra="forbid")
 NAMES_OF: dict[str, Collection[str]] = {
     "dataset.format": FORMATS,
     "dataset.filter": RESAMPLING,
-    "classifier.name": CLASSIFIERS,
     "classifier.weight": WEIGHTS,
     "certificate.method": CERTIFICATES,
 }
@@ -68,10 +68,10 @@ class DatasetConfig(DatasetSpec):
     pass
 
 
-class ClassifierConfig(Section):
+class DiffusionConfig(Section):
     """docs/cost.md says what sift, label_gradient, race and one_path save."""
 
-    name: str
+    name: Literal["dc", "epndc", "apndc", "apndc-ensemble"]
     """Which diffusion classifier votes."""
     weight: str
     """Weight of a level in the score."""
@@ -87,6 +87,27 @@ class ClassifierConfig(Section):
     """One path of noise for all of `sigma_pixel`: for `epndc` and `apndc` on explicit `grid.levels`."""
     loss_cap: float | None = Field(default=None, gt=0)
     """Largest squared error of a level, for each dimension: for the lipschitz certificate."""
+
+
+class PlainConfig(Section):
+    name: Literal["plain"]
+    """The image classifier `model` votes on noisy images as they are: randomized smoothing."""
+
+
+class DenoiseConfig(Section):
+    name: Literal["denoise"]
+    """`model`, a denoiser, takes the noise away, and an image classifier votes on what it makes of the image."""
+    network: str
+    """Folder or URI of the image classifier."""
+    steps: int = Field(default=1, ge=1)
+    """In how many steps noise is taken away."""
+    paths: int = Field(default=1, ge=1)
+    """How often, with other randomness in between; the majority of the classes counts."""
+
+    @model_validator(mode="after")
+    def _paths_differ(self) -> Self:
+        refuse_steps(self.steps, self.paths)
+        return self
 
 
 class VotesConfig(Section):
@@ -146,9 +167,10 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0)
     """From which all noise of the run follows."""
     model: str
-    """Folder or URI of a checkpoint."""
+    """Folder or URI of a checkpoint: a denoiser, or for `plain` an image classifier."""
     unconditional: str = "null_label"
-    """APNDC's target: `null_label`, `label_mean`, `blended_label`, or another checkpoint."""
+    """What knows images without a label, for apndc and `denoise`: `null_label`, `label_mean`, `blended_label`, or
+    another checkpoint."""
     sigma_pixel: tuple[float, ...] = Field(min_length=1)
     """Noise levels, for pixels in [0, 1]: above 0, and 0 alone for the lipschitz certificate."""
     noise: NoiseName = "integer"
@@ -159,7 +181,7 @@ class RunConfig(Section):
     """A name under which runs that belong together are found in MLflow."""
     dataset: DatasetConfig
     """The images."""
-    classifier: ClassifierConfig
+    classifier: DiffusionConfig | PlainConfig | DenoiseConfig = Field(discriminator="name")
     """What votes."""
     votes: VotesConfig
     """How often."""
@@ -181,24 +203,34 @@ class RunConfig(Section):
     def _noise_levels_fit_the_grids(self) -> Self:
         if len(set(self.sigma_pixel)) != len(self.sigma_pixel):
             raise ValueError("sigma_pixel names a level twice")
-        grids = [self.classifier.grid] + ([self.classifier.sift.grid] if self.classifier.sift else [])
+        own = self.diffusion
+        grids = [own.grid] + ([own.sift.grid] if own.sift else []) if own else []
         for sigma in self.sigma_pixel:
             if self.certificate.method != "lipschitz" and not 0 < sigma < 100:
                 raise ValueError(f"sigma_pixel {sigma} is out of range: it must lie between 0 and 100")
             for grid in grids:
-                build_grid(grid, tau_model=0.0 if self.classifier.name == "dc" else sigma_to_model(sigma))
+                build_grid(grid, tau_model=0.0 if own and own.name == "dc" else sigma_to_model(sigma))
         return self
 
     @model_validator(mode="after")
     def _the_levers_go_together(self) -> Self:
-        c = self.classifier
-        refuse_combination(c.name, c.grid, sift=c.sift, label_gradient=c.label_gradient, one_path=c.one_path)
+        if c := self.diffusion:
+            refuse_combination(c.name, c.grid, sift=c.sift, label_gradient=c.label_gradient, one_path=c.one_path)
         return self
+
+    @property
+    def diffusion(self) -> DiffusionConfig | None:
+        """Its classifier, if that is no baseline."""
+        return self.classifier if isinstance(self.classifier, DiffusionConfig) else None
+
+    @property
+    def one_path(self) -> bool:
+        return self.diffusion is not None and self.diffusion.one_path
 
     @property
     def follows_images(self) -> bool:
         """Whether what is drawn of an image depends on its votes so far: when it stops, or whom a vote is about."""
-        return self.certificate.method != "cohen" or self.classifier.race is not None
+        return self.certificate.method != "cohen" or bool(self.diffusion and self.diffusion.race)
 
     @model_validator(mode="after")
     def _the_certificate_fits_the_classifier(self) -> Self:
@@ -226,7 +258,8 @@ class RunConfig(Section):
 
     @property
     def _leaves_classes_out(self) -> bool:
-        return any((self.classifier.sift, self.classifier.label_gradient, self.classifier.race))
+        own = self.diffusion
+        return own is not None and any((own.sift, own.label_gradient, own.race))
 
     @model_validator(mode="after")
     def _something_can_be_certified(self) -> Self:
@@ -306,8 +339,19 @@ def load_config(source: str, assignments: list[str] | None = None) -> RunConfig:
         raise ConfigError(f"{source}: " + "; ".join(_sentence(problem) for problem in error.errors())) from error
 
 
+def _listed(problem: Any) -> str:
+    return str(problem["ctx"]["expected_tags"]).replace("'", "")
+
+
 def _sentence(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
+    place = [str(part) for part in problem["loc"]]
+    if problem["type"] == "union_tag_invalid":
+        return f"{'.'.join(place)}.name {problem['ctx']['tag']!r} is unknown; there are: {_listed(problem)}"
+    if problem["type"] == "union_tag_not_found":
+        return f"key {'.'.join(place)}.name is missing"
+    if place[:1] == ["classifier"]:
+        del place[1:2]  # the variant's name
+    key = ".".join(place)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown key {key}"
     if problem["type"] == "missing":

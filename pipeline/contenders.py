@@ -11,7 +11,7 @@ from upath import UPath
 
 from pipeline.attackers import empirical_accuracy
 from pipeline.comparison import Contender, Outcome
-from pipeline.config import RunConfig, load_config
+from pipeline.config import DenoiseConfig, RunConfig, load_config
 from pipeline.datasets import ImageRecord, Listing
 from pipeline.evidence import EvidenceTable
 from pipeline.locations import exists, location
@@ -131,8 +131,11 @@ class OpenedRun:
 
     @property
     def network(self) -> str:
-        """The checkpoint's folder, and the beginning of its digest."""
-        return f"{PurePosixPath(self.config.model).name} ({self.law['model_sha256'][:8]})"
+        """The folders of the checkpoints that are evaluated, and the beginnings of their digests."""
+        found = {self.config.model: self.law["model_sha256"]}
+        if isinstance(self.config.classifier, DenoiseConfig):
+            found[self.config.classifier.network] = self.law["network_sha256"]
+        return " + ".join(f"{PurePosixPath(where).name} ({digest[:8]})" for where, digest in found.items())
 
 
 def outcome_of(item: CertifiedImage, evidence: EvidenceTable | None) -> Outcome:

@@ -1,6 +1,5 @@
 """Distillation of a conditional checkpoint into one with class heads, on any data that can be read."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ from pipeline.datasets import DatasetSpec, Example, examples_of, source_of
 from pipeline.entries import DataError
 from pipeline.memory import keep_freed_memory
 from pipeline.models import local_checkpoint
-from pipeline.train import TrainingBar, cores, data_notes, refuse_to_overwrite, stacked
+from pipeline.train import TrainingBar, data_notes, refuse_to_overwrite, stacked, threads_for
 
 CHANNELS_STEP = 8  # of a group in the network's normalisations
-PIXELS_WORTH_THREADS = 256
 
 
 def distill(teacher: str, out: Path, *, data: DatasetSpec, settings: dict[str, Any]) -> None:
@@ -38,9 +36,7 @@ def distill(teacher: str, out: Path, *, data: DatasetSpec, settings: dict[str, A
     examples = fitting_images(data, denoiser.image_shape)
     out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    # Threads meet at every operation, of which tiny images make many short ones: wherever another process has a core,
-    # all wait for it (on two busy cores, 12 s made 65 steps on digits with two threads, 442 with one).
-    torch.set_num_threads(cores() if math.prod(denoiser.image_shape[1:]) >= PIXELS_WORTH_THREADS else 1)
+    torch.set_num_threads(threads_for(denoiser.image_shape))
     with TrainingBar(spec.steps, "distilling") as bar:
         student = distil(
             denoiser, stacked(examples), knows_no_label=denoiser.knows_no_label, spec=spec, on_step=bar.show

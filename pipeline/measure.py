@@ -9,14 +9,13 @@ import numpy as np
 import torch
 
 from ndc_core.ballots import NOBODY
-from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.randomness import Phase
 from ndc_core.rows import Rate, fastest_rows, rate_of
-from ndc_core.voting import Poll, VoteCounts, hold_polls
+from ndc_core.voting import Poll, VoteCounts, Voter, hold_polls
 from pipeline.config import RunConfig
 from pipeline.memory import keep_freed_memory
-from pipeline.models import load_models
-from pipeline.votes import build_classifier, pick_device
+from pipeline.models import build_classifier
+from pipeline.votes import pick_device
 
 SECONDS_OF_VOTES = 15.0
 MOST_DRAWS, FEWEST_DRAWS = 60, 8
@@ -89,16 +88,15 @@ def measure(asked: ToMeasure) -> Measured:
 
 def _rate(config: RunConfig, *, device: str) -> Rate:
     """Of passes of the rows that are set, or else of the fastest; the models are let go of."""
-    denoiser, _ = load_models(config, device=device)
-    rows = config.compute.rows_per_pass
-    return fastest_rows(denoiser, device=device) if rows is None else rate_of(denoiser, rows, device=device)
+    network, rows = build_classifier(config, device=device).main_network, config.compute.rows_per_pass
+    return fastest_rows(network, device=device) if rows is None else rate_of(network, rows, device=device)
 
 
 def _votes(
-    classifier: DiffusionClassifier, config: RunConfig, images: Sequence[tuple[str, np.ndarray]], draws: int
+    classifier: Voter, config: RunConfig, images: Sequence[tuple[str, np.ndarray]], draws: int
 ) -> tuple[tuple[SampledCell, ...], float]:
     """Selection and estimation votes of each image and noise level; evaluations per second with all that is around."""
-    levels = [tuple(sorted(config.sigma_pixel))] if config.classifier.one_path else [(s,) for s in config.sigma_pixel]
+    levels = [tuple(sorted(config.sigma_pixel))] if config.one_path else [(s,) for s in config.sigma_pixel]
     asked = [(image, sigmas, (NOBODY,) * len(sigmas)) for image in images for sigmas in levels]
     _hold(classifier, config, asked[:1], "selection", 1)  # what is compiled or set up at first is not counted
     started = time.perf_counter()
@@ -120,7 +118,7 @@ Asked = tuple[tuple[str, np.ndarray], tuple[float, ...], tuple[int, ...]]
 
 
 def _hold(
-    classifier: DiffusionClassifier, config: RunConfig, asked: Sequence[Asked], phase: Phase, draws: int
+    classifier: Voter, config: RunConfig, asked: Sequence[Asked], phase: Phase, draws: int
 ) -> list[list[VoteCounts]]:
     waiting = deque(enumerate(_polls(config, asked, phase, draws)))
     found: dict[int, list[VoteCounts]] = {}

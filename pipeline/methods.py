@@ -34,6 +34,17 @@ def alpha_of_each(law: dict[str, Any], alpha: float | None = None) -> float:
     return total / len(law["sigma_pixel"]) if law["certificate"]["maximum_over_sigmas"] else total
 
 
+def _of_scores(classifier: dict[str, Any]) -> dict[str, Any]:
+    """What a diffusion classifier's scores are made of; baselines have none."""
+    if "grid" not in classifier:
+        return {}
+    return {
+        "grid": GridSpec(**classifier["grid"]),
+        "weight": classifier["weight"],
+        "loss_cap": classifier["loss_cap"],
+    }
+
+
 def method_of(law: dict[str, Any], sigma_pixel: float, *, alpha: float | None = None) -> Method:
     """The declared procedure; with another `alpha` than the declared one, for what is proved, not for when to stop."""
     dimension = math.prod(law["dataset"]["image_shape"])
@@ -50,9 +61,7 @@ def method_of(law: dict[str, Any], sigma_pixel: float, *, alpha: float | None = 
         radii=tuple(certificate.get("radii", ())),
         distance=distance,
         scope=noise.scope,
-        grid=GridSpec(**classifier["grid"]),
-        weight=classifier["weight"],
-        loss_cap=classifier["loss_cap"],
+        **_of_scores(classifier),
         dimension=dimension,
         precision=certificate.get("precision", 0.1),
     )

@@ -6,7 +6,6 @@ from typing import Any
 
 from upath import UPath
 
-from ndc_core.denoiser import EveryClass
 from pipeline.cluster import Say, run_once
 from pipeline.config import RunConfig
 from pipeline.datasets import DATASETS, ImageRecord, Listing, examples_of, list_images, source_of
@@ -14,7 +13,7 @@ from pipeline.entries import Source
 from pipeline.evidence import EvidenceTable
 from pipeline.law import fingerprint_of, law_of, refuse_changes
 from pipeline.measure import Measured, ToMeasure, measure
-from pipeline.models import load_models, model_digests
+from pipeline.models import build_classifier, model_digests
 from pipeline.progress import ReadingProgress
 from pipeline.store import RunStore
 from pipeline.units import WorkUnit, draws_a_unit, plan_units
@@ -35,8 +34,8 @@ class PreparedRun:
     law: dict[str, Any]
     fingerprint: str
     num_classes: int
-    estimate_evaluations: int  # of the clean image behind a vote, without a label
-    every_class_at_once: bool  # whether a forward pass gives all classes
+    most_evaluations_per_vote: int
+    votes_cost_alike: bool  # whether every vote costs that
     measured: Measured | None  # for its sizes, if it was
 
     @property
@@ -88,22 +87,6 @@ class PreparedRun:
     def resume_command(self) -> str:
         return f"ndc certify {self.folder}"
 
-    @property
-    def votes_cost_alike(self) -> bool:
-        """Whether every vote costs the most that one may: no class leaves on the way, and levels share nothing."""
-        classifier = self.config.classifier
-        sifts = classifier.sift is not None and classifier.sift.keep < self.num_classes and not self.every_class_at_once
-        return not (sifts or classifier.label_gradient or classifier.race or classifier.one_path)
-
-    @property
-    def most_evaluations_per_vote(self) -> int:
-        return most_evaluations_per_vote(
-            self.config,
-            classes=self.num_classes,
-            of_estimate=self.estimate_evaluations,
-            at_once=self.every_class_at_once,
-        )
-
     def manifest(self) -> dict[str, Any]:
         plan = {
             "units": len(self.units),
@@ -112,20 +95,6 @@ class PreparedRun:
             "stops_early": self.stops_early,
         }
         return {"fingerprint": self.fingerprint, "law": self.law, "plan": plan}
-
-
-def most_evaluations_per_vote(config: RunConfig, *, classes: int, of_estimate: int, at_once: bool) -> int:
-    """What a vote costs at most: sift of all classes, refine of the kept ones, the unconditional estimate."""
-    classifier = config.classifier
-    sift = classifier.sift if classifier.sift and classifier.sift.keep < classes else None
-    estimating = of_estimate if classifier.name.startswith("apndc") else 0
-    if at_once:
-        return classifier.grid.steps + estimating
-    gradient = classifier.label_gradient
-    gradient = gradient if gradient and gradient.keep < classes else None
-    kept = gradient.keep if gradient else sift.keep if sift else classes
-    sifting = sift.grid.steps * classes if sift else 2 * gradient.steps if gradient else 0
-    return sifting + kept * classifier.grid.steps + estimating
 
 
 def silent(line: str) -> None:
@@ -143,34 +112,34 @@ def prepare(config: RunConfig, folder: UPath, *, say: Say = silent, plan: "Plann
     """
     store = RunStore(folder)
     store.is_declared()  # says at once whether the place can be reached at all
-    denoiser, unconditional = load_models(config, device="cpu")
+    classifier = build_classifier(config, device="cpu")
     source = source_of(config.dataset)
     listing = list_images(
         config.dataset,
         source,
-        image_shape=denoiser.image_shape,
-        num_classes=denoiser.num_classes,
+        image_shape=classifier.image_shape,
+        num_classes=classifier.num_classes,
         noise=config.noise,
         on_image=ReadingProgress(),
     )
-    classes, at_once = denoiser.num_classes, isinstance(denoiser, EveryClass)
-    config, measured = with_sizes(
-        config,
-        store,
-        Measuring(
-            source,
-            listing,
-            most_evaluations_per_vote(config, classes=classes, of_estimate=unconditional.evaluations, at_once=at_once),
-            say,
-        ),
-        plan,
-    )
+    measuring = Measuring(source, listing, classifier.most_evaluations_per_vote, say)
+    config, measured = with_sizes(config, store, measuring, plan)
     law = law_of(config, listing, models=model_digests(config))
     fingerprint = fingerprint_of(law)
     refuse_other_law(store, law)
     units = {unit.unit_id(fingerprint): unit for unit in plan_units(law, listing.records)}
     return PreparedRun(
-        config, folder, source, listing, units, law, fingerprint, classes, unconditional.evaluations, at_once, measured
+        config,
+        folder,
+        source,
+        listing,
+        units,
+        law,
+        fingerprint,
+        classifier.num_classes,
+        classifier.most_evaluations_per_vote,
+        classifier.votes_cost_alike,
+        measured,
     )
 
 

@@ -142,7 +142,7 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, say: Say) ->
     they depend on the votes, the more noise.
     """
     record_of = {record.image_id: record for record in run.records}
-    follows, one_path = run.config.follows_images, run.config.classifier.one_path
+    follows, one_path = run.config.follows_images, run.config.one_path
     sent = {
         (
             unit.image_id,

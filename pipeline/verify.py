@@ -16,7 +16,7 @@ from pipeline.datasets import ImageRecord, Listing, list_images, source_of
 from pipeline.evidence import Evidence, EvidenceTable, checked_rows
 from pipeline.law import VOTE_VERSION, differences, fingerprint_of, law_of
 from pipeline.locations import absolute, exists, location, read
-from pipeline.models import load_models, model_digests
+from pipeline.models import build_classifier, model_digests
 from pipeline.reduce import certificate_rows, certify_images
 from pipeline.run import reduce_and_report
 from pipeline.store import RunStore, StoreError, read_certificates
@@ -100,8 +100,8 @@ def _law_problems(law: dict[str, Any], fingerprint: str) -> list[str]:
 def _input_problems(config: RunConfig, law: dict[str, Any]) -> list[str]:
     """A law computed from today's run.toml, models and data must be the declared one."""
     try:
-        denoiser, _ = load_models(config, device="cpu")
-        shape, classes = denoiser.image_shape, denoiser.num_classes
+        classifier = build_classifier(config, device="cpu")
+        shape, classes = classifier.image_shape, classifier.num_classes
         listing = list_images(
             config.dataset, source_of(config.dataset), image_shape=shape, num_classes=classes, noise=config.noise
         )
@@ -217,7 +217,7 @@ def _redrawn(
         where = store.evidence_path(item.unit.unit_id(fingerprint))
         if votes != item.votes:
             yield f"{where}: {item.unit}: votes {json.dumps(item.votes)}, the model gives {json.dumps(votes)}"
-        elif drawn.evaluations != item.evaluations and not config.classifier.one_path:  # shared among levels there
+        elif drawn.evaluations != item.evaluations and not config.one_path:  # shared among levels there
             yield f"{where}: {item.unit}: {item.evaluations} evaluations, the model takes {drawn.evaluations}"
         elif not np.array_equal(_scores_or_none(drawn.scores), _scores_or_none(item.scores)):
             yield f"{where}: {item.unit}: the scores are not those that the model gives"

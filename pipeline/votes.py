@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from ndc_core.ballots import NOBODY
-from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.randomness import Phase
-from ndc_core.voting import Poll, VoteCounts, hold_polls
+from ndc_core.voting import Poll, VoteCounts, Voter, hold_polls
 from pipeline.config import RunConfig
 from pipeline.datasets import ImageRecord
 from pipeline.evidence import Evidence
@@ -22,7 +21,7 @@ from pipeline.journal import LOADING, Journal
 from pipeline.locations import LocationError, NoSpaceError, is_local
 from pipeline.memory import keep_freed_memory
 from pipeline.methods import method_of
-from pipeline.models import load_models, model_digests
+from pipeline.models import build_classifier, checkpoints_of, model_digests
 from pipeline.run_log import log_of_actor
 from pipeline.store import RunStore
 from pipeline.units import WorkUnit, draw_ranges
@@ -89,27 +88,7 @@ def pick_device(gpus_per_actor: float) -> str:
     return "cuda" if gpus_per_actor > 0 else "cpu"
 
 
-def build_classifier(config: RunConfig, *, device: str) -> DiffusionClassifier:
-    """The classifier of a run, its models loaded."""
-    denoiser, unconditional = load_models(config, device=device)
-    assert config.compute.rows_per_pass is not None
-    return DiffusionClassifier(
-        denoiser,
-        config.classifier.name,
-        grid=config.classifier.grid,
-        weight=config.classifier.weight,
-        sift=config.classifier.sift,
-        label_gradient=config.classifier.label_gradient,
-        race=config.classifier.race,
-        one_path=config.classifier.one_path,
-        loss_cap=config.classifier.loss_cap,
-        rows_per_pass=config.compute.rows_per_pass,
-        device=device,
-        unconditional=unconditional,
-    )
-
-
-def load_voter(settings: VoterSettings) -> DiffusionClassifier:
+def load_voter(settings: VoterSettings) -> Voter:
     """The run's classifier on this node's device, in a process that does nothing else.
 
     Raises:
@@ -119,13 +98,13 @@ def load_voter(settings: VoterSettings) -> DiffusionClassifier:
     torch.set_num_threads(settings.config.compute.threads_per_actor)
     for name, digest in model_digests(settings.config).items():
         if digest != settings.law[name]:
-            where = settings.config.model if name == "model_sha256" else settings.config.unconditional
+            where = checkpoints_of(settings.config)[name]
             raise ValueError(f"the model at {where} is not the one this run was started with")
     return build_classifier(settings.config, device=pick_device(settings.config.compute.gpus_per_actor))
 
 
 def votes_of_unit(
-    classifier: DiffusionClassifier,
+    classifier: Voter,
     config: RunConfig,
     unit: WorkUnit,
     record: ImageRecord,
@@ -341,4 +320,4 @@ class WaveActor(VoteActor):
 
 def levels_of(config: RunConfig, unit: WorkUnit) -> tuple[float, ...]:
     """The noise levels that are voted on together with a unit, rising."""
-    return tuple(sorted(config.sigma_pixel)) if config.classifier.one_path else (unit.sigma_pixel,)
+    return tuple(sorted(config.sigma_pixel)) if config.one_path else (unit.sigma_pixel,)

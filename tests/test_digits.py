@@ -16,8 +16,8 @@ from ndc_core.randomness import DrawNoise, draw_noise
 from ndc_core.smoothing import IntegerNoise, NoNoise
 from ndc_core.space import bytes_to_pixels, pixels_to_model
 from pipeline.config import load_config
+from pipeline.models import build_classifier
 from pipeline.train import train_on
-from pipeline.votes import build_classifier
 from tests.runs import digits, listing_of
 
 pytestmark = pytest.mark.slow

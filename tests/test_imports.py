@@ -31,7 +31,7 @@ ORDER = [
     {"page"},
     {"attackers", "report", "status", "train", "diagnosis_figures"},
     {"logged"},
-    {"tracking", "distill", "diagnose"},
+    {"tracking", "distill", "diagnose", "image_classifiers"},
     {"comparison"},
     {"contenders"},
     {"same_images", "remarks"},
@@ -52,6 +52,7 @@ HOMES = {
     "s3fs": set(),
     "filelock": {"pipeline/lease.py", "pipeline/tracking.py", "pipeline/models.py"},
     "jinja2": {"pipeline/page.py"},
+    "timm": {"pipeline/image_classifiers.py"},
 }
 
 

@@ -11,10 +11,10 @@ from ndc_core.checkpoints import load_denoiser, save_denoiser
 from ndc_core.voting import count_votes
 from pipeline.law import LawChangedError
 from pipeline.locations import location
+from pipeline.models import build_classifier
 from pipeline.prepare import prepare
 from pipeline.run import UnitsFailedError, certify_run, reduce_and_report
 from pipeline.store import RunStore
-from pipeline.votes import build_classifier
 from tests.runs import digits, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_workplace")

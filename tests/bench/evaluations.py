@@ -43,7 +43,7 @@ from ndc_core.voting import Poll, hold_polls
 from pipeline.config import RunConfig, override, read_source
 from pipeline.datasets import DatasetSpec, Example, examples_of, source_of
 from pipeline.memory import keep_freed_memory
-from pipeline.votes import build_classifier
+from pipeline.models import build_classifier
 
 SIGMAS, RADII = (0.0625, 0.125, 0.25), (0.0, 0.125, 0.25, 0.35)
 ALPHA, FULL_VOTES = 0.001, 10_100

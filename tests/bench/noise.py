@@ -12,7 +12,7 @@ import torch
 from ndc_core.voting import count_votes
 from pipeline.config import load_config
 from pipeline.memory import keep_freed_memory
-from pipeline.votes import build_classifier
+from pipeline.models import build_classifier
 from tests.bench.bare import MODEL
 from tests.runs import digits
 
