@@ -39,12 +39,13 @@ ORDER = [
     {"prepare"},
     {"run"},
     {"attack", "verify", "plan"},
+    {"cli_models"},
     {"cli"},
 ]
 HOMES = {
     "ray": {"pipeline/cluster.py"},
     "mlflow": {"pipeline/tracking.py"},
-    "click": {"pipeline/cli.py"},
+    "click": {"pipeline/cli.py", "pipeline/cli_models.py"},
     "pyarrow": {"pipeline/store.py", "pipeline/evidence.py", "pipeline/images.py", "pipeline/parquet.py"},
     "PIL": {"pipeline/decoding.py"},
     "fsspec": set(),

@@ -1,0 +1,97 @@
+"""Commands about models: train, distil, convert, diagnose. Heavy imports wait for the command that needs them."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.option("--dataset", required=True, help="A data set by name: digits or mnist.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new checkpoint.")
+@click.option("--heads", type=click.Choice(["classes"]), help="An output for each class instead of a label as input.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of the default.")
+@click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End at this time, if it comes first.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
+def train(dataset: str, out: Path, heads: str | None, **settings: Any) -> None:
+    """Train the small embedded denoiser."""
+    from pipeline.train import train_on
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    train_on(dataset, out, settings=given, heads=heads == "classes")
+    click.echo(f"trained {out}")
+
+
+@click.command()
+@click.argument("teacher")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--data", default="digits", show_default=True, help="Images to learn on: digits, or a path or URI.")
+@click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most N images.")
+@click.option("--channels", type=click.IntRange(min=8), help="Width of the network, instead of the default.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of the default.")
+@click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End earlier on a slow machine.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
+def distill(
+    teacher: str, out: Path, data: str, data_format: str | None, limit: int | None, **settings: float | None
+) -> None:
+    """Teach a small network with an output for each class what TEACHER, a checkpoint of any kind, says of each."""
+    from pipeline.datasets import DatasetSpec
+    from pipeline.distill import distill as distill_model
+
+    images = DatasetSpec(data, format=data_format, split="train", limit=limit)
+    given = {name: value for name, value in settings.items() if value is not None}
+    distill_model(teacher, out, data=images, settings=given)
+    click.echo(f"distilled {out}")
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def convert(source: Path, out: Path) -> None:
+    """Take in a model of another program: SOURCE becomes the checkpoint folder OUT.
+
+    NVIDIA's EDM and EDM2 pickles, training states, state dicts (.pt, .safetensors) of EDM's networks, and diffusers'
+    UNet2DModel folders. Nothing in a pickle is executed.
+    """
+    from ndc_core.conversion import convert as convert_model
+
+    found = convert_model(source, out)
+    click.echo(
+        f"{out}: {found['network']}, {found['num_classes']} classes, images of {found['image_shape']}, "
+        f"{'knows' if found['knows_no_label'] else 'does not know'} images without a label"
+    )
+
+
+@click.command()
+@click.argument("model")
+@click.argument("data")
+@click.option(
+    "--sigma-pixel", type=float, multiple=True, default=(0.125, 0.25, 0.5), show_default=True, help="As in a run."
+)
+@click.option(
+    "--classifier", type=click.Choice(["apndc", "epndc"]), default="apndc", show_default=True, help="As in a run."
+)
+@click.option("--unconditional", default="null_label", show_default=True, help="As in a run: a name or a checkpoint.")
+@click.option("--weight", default="edm", show_default=True, help="Weight of a level in the score.")
+@click.option(
+    "--budget", type=click.IntRange(min=1), default=10, show_default=True, help="Levels to evaluate, at most."
+)
+@click.option(
+    "--limit", type=click.IntRange(min=4), default=64, show_default=True, help="Images, spread over the data."
+)
+@click.option("--draws", type=click.IntRange(min=1), default=4, show_default=True, help="Noise draws of an image.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
+@click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write to [default: runs/diagnose-<model>].")
+def diagnose(model: str, data: str, data_format: str | None, limit: int, out: Path | None, **settings: Any) -> None:
+    """See at which noise levels MODEL tells the classes of DATA apart, and have a grid of levels proposed.
+
+    The training split is taken where the data have one: a grid should not be chosen on the images it is tested on.
+    """
+    from pipeline.datasets import DatasetSpec
+    from pipeline.diagnose import DiagnosisSettings, diagnose_model
+
+    images = DatasetSpec(data, format=data_format, split="train", limit=limit)
+    out = out or Path("runs") / f"diagnose-{Path(model.rstrip('/')).name}"
+    diagnose_model(model, images, DiagnosisSettings(**settings), out=out, say=click.echo)
