@@ -132,17 +132,24 @@ def silent(line: str) -> None:
     """Says nothing."""
 
 
-def prepare(config: RunConfig, folder: UPath, *, say: Say = silent, plan: "Planning | None" = None) -> PreparedRun:
-    """Loads and checks everything, writing nothing (a model in an object store is copied to this node's cache).
+@dataclass(frozen=True)
+class Inputs:
+    """A run's model and data, as far as a plan needs them."""
 
-    The models are loaded on the CPU, since the driver's node may have nothing else; what is measured is measured in a
-    process with an actor's resources: the sizes that the run leaves open, and for a plan some votes.
+    source: Source
+    listing: Listing
+    digests: dict[str, str]  # of the models
+    num_classes: int
+    estimate_evaluations: int
+    every_class_at_once: bool
+
+
+def read_inputs(config: RunConfig) -> Inputs:
+    """Loads the models on the CPU, since the driver's node may have nothing else, and lists the images.
 
     Raises:
-        ValueError: a model or data that cannot be used, or a folder that belongs to another run.
+        ValueError: a model or data that cannot be used.
     """
-    store = RunStore(folder)
-    store.is_declared()  # says at once whether the place can be reached at all
     denoiser, unconditional = load_models(config, device="cpu")
     source = source_of(config.dataset)
     listing = list_images(
@@ -153,24 +160,54 @@ def prepare(config: RunConfig, folder: UPath, *, say: Say = silent, plan: "Plann
         noise=config.noise,
         on_image=ReadingProgress(),
     )
-    classes, at_once = denoiser.num_classes, isinstance(denoiser, EveryClass)
+    return Inputs(
+        source,
+        listing,
+        model_digests(config),
+        denoiser.num_classes,
+        unconditional.evaluations,
+        isinstance(denoiser, EveryClass),
+    )
+
+
+def prepare(
+    config: RunConfig,
+    folder: UPath,
+    *,
+    say: Say = silent,
+    plan: "Planning | None" = None,
+    inputs: Inputs | None = None,
+) -> PreparedRun:
+    """Loads and checks everything, writing nothing (a model in an object store is copied to this node's cache).
+
+    What is measured is measured in a process with an actor's resources: the sizes that the run leaves open, and for a
+    plan some votes. `inputs` are those of this configuration, if they were read before.
+
+    Raises:
+        ValueError: a model or data that cannot be used, or a folder that belongs to another run.
+    """
+    store = RunStore(folder)
+    store.is_declared()  # says at once whether the place can be reached at all
+    inputs = inputs or read_inputs(config)
+    source, listing, of_estimate = inputs.source, inputs.listing, inputs.estimate_evaluations
+    classes, at_once = inputs.num_classes, inputs.every_class_at_once
     config, measured = with_sizes(
         config,
         store,
         Measuring(
             source,
             listing,
-            most_evaluations_per_vote(config, classes=classes, of_estimate=unconditional.evaluations, at_once=at_once),
+            most_evaluations_per_vote(config, classes=classes, of_estimate=of_estimate, at_once=at_once),
             say,
         ),
         plan,
     )
-    law = law_of(config, listing, models=model_digests(config))
+    law = law_of(config, listing, models=inputs.digests)
     fingerprint = fingerprint_of(law)
     refuse_other_law(store, law)
     units = {unit.unit_id(fingerprint): unit for unit in plan_units(law, listing.records)}
     return PreparedRun(
-        config, folder, source, listing, units, law, fingerprint, classes, unconditional.evaluations, at_once, measured
+        config, folder, source, listing, units, law, fingerprint, classes, of_estimate, at_once, measured
     )
 
 
