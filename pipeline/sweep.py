@@ -190,9 +190,8 @@ def as_declared(member: Member) -> Member:
     if not store.is_declared():
         return member
     law = store.manifest()["law"]
-    votes = law["votes"]
-    sizes = {"per_unit": votes["per_unit"], "ends": votes.get("ends")}
-    return member.with_sizes(rows=law["compute"]["rows_per_pass"], **sizes)
+    rows, per_unit, ends = law["compute"]["rows_per_pass"], law["votes"]["per_unit"], law["votes"].get("ends")
+    return member.with_sizes(rows=rows, per_unit=per_unit, ends=tuple(ends) if ends else None)
 
 
 def once_for_each_network(members: Sequence[Member], say: Say) -> Callable[[Member], Measured]:

@@ -71,7 +71,7 @@ def sweep_figure(panels: Sequence[Panel]) -> Picture:
                 for axes, name in zip(parts, PARTS, strict=True):
                     axes.set_ylabel(name)
         shared[0].set_ylim(0, 102)
-        shared[1].set_ylim(0, ROOM * max(max(panel.average_radius) for panel in panels))
+        shared[1].set_ylim(0, ROOM * max(max(panel.average_radius) for panel in panels) or 1)
         costs = [cost for panel in panels for cost in panel.evaluations]
         shared[2].set_ylim(min(costs) / ROOM_OF_LOG, max(costs) * ROOM_OF_LOG)
         figure.legend(handles=legend(radii), loc="outside upper center", ncols=len(radii), frameon=False)

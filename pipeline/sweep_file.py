@@ -173,6 +173,8 @@ def as_name(value: Any) -> str:
     match value:
         case bool():
             return str(value).lower()
+        case int():
+            return str(value)
         case float():
             return f"{value:g}"
         case list():

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import load_config
@@ -14,6 +14,7 @@ from tests.runs import listing_of
 IMAGE = np.zeros((1, 8, 8), np.uint8)
 
 
+@settings(deadline=None)
 @given(
     images=st.integers(1, 3),
     selection=st.integers(1, 60),
@@ -24,11 +25,11 @@ IMAGE = np.zeros((1, 8, 8), np.uint8)
 def test_units_cover_every_draw_exactly_once(
     images: int, selection: int, per_unit: int, ends: list[int], method: str
 ) -> None:
-    settings = [f"votes.selection={selection}", f"votes.per_unit={per_unit}", f"certificate.method={method}"]
-    settings += [f"votes.ends={ends}"]
+    chosen = [f"votes.selection={selection}", f"votes.per_unit={per_unit}", f"certificate.method={method}"]
+    chosen += [f"votes.ends={ends}"]
     examples = [Example(str(index), IMAGE, index) for index in range(images)]
     listing = listing_of(examples)
-    law = law_of(load_config("demo", settings), listing, models={})
+    law = law_of(load_config("demo", chosen), listing, models={})
     units = list(plan_units(law, listing.records))
     covered = [
         (unit.image_id, unit.sigma_pixel, unit.phase, draw)
