@@ -28,10 +28,10 @@ sigma_pixel = [0.25]
 "compute.threads_per_actor" = 1
 
 [vary]
-sigma_pixel = [[0.25], [0.125, 0.25]]
-"votes.selection" = [4, 10]
-"votes.estimation" = [20, 40, 60]
-"certificate.alpha" = [0.1, 0.01]
+sigma_pixel = [[0.125, 0.25]]
+"votes.selection" = [4]
+"votes.estimation" = [20, 60]
+"certificate.alpha" = [0.1]
 
 [points.Cohen]
 

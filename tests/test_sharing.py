@@ -37,10 +37,8 @@ def for_class(class_id: int) -> Votes:
 def law_for(*assignments: str, model: str = "m") -> dict:
     small = ["sigma_pixel=[0.25]", "votes.selection=10", "votes.estimation=40", "votes.per_unit=20"]
     rest = ["certificate.method=cohen", "certificate.radii=[0.0]", "compute.rows_per_pass=32"]
-    config = load_config(
-        "fast",
-        ["classifier={name='epndc', weight='edm', grid={points=4, sigma_model_max=2.0}}", *small, *rest, *assignments],
-    )
+    classifier = "classifier={name='epndc', weight='edm', grid={points=4, sigma_model_max=2.0}}"
+    config = load_config("fast", [classifier, *small, *rest, *assignments])
     return law_of(config, LISTING, models={"model_sha256": model, "unconditional": "null_label"})
 
 

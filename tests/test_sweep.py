@@ -25,15 +25,11 @@ from pipeline.verify import verify_run
 from tests.swept import SWEEP, alone, certificates_of, sweep_toml, votes_of
 
 NAMES = [
-    "sigma_pixel-0.25",
     "sigma_pixel-0.125_0.25",
     "votes.selection-4",
-    "votes.selection-10",
     "votes.estimation-20",
-    "votes.estimation-40",
     "votes.estimation-60",
     "certificate.alpha-0.1",
-    "certificate.alpha-0.01",
     "Cohen",
     "Sequential",
 ]
@@ -76,7 +72,7 @@ def test_radii_beyond_the_reach_of_one_run_are_left_to_the_others(tmp_path: Path
 [vary]
 sigma_pixel = [[0.0625], [0.5]]"""
     small, large = (point.config.certificate.radii for point in loaded(tmp_path, text).points)
-    assert (small, large) == ((0.0, 0.1, 0.2), (0.0, 0.1, 0.2, 0.4))
+    assert (small, large) == ((0.0, 0.1), (0.0, 0.1, 0.2, 0.4))
     with pytest.raises(ConfigError, match=r"radius 4 can never be certified"):
         loaded(tmp_path, text, "certificate.radii=[0.1, 4.0]")
 
@@ -235,7 +231,7 @@ def test_numbers_and_tables_follow_from_the_runs(swept: Path) -> None:
             shares = [f"{100 * run['levels'][0]['certified_accuracy'][r]['share']:.1f} %" for r in ("0.0", "0.1")]
             assert f"| {run['value']} | {shares[0]} | {shares[1]} |" in table
     votes, evaluations = drawn_once(all_runs(swept))
-    assert f"11 runs drew {votes:,} votes with {evaluations:,} evaluations" in found["remarks"][2]
+    assert f"7 runs drew {votes:,} votes with {evaluations:,} evaluations" in found["remarks"][2]
     assert (swept / "sweep.tex").read_text().count(r"\begin{table}") == 4
     assert (swept / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
@@ -243,7 +239,8 @@ def test_numbers_and_tables_follow_from_the_runs(swept: Path) -> None:
 def test_the_page_has_the_figure_and_the_named_runs_are_compared(swept: Path) -> None:
     page = (swept / "sweep.html").read_text()
     assert (swept / "sweep.svg").read_text()[-2000:].strip() in page
-    assert "http" not in page.split("<svg")[0]
+    assert "<link" not in page
+    assert "src=" not in page
     compared = json.loads((swept / "compare.json").read_text())
     assert [method["name"] for method in compared["methods"]] == ["Cohen", "Sequential"]
 
@@ -251,7 +248,7 @@ def test_the_page_has_the_figure_and_the_named_runs_are_compared(swept: Path) ->
 def test_a_finished_sweep_draws_nothing_again_and_takes_a_new_value_in(swept: Path, tiny_model: Path) -> None:
     said: list[str] = []
     before = {name: votes_of(swept / name) for name in NAMES}
-    more = SWEEP.replace("[20, 40, 60]", "[20, 40, 50, 60]")
+    more = SWEEP.replace("[20, 60]", "[20, 50, 60]")
     sweep = load_sweep(sweep_toml(swept.parent, tiny_model, more))
     run_sweep(sweep, location(swept), say=said.append)
     assert {name: votes_of(swept / name) for name in NAMES} == before
@@ -263,7 +260,9 @@ def test_a_finished_sweep_draws_nothing_again_and_takes_a_new_value_in(swept: Pa
 
 
 def test_a_stopped_sweep_goes_on_to_the_same_results(swept: Path, tmp_path: Path, tiny_model: Path) -> None:
-    toml = sweep_toml(tmp_path, tiny_model, SWEEP)
+    names = ["votes.estimation-20", "votes.estimation-60"]
+    varied = '[vary]\n"votes.estimation" = [20, 60]\n'
+    toml = sweep_toml(tmp_path, tiny_model, SWEEP[: SWEEP.index("[vary]")] + varied)
     command = [sys.executable, "-c", "from pipeline.cli import main; main()", "sweep", toml, "--out", "out"]
     command += ["--set", "votes.per_unit=2"]
     environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
@@ -280,13 +279,13 @@ def test_a_stopped_sweep_goes_on_to_the_same_results(swept: Path, tmp_path: Path
     resumed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert resumed.returncode == 0, resumed.stderr
     assert "going on at" in resumed.stderr
-    for name in NAMES:
+    for name in names:
         assert votes_of(tmp_path / "out" / name) == votes_of(swept / name)
         assert certificates_of(tmp_path / "out" / name) == certificates_of(swept / name)
 
 
 def test_runs_after_one_whose_units_fail_are_done_and_it_is_named(workplace: Path, tiny_model: Path) -> None:
-    text = SWEEP[: SWEEP.index("[vary]")] + "[vary]\nseed = [1, 2]\n"
+    text = SWEEP[: SWEEP.index("[vary]")].replace('limit" = 3', 'limit" = 1') + "[vary]\nseed = [1, 2]\n"
     sweep = load_sweep(sweep_toml(workplace, tiny_model, text))
     blocked = Path("failing/seed-1/evidence")
     blocked.parent.mkdir(parents=True)
