@@ -13,8 +13,8 @@ from upath import UPath
 from pipeline.cluster import Say, connect_most
 from pipeline.config import ConfigError, RunConfig
 from pipeline.evidence import EvidenceTable
-from pipeline.law import law_of
-from pipeline.locations import exists
+from pipeline.law import LawChangedError, law_of, refuse_changes
+from pipeline.locations import exists, publish, read
 from pipeline.measure import Measured
 from pipeline.prepare import Inputs, Measuring, PreparedRun, most_evaluations_per_vote, prepare, read_inputs
 from pipeline.run import NothingKeptError, UnitsFailedError, certify_run
@@ -25,6 +25,7 @@ from pipeline.sweep_results import WrittenSweep, refuse_what_cannot_be_compared,
 from pipeline.tables import Table
 from pipeline.units import WorkUnit, draws_a_unit
 
+DECLARATION = "declared.json"
 # What decides how fast passes are, and how many rows are fastest.
 OF_THE_NETWORK = ("precision", "channels_last", "compile", "threads_per_actor", "gpus_per_actor")
 
@@ -76,6 +77,9 @@ def run_sweep(sweep: Sweep, folder: UPath, *, say: Say) -> WrittenSweep:
     """
     members = settled(sweep, folder, say=say)
     connect_most([member.config.compute for member in members], say=say)
+    if not exists(folder / DECLARATION):
+        laws = {member.point.name: member.law for member in members}
+        publish(folder / DECLARATION, json.dumps(laws, indent=2).encode())
     failed: list[str] = []
     for number, member in enumerate(members, start=1):
         say(f"run {number} of {len(members)}: {member.point.name}")
@@ -137,16 +141,18 @@ def undecided_units(run: PreparedRun) -> list[WorkUnit]:
 def settled(sweep: Sweep, folder: UPath, *, say: Say) -> list[Member]:
     """The runs in the order in which they are best drawn, after every check that can be made before work starts.
 
-    Sizes that are left open are those that a run was declared with, or else the same for all that may share votes.
+    Sizes that are left open are those that the runs were declared with, or else the same for all that may share votes.
 
     Raises:
         ValueError: naming the first run that cannot be started, and why.
     """
     if exists(folder / "run.json"):
         raise StoreError(f"{folder} holds a run, not a sweep; give another folder with --out")
-    members = [as_declared(member) for member in read_members(sweep, folder)]
-    measure = once_for_each_network(members, say)
-    members = with_votes_of_units(with_rows(members, measure), measure)
+    laws, members = declaration(folder), read_members(sweep, folder)
+    for index, member in enumerate(members):
+        with naming(member.point):
+            members[index] = as_declared(member, laws)
+    members = members if laws else with_sizes(members, say)
     for member in members:
         with naming(member.point):
             member.prepared()
@@ -184,14 +190,36 @@ def naming(point: Point) -> Iterator[None]:
         raise ConfigError(f"{point.name}: {error}") from error
 
 
-def as_declared(member: Member) -> Member:
-    """With the sizes of its own folder, if it was started before."""
-    store = RunStore(member.where)
-    if not store.is_declared():
+def declaration(folder: UPath) -> dict[str, dict[str, Any]]:
+    """The laws, by name, that the runs of a sweep were declared with before its first draw; empty until then."""
+    try:
+        laws: dict[str, dict[str, Any]] = json.loads(read(folder / DECLARATION))
+        return laws
+    except FileNotFoundError:
+        return {}
+
+
+def as_declared(member: Member, laws: dict[str, dict[str, Any]]) -> Member:
+    """With the sizes that it was declared with.
+
+    Raises:
+        LawChangedError: the sweep was started without this run, or the run without the sweep.
+    """
+    law = laws.get(member.point.name)
+    if not laws and RunStore(member.where).is_declared():
+        raise LawChangedError(f"{member.where} holds a run that no sweep declared; give another folder with --out")
+    if laws and law is None:
+        raise LawChangedError(
+            "this sweep was started without it, and votes that have been looked at would spend alpha a second time if "
+            "it took them over; leave it out, or give the sweep another folder with --out, and another seed"
+        )
+    if law is None:
         return member
-    law = store.manifest()["law"]
-    rows, per_unit, ends = law["compute"]["rows_per_pass"], law["votes"]["per_unit"], law["votes"].get("ends")
-    return member.with_sizes(rows=rows, per_unit=per_unit, ends=tuple(ends) if ends else None)
+    votes, rows = law["votes"], law["compute"]["rows_per_pass"]
+    ends = tuple(votes["ends"]) if "ends" in votes else None
+    member = member.with_sizes(rows=rows, per_unit=votes["per_unit"], ends=ends)
+    refuse_changes(law, member.law, folder=str(member.where))
+    return member
 
 
 def once_for_each_network(members: Sequence[Member], say: Say) -> Callable[[Member], Measured]:
@@ -209,27 +237,23 @@ def once_for_each_network(members: Sequence[Member], say: Say) -> Callable[[Memb
     return measure
 
 
-def with_rows(members: Sequence[Member], measure: Callable[[Member], Measured]) -> list[Member]:
-    known: dict[str, int] = {}
-    for member in members:
-        if rows := member.config.compute.rows_per_pass:
-            known.setdefault(member.network, rows)
-    return [member.with_sizes(rows=known.get(member.network) or measure(member).rows_per_pass) for member in members]
-
-
-def with_votes_of_units(members: Sequence[Member], measure: Callable[[Member], Measured]) -> list[Member]:
-    """Each with units that are cut as those of all runs that it may share votes with."""
+def with_sizes(members: Sequence[Member], say: Say) -> list[Member]:
+    """Each with the passes of its network, and with units that are cut as those of all that it may share votes with."""
+    measure = once_for_each_network(members, say)
+    found = [
+        member if member.config.compute.rows_per_pass else member.with_sizes(rows=measure(member).rows_per_pass)
+        for member in members
+    ]
     groups: defaultdict[str, list[int]] = defaultdict(list)
-    for index, member in enumerate(members):
+    for index, member in enumerate(found):
         groups[vote_law(member.law)].append(index)
-    found = list(members)
     for indices in groups.values():
-        group = [members[index] for index in indices]
+        group = [found[index] for index in indices]
         ends = ends_of([member.law for member in group]) or None
-        per_unit = next((size for member in group if (size := member.config.votes.per_unit)), None)
-        per_unit = per_unit or draws_of_a_unit(group, measure(group[0]))
+        open_ones = [member for member in group if member.config.votes.per_unit is None]
+        per_unit = draws_of_a_unit(group, measure(group[0])) if open_ones else None
         for index in indices:
-            found[index] = members[index].with_sizes(per_unit=per_unit, ends=ends)
+            found[index] = found[index].with_sizes(per_unit=per_unit, ends=ends)
     return found
 
 

@@ -245,15 +245,29 @@ def test_the_page_has_the_figure_and_the_named_runs_are_compared(swept: Path) ->
     assert [method["name"] for method in compared["methods"]] == ["Cohen", "Sequential"]
 
 
-def test_a_finished_sweep_draws_nothing_again_and_takes_a_new_value_in(swept: Path, tiny_model: Path) -> None:
+def test_a_finished_sweep_draws_nothing_again(swept: Path) -> None:
     said: list[str] = []
     before = {name: votes_of(swept / name) for name in NAMES}
-    more = SWEEP.replace("[20, 60]", "[20, 50, 60]")
-    sweep = load_sweep(sweep_toml(swept.parent, tiny_model, more))
-    run_sweep(sweep, location(swept), say=said.append)
+    run_sweep(load_sweep(str(swept.parent / "small.toml")), location(swept), say=said.append)
     assert {name: votes_of(swept / name) for name in NAMES} == before
     assert sum("votes are there already" in line for line in said) == len(NAMES)
-    assert drawn_by_actors(swept / "votes.estimation-50")[0] <= 3 * 20, "it takes over what lies in whole units"
+
+
+def test_votes_that_may_have_been_looked_at_are_lent_to_no_new_run(
+    swept: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    fewer = load_sweep(sweep_toml(tmp_path, tiny_model, SWEEP.replace("[20, 60]", "[20]")))
+    assert len(settled(fewer, location(swept), say=silent)) == len(NAMES) - 1
+    for text, message in (
+        (SWEEP.replace("[20, 60]", "[20, 50, 60]"), r"votes.estimation-50: this sweep was started without it"),
+        (SWEEP.replace('"votes.selection" = 10', '"votes.selection" = 11'), r"sigma_pixel.*votes.selection: 10 -> 11"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            settled(load_sweep(sweep_toml(tmp_path, tiny_model, text)), location(swept), say=silent)
+    sweep = load_sweep(sweep_toml(tmp_path, tiny_model))
+    (tmp_path / "Cohen").symlink_to(swept / "Cohen")
+    with pytest.raises(ConfigError, match=r"Cohen holds a run that no sweep declared"):
+        settled(sweep, location(tmp_path), say=silent)
 
 
 # Interruption and failure
