@@ -37,6 +37,13 @@ sigma_pixel = [[0.125, 0.25]]
 
 [points.Sequential]
 "certificate.method" = "sequential"
+
+[points.Raced]
+"classifier.race" = {gap = 1.2}
+
+[points.RacedOfFew]
+"classifier.race" = {gap = 1.2}
+"votes.selection" = 2
 """
 
 

@@ -32,7 +32,10 @@ NAMES = [
     "certificate.alpha-0.1",
     "Cohen",
     "Sequential",
+    "Raced",
+    "RacedOfFew",
 ]
+RACED = NAMES[-2:]
 
 
 def silent(line: str) -> None:
@@ -170,11 +173,30 @@ def all_runs(folder: Path) -> list[tuple[dict, object]]:
 
 
 def test_each_vote_is_drawn_once(swept: Path) -> None:
-    drawn = [drawn_by_actors(swept / name) for name in NAMES]
+    drawn = {name: drawn_by_actors(swept / name) for name in NAMES}
     # 3 images: 10 selection and 60 estimation votes at sigma 0.25, 10 and 40 at 0.125.
-    assert sum(votes for votes, _ in drawn) == 3 * (70 + 50)
-    assert drawn_once(all_runs(swept)) == (360, sum(evaluations for _, evaluations in drawn))
-    assert sum(votes > 0 for votes, _ in drawn) == 2, "more runs than the two that have draws of their own drew"
+    alike = {name: votes for name, (votes, _) in drawn.items() if name not in RACED}
+    assert {name: votes for name, votes in alike.items() if votes} == {
+        "votes.estimation-60": 3 * 70,
+        "sigma_pixel-0.125_0.25": 3 * 50,
+    }
+    totals = [sum(column) for column in zip(*drawn.values(), strict=True)]
+    assert drawn_once(all_runs(swept)) == tuple(totals)
+
+
+def test_a_raced_run_draws_again_what_was_about_a_class_that_it_did_not_select(swept: Path) -> None:
+    selected = [
+        [top_of(votes) for cell, (votes, _) in sorted(votes_of(swept / name).items()) if cell[2] == "selection"]
+        for name in RACED
+    ]
+    others = sum(one != other for one, other in zip(*selected, strict=True))
+    assert 0 < others < 3, "the test needs images of both kinds"
+    assert drawn_by_actors(swept / "Raced")[0] == 150
+    assert drawn_by_actors(swept / "RacedOfFew")[0] == 40 * others
+
+
+def top_of(votes: dict[int, int]) -> int:
+    return min(votes, key=lambda class_id: (-votes[class_id], class_id))
 
 
 def test_a_dry_run_said_how_many_would_be_drawn(swept: Path) -> None:
@@ -183,8 +205,10 @@ def test_a_dry_run_said_how_many_would_be_drawn(swept: Path) -> None:
     assert {name: votes for name, votes in to_draw.items() if votes != "0"} == {
         "votes.estimation-60": "210",
         "sigma_pixel-0.125_0.25": "150",
+        "Raced": "150",
+        "RacedOfFew": "120",
     }
-    assert total[4] == "at most 360"
+    assert total[4] == "at most 630"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -195,7 +219,7 @@ def test_each_run_of_a_sweep_is_what_it_would_be_alone(swept: Path, tmp_path: Pa
     assert certificates_of(swept / name) == certificates_of(tmp_path / "alone")
 
 
-@pytest.mark.parametrize("name", ["votes.selection-4", "Sequential"])
+@pytest.mark.parametrize("name", ["votes.selection-4", "Sequential", "RacedOfFew"])
 def test_votes_that_were_taken_over_are_those_that_the_model_gives(swept: Path, name: str) -> None:
     said: list[str] = []
     verify_run(location(swept / name), redraw=8, say=said.append)
@@ -218,7 +242,7 @@ def test_each_run_is_an_mlflow_run_with_the_name_of_the_sweep(swept: Path) -> No
 
 def test_numbers_and_tables_follow_from_the_runs(swept: Path) -> None:
     found = json.loads((swept / "sweep.json").read_text())
-    assert [run["name"] for run in found["runs"]] == NAMES[:-2]
+    assert [run["name"] for run in found["runs"]] == NAMES[:-4]
     table = (swept / "sweep.md").read_text()
     for run in found["runs"]:
         with (swept / run["name"] / "certificates.tsv").open() as log:
@@ -231,7 +255,7 @@ def test_numbers_and_tables_follow_from_the_runs(swept: Path) -> None:
             shares = [f"{100 * run['levels'][0]['certified_accuracy'][r]['share']:.1f} %" for r in ("0.0", "0.1")]
             assert f"| {run['value']} | {shares[0]} | {shares[1]} |" in table
     votes, evaluations = drawn_once(all_runs(swept))
-    assert f"7 runs drew {votes:,} votes with {evaluations:,} evaluations" in found["remarks"][2]
+    assert f"9 runs drew {votes:,} votes with {evaluations:,} evaluations" in found["remarks"][2]
     assert (swept / "sweep.tex").read_text().count(r"\begin{table}") == 4
     assert (swept / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
@@ -242,7 +266,7 @@ def test_the_page_has_the_figure_and_the_named_runs_are_compared(swept: Path) ->
     assert "<link" not in page
     assert "src=" not in page
     compared = json.loads((swept / "compare.json").read_text())
-    assert [method["name"] for method in compared["methods"]] == ["Cohen", "Sequential"]
+    assert [method["name"] for method in compared["methods"]] == ["Cohen", "Sequential", "Raced", "RacedOfFew"]
 
 
 def test_a_finished_sweep_draws_nothing_again(swept: Path) -> None:
