@@ -43,7 +43,7 @@ sigma_pixel = [[0.125, 0.25]]
 
 [points.RacedOfFew]
 "classifier.race" = {gap = 1.2}
-"votes.selection" = 2
+"votes.selection" = 1
 """
 
 
