@@ -112,6 +112,10 @@ def type_name(annotation: Any) -> str:
         return ", ".join(f"`{part}`" for part in parts)
     if origin in (Union, UnionType):
         return ", or ".join(type_name(part) for part in parts if part is not NoneType)
+    if origin is dict:
+        return "table"
+    if annotation is Any:
+        return "any value"
     if origin is tuple:
         return f"list of {type_name(parts[0])}s" if parts[-1] is ... else f"list of {len(parts)}: {type_name(parts[0])}"
     return WORDS[annotation]

@@ -1,4 +1,4 @@
-"""Writes docs/reference.md from the code: every command, key, preset, exit code and environment variable.
+"""Writes docs/reference.md from the code: every command, key, preset, sweep, exit code and environment variable.
 
 .venv/bin/python -m docs.reference
 """
@@ -13,13 +13,14 @@ import click
 from docs import environment, keys
 from pipeline.cli import EXIT_CODES, KEY_OF, main
 from pipeline.config import RunConfig, load_config, preset_names
+from pipeline.sweep_file import SweepFile, load_sweep, sweep_names
 
 PAGE = Path(__file__).parent / "reference.md"
 LEAD = """\
 # Reference
 
-Every command, key, preset, exit code and environment variable. `make docs` writes this page from the code; a test fails
-when it is not current. What the keys do together: [running.md](running.md), [data.md](data.md),
+Every command, key, preset, sweep, exit code and environment variable. `make docs` writes this page from the code; a
+test fails when it is not current. What the keys do together: [running.md](running.md), [data.md](data.md),
 [models.md](models.md), [cost.md](cost.md), [certificates.md](certificates.md)."""
 KEYS_LEAD = """\
 A run is described by a TOML file. `--set section.key=VALUE` overrides any key; an unknown key is refused. A key without
@@ -102,6 +103,23 @@ def first_sentence(toml: str) -> str:
     return sentence.rstrip(".") + "."
 
 
+def sweeps() -> Iterator[str]:
+    yield "## Sweeps"
+    yield "`ndc sweep SWEEP` or a TOML file with these keys; [sweeps.md](sweeps.md) has an example."
+    yield as_text(SweepFile.__doc__ or "")
+    for section in keys.sections(SweepFile):
+        if section.title != "Top level":
+            yield f"### {section.title}"
+            yield section.lead
+        yield table(["key", "type", "default", "meaning"], section.rows)
+    yield "Each packaged sweep is a file in `pipeline/sweeps/`:"
+    rows = []
+    for name in sweep_names():
+        comment = (resources.files("pipeline") / "sweeps" / f"{name}.toml").read_text()
+        rows.append([f"`{name}`", first_sentence(comment), str(len(load_sweep(name).points))])
+    yield table(["sweep", "what it is", "runs"], rows)
+
+
 def environment_variables() -> Iterator[str]:
     yield "## Environment variables"
     yield environment.LEAD
@@ -109,7 +127,7 @@ def environment_variables() -> Iterator[str]:
 
 
 def text() -> str:
-    parts = [LEAD, *commands(), *exit_codes(), *configuration(), *presets(), *environment_variables()]
+    parts = [LEAD, *commands(), *exit_codes(), *configuration(), *presets(), *sweeps(), *environment_variables()]
     return "\n\n".join(parts) + "\n"
 
 

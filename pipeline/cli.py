@@ -214,6 +214,41 @@ def _say(line: str) -> None:
 
 
 @main.command()
+@click.argument("source", metavar="SWEEP_OR_TOML")
+@click.option("--out", type=PLACE, help="Folder of the sweep, here or s3://... [default: runs/<its name>].")
+@click.option(
+    "--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Override a key in all runs: votes.estimation=99."
+)
+@click.option("--dry-run", is_flag=True, help="Check everything and print what is to be drawn; compute no votes.")
+def sweep(source: str, out: "UPath | None", assignments: tuple[str, ...], dry_run: bool) -> None:
+    """Certify runs around one base, a key varied at a time or named methods, and plot them beside each other.
+
+    Each is an ordinary run folder below --out. Votes that several have in common are drawn once. The same command goes
+    on where it stopped.
+    """
+    from pipeline.console import print_table
+    from pipeline.locations import location
+    from pipeline.sweep import plan_sweep, run_sweep
+    from pipeline.sweep_file import load_sweep
+
+    declared = load_sweep(source, assignments)
+    folder = out or location("runs") / declared.name
+    if dry_run:
+        print_table(plan_sweep(declared, folder, say=_say))
+        return
+    try:
+        written = run_sweep(declared, folder, say=_say)
+    except KeyboardInterrupt:
+        _say("\nstopped; what was published is kept. Run the same command to go on.")
+        sys.exit(EXIT_INTERRUPTED)
+    for paragraph in written.lead:
+        _say(paragraph)
+    for table in [*written.tables, *(written.comparison.tables if written.comparison else ())]:
+        print_table(table)
+    click.echo(f"Sweep: {written.page}")
+
+
+@main.command()
 @click.argument("folder", metavar="RUN", type=PLACE)
 @click.option("--redraw", type=click.IntRange(min=0), default=0, help="Also draw N random units again from the model.")
 def verify(folder: "UPath", redraw: int) -> None:

@@ -80,15 +80,28 @@ def connect_ray(compute: ComputeConfig, *, say: Say) -> tuple[int, int]:
     return max(1, int(of_each)), max(1, int(of_each))
 
 
+def connect_most(computes: Sequence[ComputeConfig], *, say: Say) -> None:
+    """Joins or starts a Ray for several runs in turn: it has room for the actors of each.
+
+    Raises:
+        ValueError: see `connect_ray`.
+    """
+    connect_ray(max(computes, key=lambda compute: _actors(compute) * compute.threads_per_actor), say=say)
+
+
+def _actors(compute: ComputeConfig) -> int:
+    """The most of them, on this machine alone."""
+    most = compute.actors[1] if isinstance(compute.actors, tuple) else compute.actors
+    return most or max(1, len(os.sched_getaffinity(0)) // compute.threads_per_actor)
+
+
 def _start_local(compute: ComputeConfig, quiet: dict[str, Any]) -> None:
     import ray
 
     # One CPU more than the actors take: without a free one, Ray Data's own tasks never start.
-    most = compute.actors[1] if isinstance(compute.actors, tuple) else compute.actors
-    actors = most or max(1, len(os.sched_getaffinity(0)) // compute.threads_per_actor)
     ray.init(
         address="local",
-        num_cpus=actors * compute.threads_per_actor + 1,
+        num_cpus=_actors(compute) * compute.threads_per_actor + 1,
         object_store_memory=LOCAL_OBJECT_STORE_BYTES,
         include_dashboard=False,
         **quiet,

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any, Protocol
 
 from upath import UPath
 
@@ -18,6 +19,7 @@ from pipeline.comparison import (
     cost_table,
     levels_of,
 )
+from pipeline.config import RunConfig
 from pipeline.contenders import OpenedLog, OpenedRun, open_contender, parse_argument
 from pipeline.figures import certified_accuracy_figure
 from pipeline.law import LawChangedError, refuse_undeclared_radii
@@ -27,11 +29,22 @@ from pipeline.reduce import LARGEST
 from pipeline.remarks import remarks_on
 from pipeline.same_images import ids_of_log, shared_images
 from pipeline.store import StoreError
-from pipeline.tables import Table, escape_latex, escape_markdown, latex, markdown
+from pipeline.tables import Table, latex_page, markdown_page
 
 TITLE = "Methods compared"
 
 Opened = OpenedRun | OpenedLog
+
+
+class DeclaredRun(Protocol):
+    """What a run is before any of its votes is looked at."""
+
+    @property
+    def where(self) -> UPath: ...
+    @property
+    def law(self) -> dict[str, Any]: ...
+    @property
+    def config(self) -> RunConfig: ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,7 @@ def comparison_of(
     return Comparison(contenders, chosen, alpha if runs and alpha is not None else declared, remarks)
 
 
-def refuse_other_alphas(runs: Sequence[OpenedRun]) -> None:
+def refuse_other_alphas(runs: Sequence[DeclaredRun]) -> None:
     """Raises LawChangedError, naming two runs that were declared with different alphas."""
     alphas = [run.law["certificate"]["alpha"] for run in runs]
     for run, alpha in zip(runs, alphas, strict=True):
@@ -96,7 +109,7 @@ def refuse_other_alphas(runs: Sequence[OpenedRun]) -> None:
             )
 
 
-def chosen_radii(runs: Sequence[OpenedRun], radii: Sequence[float] | None) -> tuple[float, ...]:
+def chosen_radii(runs: Sequence[DeclaredRun], radii: Sequence[float] | None) -> tuple[float, ...]:
     """The asked radii, or else all that the runs declared; without radius 0, which every table has.
 
     Raises:
@@ -180,8 +193,8 @@ def write_comparison(comparison: Comparison, folder: UPath) -> WrittenComparison
     )
     curves = [contender.curve for contender in comparison.contenders]
     texts = {
-        "table.md": markdown_text(comparison, tables),
-        "table.tex": latex_text(comparison, tables),
+        "table.md": markdown_page(comparison.remarks, tables),
+        "table.tex": latex_page(comparison.remarks, tables),
         "compare.json": json.dumps(comparison_json(comparison), indent=2, allow_nan=False) + "\n",
         "curves.svg": figure.svg,
         "compare.html": comparison_page(title=TITLE, lead=comparison.remarks, tables=tables, curves=curves),
@@ -190,26 +203,3 @@ def write_comparison(comparison: Comparison, folder: UPath) -> WrittenComparison
     for name, text in texts.items():
         publish(folder / name, text.encode())
     return WrittenComparison(comparison, tables, folder / "compare.html")
-
-
-def markdown_text(comparison: Comparison, tables: Sequence[Table]) -> str:
-    parts = [*map(escape_markdown, comparison.remarks)]
-    parts += chain.from_iterable((escape_markdown(table.caption), markdown(table).rstrip()) for table in tables)
-    return "\n\n".join(parts) + "\n"
-
-
-def latex_text(comparison: Comparison, tables: Sequence[Table]) -> str:
-    """A float for each table; the remarks are comments above them."""
-    comments = "".join(f"% {' '.join(remark.split())}\n" for remark in comparison.remarks)
-    floats = [
-        "\n".join(
-            [
-                r"\begin{table}",
-                r"\centering",
-                rf"\caption{{{escape_latex(table.caption)}}}",
-                latex(table) + r"\end{table}",
-            ]
-        )
-        for table in tables
-    ]
-    return comments + "\n\n".join(floats) + "\n"

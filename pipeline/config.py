@@ -119,6 +119,8 @@ class VotesConfig(Section):
     """Fresh votes that bound its probability; the most of them, where a certificate may stop early."""
     per_unit: int | None = Field(default=None, ge=1)
     """Votes in a work unit; left out, a run finds out when it first starts how many take about three minutes."""
+    ends: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """Draws at which a unit ends besides: a sweep sets them, so that runs of fewer votes share those of more."""
 
 
 class CertificateConfig(Section):
@@ -261,13 +263,17 @@ class RunConfig(Section):
         own = self.diffusion
         return own is not None and any((own.sift, own.label_gradient, own.race))
 
-    @model_validator(mode="after")
-    def _something_can_be_certified(self) -> Self:
-        alpha, votes = self.certificate.alpha, self.votes.estimation
+    @property
+    def reach(self) -> float:
+        """No certificate exceeds it, whatever is drawn."""
         # The size of image for which most can be certified: large ones have the smaller Lipschitz constant.
         shape = [10**9] if self.certificate.method == "lipschitz" else [1]
         law = {**self.model_dump(mode="json"), "dataset": {"image_shape": shape}}
-        reach = max(method_of(law, sigma).largest_radius for sigma in self.sigma_pixel)
+        return max(method_of(law, sigma).largest_radius for sigma in self.sigma_pixel)
+
+    @model_validator(mode="after")
+    def _something_can_be_certified(self) -> Self:
+        alpha, votes, reach = self.certificate.alpha, self.votes.estimation, self.reach
         for radius in self.certificate.radii:
             if radius < 0:
                 raise ValueError(f"certificate.radii holds {radius}; radii are not negative")
@@ -316,11 +322,16 @@ def override(raw: dict[str, Any], assignment: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    *sections, key = path.strip().split(".")
+    assign(raw, path.strip(), value, said=f"--set {assignment!r}")
+
+
+def assign(raw: dict[str, Any], path: str, value: Any, *, said: str) -> None:
+    """Sets one `section.key`, instead of all that was there; `said` is who asks for it."""
+    *sections, key = path.split(".")
     for section in sections:
         raw = raw.setdefault(section, {})
         if not isinstance(raw, dict):
-            raise ConfigError(f"--set {assignment!r}: {section!r} is a value, not a section")
+            raise ConfigError(f"{said}: {section!r} is a value, not a section")
     raw[key] = value
 
 
@@ -333,17 +344,26 @@ def load_config(source: str, assignments: list[str] | None = None) -> RunConfig:
     raw = read_source(source)
     for assignment in assignments or []:
         override(raw, assignment)
+    return validated(raw, source=source)
+
+
+def validated(raw: dict[str, Any], *, source: str) -> RunConfig:
+    """The configuration that raw TOML describes.
+
+    Raises:
+        ConfigError: naming the source, and all that is wrong.
+    """
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(_sentence(problem) for problem in error.errors())) from error
+        raise ConfigError(f"{source}: " + "; ".join(sentence(problem) for problem in error.errors())) from error
 
 
 def _listed(problem: Any) -> str:
     return str(problem["ctx"]["expected_tags"]).replace("'", "")
 
 
-def _sentence(problem: Any) -> str:
+def sentence(problem: Any) -> str:
     place = [str(part) for part in problem["loc"]]
     if problem["type"] == "union_tag_invalid":
         return f"{'.'.join(place)}.name {problem['ctx']['tag']!r} is unknown; there are: {_listed(problem)}"

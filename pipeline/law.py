@@ -38,7 +38,7 @@ def law_of(config: RunConfig, listing: Listing, *, models: dict[str, str]) -> di
         "sigma_pixel": content["sigma_pixel"],
         "noise": config.noise,
         "classifier": content["classifier"],
-        "votes": content["votes"],
+        "votes": {key: value for key, value in content["votes"].items() if value is not None},
         "certificate": {key: content["certificate"][key] for key in _declared_keys(config)},
         "compute": {key: content["compute"][key] for key in DECISIVE_COMPUTE},
     }

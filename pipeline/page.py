@@ -89,6 +89,19 @@ def comparison_page(
     return template.render(title=title, lead=lead, tables=tables, data=charts_data(curves))
 
 
+def sweep_page(
+    *, title: str, lead: Sequence[str], figure: str, tables: Sequence[Table], curves: Sequence[Curve]
+) -> str:
+    """Runs of a sweep beside each other: its figure, the curves of all, and a table for each varied key."""
+    template = environment().get_template("sweep.html")
+    return template.render(title=title, lead=lead, figure=embedded(figure), tables=tables, data=charts_data(curves))
+
+
+def embedded(figure: str) -> str:
+    """An SVG file as it may stand in a page."""
+    return figure[figure.index("<svg") :]
+
+
 def html_page(
     *,
     title: str,
@@ -112,7 +125,7 @@ def html_page(
             .render(
                 title=title,
                 tables=[table],
-                figure=figure[figure.index("<svg") :],
+                figure=embedded(figure),
                 attacked=any(curve.attacked for curve in curves),
                 alpha=alpha,
                 scope=scope,

@@ -101,17 +101,24 @@ def silent(line: str) -> None:
     """Says nothing."""
 
 
-def prepare(config: RunConfig, folder: UPath, *, say: Say = silent, plan: "Planning | None" = None) -> PreparedRun:
-    """Loads and checks everything, writing nothing (a model in an object store is copied to this node's cache).
+@dataclass(frozen=True)
+class Inputs:
+    """A run's model and data, as far as a plan needs them."""
 
-    The models are loaded on the CPU, since the driver's node may have nothing else; what is measured is measured in a
-    process with an actor's resources: the sizes that the run leaves open, and for a plan some votes.
+    source: Source
+    listing: Listing
+    digests: dict[str, str]  # of the models
+    num_classes: int
+    most_evaluations_per_vote: int
+    votes_cost_alike: bool
+
+
+def read_inputs(config: RunConfig) -> Inputs:
+    """Loads the models on the CPU, since the driver's node may have nothing else, and lists the images.
 
     Raises:
-        ValueError: a model or data that cannot be used, or a folder that belongs to another run.
+        ValueError: a model or data that cannot be used.
     """
-    store = RunStore(folder)
-    store.is_declared()  # says at once whether the place can be reached at all
     classifier = build_classifier(config, device="cpu")
     source = source_of(config.dataset)
     listing = list_images(
@@ -122,9 +129,39 @@ def prepare(config: RunConfig, folder: UPath, *, say: Say = silent, plan: "Plann
         noise=config.noise,
         on_image=ReadingProgress(),
     )
-    measuring = Measuring(source, listing, classifier.most_evaluations_per_vote, say)
+    return Inputs(
+        source,
+        listing,
+        model_digests(config),
+        classifier.num_classes,
+        classifier.most_evaluations_per_vote,
+        classifier.votes_cost_alike,
+    )
+
+
+def prepare(
+    config: RunConfig,
+    folder: UPath,
+    *,
+    say: Say = silent,
+    plan: "Planning | None" = None,
+    inputs: Inputs | None = None,
+) -> PreparedRun:
+    """Loads and checks everything, writing nothing (a model in an object store is copied to this node's cache).
+
+    What is measured is measured in a process with an actor's resources: the sizes that the run leaves open, and for a
+    plan some votes. `inputs` are those of this configuration, if they were read before.
+
+    Raises:
+        ValueError: a model or data that cannot be used, or a folder that belongs to another run.
+    """
+    store = RunStore(folder)
+    store.is_declared()  # says at once whether the place can be reached at all
+    inputs = inputs or read_inputs(config)
+    source, listing = inputs.source, inputs.listing
+    measuring = Measuring(source, listing, inputs.most_evaluations_per_vote, say)
     config, measured = with_sizes(config, store, measuring, plan)
-    law = law_of(config, listing, models=model_digests(config))
+    law = law_of(config, listing, models=inputs.digests)
     fingerprint = fingerprint_of(law)
     refuse_other_law(store, law)
     units = {unit.unit_id(fingerprint): unit for unit in plan_units(law, listing.records)}
@@ -136,9 +173,9 @@ def prepare(config: RunConfig, folder: UPath, *, say: Say = silent, plan: "Plann
         units,
         law,
         fingerprint,
-        classifier.num_classes,
-        classifier.most_evaluations_per_vote,
-        classifier.votes_cost_alike,
+        inputs.num_classes,
+        inputs.most_evaluations_per_vote,
+        inputs.votes_cost_alike,
         measured,
     )
 

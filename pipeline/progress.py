@@ -93,7 +93,7 @@ class VoteProgress:
             self.started = time.monotonic() - receipt.seconds
         if receipt.error:
             self.failed += 1
-        else:
+        elif receipt.seconds:  # else it was there before, and is counted
             self.votes_done += receipt.draws
             self.votes_here += receipt.draws
             self.evaluations += receipt.evaluations

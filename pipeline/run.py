@@ -11,6 +11,7 @@ from upath import UPath
 from pipeline.attackers import empirical_accuracy
 from pipeline.cluster import Metrics, Say, connect_ray, stop_on_signals, stream
 from pipeline.datasets import examples_of
+from pipeline.evidence import EvidenceTable
 from pipeline.gallery import MOST_IMAGES
 from pipeline.law import refuse_undeclared_radii
 from pipeline.lease import Lease, held
@@ -20,6 +21,7 @@ from pipeline.progress import VoteProgress
 from pipeline.reduce import certify_images
 from pipeline.report import Report, write_report
 from pipeline.run_log import RunLog
+from pipeline.sharing import borrow
 from pipeline.store import RunStore
 from pipeline.units import WorkUnit
 from pipeline.votes import Receipt, VoteActor, VoterSettings, WaveActor, unit_row
@@ -32,10 +34,17 @@ class UnitsFailedError(RuntimeError):
     """Some units have no evidence: the run is incomplete and can be resumed."""
 
 
-def certify_run(run: PreparedRun, *, say: Say, force: bool = False, retry_failed: bool = False) -> tuple[Report, Any]:
+class NothingKeptError(UnitsFailedError):
+    """The run's folder takes no evidence, so that other units would fail too."""
+
+
+def certify_run(
+    run: PreparedRun, *, say: Say, force: bool = False, retry_failed: bool = False, lenders: Sequence[UPath] = ()
+) -> tuple[Report, Any]:
     """Brings a run to its end from wherever it stands; returns its report and its MLflow tracker.
 
-    `force` takes the run from a driver that is at work on it; `retry_failed` computes failed units only.
+    `force` takes the run from a driver that is at work on it; `retry_failed` computes failed units only. Votes that
+    `lenders` have drawn, folders of other runs, are taken over.
 
     Raises:
         UnitsFailedError: naming the units that failed; the others are done.
@@ -55,7 +64,7 @@ def certify_run(run: PreparedRun, *, say: Say, force: bool = False, retry_failed
             store.declare(run.manifest(), config_toml=run.config.to_toml(), records=run.records, examples=examples)
         tracker = Tracker(run.config, folder=run.folder, law=run.law, fingerprint=run.fingerprint)
         try:
-            Session(run, store, lease, log, say).vote(only_failed=retry_failed)
+            Session(run, store, lease, log, say, lenders).vote(only_failed=retry_failed)
             report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=run.folder)
         except BaseException as error:
             with suppress(Exception):  # a full disk is told by what hit it first
@@ -75,6 +84,7 @@ class Session:
     lease: Lease
     log: RunLog
     tell: Say
+    lenders: Sequence[UPath] = ()
 
     def say(self, line: str) -> None:
         self.tell(line)
@@ -92,6 +102,9 @@ class Session:
         )
         for path, problem in unusable:
             self.say(f"set aside {path}: {problem}; what it held is computed again")
+        for lender in self.lenders:
+            if self.run.missing(evidence):
+                evidence = self._borrow(evidence, lender)
         votes_done, missing = evidence.draws, self.run.missing(evidence)
         if only_failed:
             missing = {unit_id: missing[unit_id] for unit_id in self.store.failed_ids() if unit_id in missing}
@@ -102,6 +115,16 @@ class Session:
             self.say(f"going on at {votes_done:,} of {self.run.at_most}{self.run.votes:,} votes")
         if missing:
             self._vote_on(list(missing.values()), votes_done)
+
+    def _borrow(self, evidence: EvidenceTable, lender: UPath) -> EvidenceTable:
+        run = self.run
+        votes, evaluations = borrow(
+            self.store, run.law, evidence, run.records, num_classes=run.num_classes, lender=lender
+        )
+        if not votes:
+            return evidence
+        self.say(f"took {votes:,} votes over from {lender}, {evaluations:,} evaluations")
+        return self.store.all_evidence(fingerprint=run.fingerprint)
 
     def _compact(self) -> None:
         with suppress(LocationError, FileNotFoundError):  # it can wait until the run is started again
@@ -121,7 +144,7 @@ class Session:
                 if receipt.error:
                     failed.append(receipt)
                 if receipt.fatal:
-                    raise UnitsFailedError(
+                    raise NothingKeptError(
                         f"{receipt.unit}: {receipt.error}\nstopped, since nothing can be kept; what was published is: "
                         f"run `{run.resume_command}` to go on"
                     )

@@ -23,7 +23,15 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from pipeline.datasets import Example, ImageRecord
-from pipeline.evidence import Evidence, EvidenceTable, checked_rows, evidence_content, parse_evidence, parse_table
+from pipeline.evidence import (
+    Evidence,
+    EvidenceTable,
+    checked_rows,
+    evidence_content,
+    parse_evidence,
+    parse_table,
+    table_of,
+)
 from pipeline.images import RunImages, parquet_bytes, parquet_table
 from pipeline.locations import (
     LocationError,
@@ -168,6 +176,15 @@ class RunStore:
         publish_patiently(self.evidence_path(unit_id), evidence_content(evidence, fingerprint=fingerprint))
         remove(self.failure_path(unit_id))
 
+    def publish_many(self, items: Iterable[Evidence], *, fingerprint: str) -> None:
+        """Puts evidence of units that have none into their shards' files: only for a driver that holds the run."""
+        rows = table_of(items, fingerprint=fingerprint)
+        of_shard = pc.utf8_slice_codeunits(rows["unit_id"], 0, 2)
+        for prefix in pc.unique(of_shard).to_pylist():
+            self._add_to_shard(self._shard(prefix), [rows.filter(pc.equal(of_shard, prefix))], fingerprint=fingerprint)
+        for unit_id in set(self.failed_ids()).intersection(rows["unit_id"].to_pylist()):
+            remove(self.failure_path(unit_id))
+
     def has_evidence(self, unit_id: str, *, fingerprint: str) -> bool:
         return exists(self.evidence_path(unit_id)) or unit_id in self._ids_of_shard(unit_id, fingerprint)
 
@@ -285,20 +302,21 @@ class RunStore:
             return
         for _, of_shard in groupby(paths, key=lambda path: path.parent.name):
             files = list(of_shard)
-            shard = self._shard(files[0].stem)
-            tables, folded = [], []
-            with suppress(FileNotFoundError):
-                tables.append(parse_table(read(shard), fingerprint=fingerprint))
-            there = set(tables[0]["unit_id"].to_pylist()) if tables else set()
+            there, tables, folded = self._ids_of_shard(files[0].stem, fingerprint), [], []
             for path, content in zip(files, read_each(files), strict=True):
                 with suppress(ValueError):
                     if path.stem not in there:
                         tables.append(parse_evidence(content, unit_id=path.stem, fingerprint=fingerprint)[0])
                     folded.append(path)
-            if len(tables) > bool(there):
-                publish_patiently(shard, parquet_bytes(pa.concat_tables(tables).sort_by("unit_id")))
+            if tables:
+                self._add_to_shard(self._shard(files[0].stem), tables, fingerprint=fingerprint)
             for path in folded:
                 remove(path)
+
+    def _add_to_shard(self, shard: UPath, tables: list[pa.Table], *, fingerprint: str) -> None:
+        with suppress(FileNotFoundError):
+            tables = [parse_table(read(shard), fingerprint=fingerprint), *tables]
+        publish_patiently(shard, parquet_bytes(pa.concat_tables(tables).sort_by("unit_id")))
 
     # Failures
 

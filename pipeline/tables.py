@@ -1,7 +1,9 @@
 """Tables as Markdown and LaTeX."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 MARKDOWN_SPECIAL = re.compile(r"([\\|*_`<>\[\]])")
 LATEX_SPECIAL = {
@@ -48,3 +50,26 @@ def latex(table: Table) -> str:
     columns = "l" * table.names + "r" * (len(table.header) - table.names)
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\hline", body[0], r"\hline", *body[1:], r"\hline", r"\end{tabular}"]
     return "\n".join(lines) + "\n"
+
+
+def markdown_page(lead: Sequence[str], tables: Sequence[Table]) -> str:
+    parts = [*map(escape_markdown, lead)]
+    parts += chain.from_iterable((escape_markdown(table.caption), markdown(table).rstrip()) for table in tables)
+    return "\n\n".join(parts) + "\n"
+
+
+def latex_page(lead: Sequence[str], tables: Sequence[Table]) -> str:
+    """A float for each table; the lead is comments above them."""
+    comments = "".join(f"% {' '.join(paragraph.split())}\n" for paragraph in lead)
+    floats = [
+        "\n".join(
+            [
+                r"\begin{table}",
+                r"\centering",
+                rf"\caption{{{escape_latex(table.caption)}}}",
+                latex(table) + r"\end{table}",
+            ]
+        )
+        for table in tables
+    ]
+    return comments + "\n\n".join(floats) + "\n"

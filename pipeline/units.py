@@ -66,14 +66,14 @@ def draws_a_unit(votes_per_second: float, *, phase: int, run: int, of_a_pass: in
 
 
 def draw_ranges(law: dict[str, Any], sigma_pixel: float) -> Iterator[tuple[Phase, int, int]]:
-    """The most draws that an image may need at a noise level, cut at every look and into pieces of per_unit."""
-    per_unit = law["votes"]["per_unit"]
+    """The most draws that an image may need at a noise level, cut at every look and end and into pieces of per_unit."""
+    per_unit, cuts = law["votes"]["per_unit"], law["votes"].get("ends", ())
     ends: tuple[tuple[Phase, tuple[int, ...]], ...] = (
         ("selection", (law["votes"]["selection"],)),
         ("estimation", method_of(law, sigma_pixel).looks),
     )
     for phase, looks in ends:
-        for begin, end in pairwise((0, *looks)):
+        for begin, end in pairwise(sorted({0, *looks, *(cut for cut in cuts if cut < looks[-1])})):
             for start in range(begin, end, per_unit):
                 yield phase, start, min(end, start + per_unit)
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from docs import environment, keys, reference
 from pipeline.cli import main
 from pipeline.config import ConfigError, RunConfig, load_config
+from pipeline.sweep_file import load_sweep
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -133,7 +134,7 @@ def test_every_configuration_that_is_shown_is_valid(page: Path, tmp_path: Path) 
     for block in re.findall(r"^```toml\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE):
         assert tomllib.loads(block)
         (tmp_path / "shown.toml").write_text(block)
-        load_config(str(tmp_path / "shown.toml"))
+        (load_sweep if block.startswith("base = ") else load_config)(str(tmp_path / "shown.toml"))
 
 
 def test_the_reference_is_what_the_code_says() -> None:

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import load_config
@@ -14,17 +14,22 @@ from tests.runs import listing_of
 IMAGE = np.zeros((1, 8, 8), np.uint8)
 
 
+@settings(deadline=None)
 @given(
     images=st.integers(1, 3),
     selection=st.integers(1, 60),
     per_unit=st.integers(1, 400),
+    ends=st.lists(st.integers(1, 1200), max_size=3),
     method=st.sampled_from(["cohen", "sequential"]),
 )
-def test_units_cover_every_draw_exactly_once(images: int, selection: int, per_unit: int, method: str) -> None:
-    settings = [f"votes.selection={selection}", f"votes.per_unit={per_unit}", f"certificate.method={method}"]
+def test_units_cover_every_draw_exactly_once(
+    images: int, selection: int, per_unit: int, ends: list[int], method: str
+) -> None:
+    chosen = [f"votes.selection={selection}", f"votes.per_unit={per_unit}", f"certificate.method={method}"]
+    chosen += [f"votes.ends={ends}"]
     examples = [Example(str(index), IMAGE, index) for index in range(images)]
     listing = listing_of(examples)
-    law = law_of(load_config("demo", settings), listing, models={})
+    law = law_of(load_config("demo", chosen), listing, models={})
     units = list(plan_units(law, listing.records))
     covered = [
         (unit.image_id, unit.sigma_pixel, unit.phase, draw)
@@ -35,6 +40,7 @@ def test_units_cover_every_draw_exactly_once(images: int, selection: int, per_un
     assert max(unit.draws for unit in units) <= per_unit
     looks = method_of(law, 0.25).looks
     assert not [unit for unit in units if any(unit.draw_start < look < unit.draw_stop for look in looks[:-1])]
+    assert not [unit for unit in units if any(unit.draw_start < end < unit.draw_stop for end in ends)]
     assert len({unit.unit_id("law") for unit in units}) == len(units)
 
 
