@@ -2,10 +2,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUN_TESTS := $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow check lint types docs fmt clean
+.PHONY: demo compare-demo test test-slow check lint types docs fmt clean
 
 demo: models/digits-heads/denoiser.safetensors  ## Train on digits, distil class heads, certify held-out digits
 	$(BIN)/ndc certify fast
+
+compare-demo: models/digits-heads/denoiser.safetensors models/digits-classifier/classifier.json \
+	models/digits-classifier-noise/classifier.json  ## Every method of the paper's tables on 32 digits, on one page
+	$(BIN)/ndc sweep methods
 
 test: .venv/installed  ## The tests (minutes)
 	$(RUN_TESTS) -n 2 --dist loadfile
@@ -34,6 +38,13 @@ models/digits/denoiser.safetensors: | .venv/installed
 
 models/digits-heads/denoiser.safetensors: models/digits/denoiser.safetensors
 	$(BIN)/ndc distill models/digits models/digits-heads
+
+models/digits-classifier/classifier.json: | .venv/installed
+	$(BIN)/ndc train --dataset digits --classifier --out models/digits-classifier
+
+models/digits-classifier-noise/classifier.json: | .venv/installed
+	$(BIN)/ndc train --dataset digits --classifier --noise 0.0625 --noise 0.125 --noise 0.25 \
+		--out models/digits-classifier-noise
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

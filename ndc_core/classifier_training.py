@@ -18,8 +18,8 @@ from ndc_core.training import FitSpec, TrainingProgress, fit, jitter
 class ClassifierSpec(FitSpec):
     """How to train on labelled images. Each gets Gaussian noise of one of these levels, for pixels in [0, 1]."""
 
-    steps: int = 1500
-    max_seconds: float = 60.0
+    steps: int = 600
+    max_seconds: float = 40.0
     noise: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
