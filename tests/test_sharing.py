@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import load_config
@@ -27,7 +28,7 @@ ONE_PATH = [
     "sigma_pixel=[0.0625, 0.125]",
 ]
 LIPSCHITZ = ["classifier.name=dc", "sigma_pixel=[0.0]", "noise=none", "certificate.radii=[0.0]"]
-Votes = Callable[[WorkUnit], dict[int, int]]
+Votes = Callable[[WorkUnit], dict[int, int] | None]
 
 
 def for_class(class_id: int) -> Votes:
@@ -48,7 +49,8 @@ def declared(folder: Path, law: dict, votes: Votes | None = None) -> RunStore:
     manifest = {"law": law, "fingerprint": fingerprint, "plan": {"classes": CLASSES}}
     store.declare(manifest, config_toml="", records=LISTING.records, examples=iter(EXAMPLES))
     for unit in plan_units(law, LISTING.records) if votes else ():
-        store.publish(Evidence(unit, votes(unit), 3 * unit.draws, 2.0, 7.0, "cpu"), fingerprint=fingerprint)
+        if found := votes(unit):
+            store.publish(Evidence(unit, found, 3 * unit.draws, 2.0, 7.0, "cpu"), fingerprint=fingerprint)
     return store
 
 
@@ -174,6 +176,11 @@ def test_a_run_that_must_still_select_takes_no_votes_about_a_class(tmp_path: Pat
     assert borrowed(store, lender)[0] == 20
 
 
+def test_votes_about_an_unknown_class_are_not_lent(tmp_path: Path) -> None:
+    lender = declared(tmp_path / "lender", law_for(RACE), lambda unit: {1: 20} if unit.phase == "estimation" else None)
+    assert borrowed(declared(tmp_path / "borrower", law_for(RACE, "certificate.alpha=0.1")), lender) == (0, 0)
+
+
 def test_on_one_path_a_class_selected_otherwise_at_one_level_keeps_all_levels_apart(tmp_path: Path) -> None:
     law = law_for(*ONE_PATH, RACE, "votes.ends=[4]")
     at_one = lambda unit: (selects(2, 1) if unit.sigma_pixel == 0.125 else for_class(1))(unit)  # noqa: E731
@@ -202,8 +209,6 @@ def test_damaged_votes_are_not_lent(tmp_path: Path) -> None:
     lender = declared(tmp_path / "lender", law_for(), for_class(1))
     lender.compact(fingerprint=lender.manifest()["fingerprint"], at_least=1)
     shard = lender.shard_files()[0]
-    import pyarrow.parquet as pq
-
     table = pq.read_table(str(shard))
     column = table.schema.get_field_index("evaluations")
     one_more = [value + 1 for value in table["evaluations"].to_pylist()]
