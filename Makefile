@@ -8,7 +8,7 @@ demo: models/digits-heads/denoiser.safetensors  ## Train on digits, distil class
 	$(BIN)/ndc certify fast
 
 compare-demo: models/digits-heads/denoiser.safetensors models/digits-classifier/classifier.json \
-	models/digits-classifier-noise/classifier.json  ## Every method of the paper's tables on 32 digits, on one page
+	models/digits-classifier-noise/classifier.json  ## Every method of the paper's tables on 24 digits, on one page
 	$(BIN)/ndc sweep methods
 
 test: .venv/installed  ## The tests (minutes)

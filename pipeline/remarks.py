@@ -1,5 +1,6 @@
 """What must be known to read a comparison: said above its tables, and on the terminal."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.comparison import Contender
@@ -58,14 +59,18 @@ def _on_alpha(runs: Sequence[tuple[str, OpenedRun]], alpha: float | None) -> Ite
 
 
 def _on_sampling(runs: Sequence[tuple[str, OpenedRun]]) -> Iterator[str]:
+    stopped = defaultdict(list)
     for name, run in runs:
         if radii := run.law["certificate"].get("radii"):
-            natural = "" if 0.0 in radii else " natural accuracy,"
-            yield (
-                f"{name} stopped drawing votes of an image when its declared radii "
-                f"({', '.join(f'{radius:g}' for radius in radii)}) were decided. Its{natural} average radius and curve "
-                "between them are lower than more votes would make them."
-            )
+            stopped[tuple(radii)].append(name)
+    for radii, names in stopped.items():
+        natural = "" if 0.0 in radii else " natural accuracy,"
+        its = "its" if len(names) == 1 else "their"
+        yield (
+            f"{', '.join(names)} stopped drawing votes of an image when {its} declared radii "
+            f"({', '.join(f'{radius:g}' for radius in radii)}) were decided. {its.capitalize()}{natural} average radius "
+            "and curve between them are lower than more votes would make them."
+        )
 
 
 def _on_logs(logs: Sequence[tuple[str, OpenedLog]], *, alone: bool) -> Iterator[str]:
