@@ -68,8 +68,8 @@ def _on_sampling(runs: Sequence[tuple[str, OpenedRun]]) -> Iterator[str]:
         its = "its" if len(names) == 1 else "their"
         yield (
             f"{', '.join(names)} stopped drawing votes of an image when {its} declared radii "
-            f"({', '.join(f'{radius:g}' for radius in radii)}) were decided. {its.capitalize()}{natural} average radius "
-            "and curve between them are lower than more votes would make them."
+            f"({', '.join(f'{radius:g}' for radius in radii)}) were decided. {its.capitalize()}{natural} average "
+            "radius and curve between them are lower than more votes would make them."
         )
 
 
