@@ -19,7 +19,7 @@ class NonFiniteScoreError(ArithmeticError):
     """The denoiser returned NaN or infinity: this is never turned into a vote (rule S9)."""
 
     def __init__(self, where: str, *, row: int) -> None:
-        super().__init__(f"the denoiser's output is not finite at {where}")
+        super().__init__(f"the network's output is not finite at {where}")
         self.where = where
         self.row = row  # of the batch of draws
 

@@ -226,7 +226,7 @@ def test_a_broken_model_ends_the_run_with_the_failed_units_named(ndc, tiny_model
     done = ndc("certify", "demo", "--run", "runs/a", *small_arguments(tmp_path / "broken", "dataset.limit=1"))
     assert done.returncode == 1
     assert "3 of 3 units failed" in done.stderr
-    assert "NonFiniteScoreError: the denoiser's output is not finite at image digits-" in done.stderr
+    assert "NonFiniteScoreError: the network's output is not finite at image digits-" in done.stderr
     status = ndc("status", "runs/a")
     assert "3 units failed; `ndc certify RUN --retry-failed` tries them again" in status.stdout
     assert status.stdout.count("NonFiniteScoreError") == 3
