@@ -15,9 +15,14 @@ with install_import_hook("ndc_core", "tests.typechecker.check"):
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from ndc_core.training import TrainingSpec, save_trained, train_denoiser
 from tests.servers import s3_environment
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @pytest.fixture
