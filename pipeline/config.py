@@ -289,15 +289,28 @@ class RunConfig(Section):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
+def packaged_names(folder: str) -> list[str]:
+    files = (resources.files("pipeline") / folder).iterdir()
+    return sorted(Path(item.name).stem for item in files if item.name.endswith(".toml"))
+
+
 def preset_names() -> list[str]:
-    folder = resources.files("pipeline") / "presets"
-    return sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".toml"))
+    return packaged_names("presets")
 
 
 def read_source(source: str) -> dict[str, Any]:
     """The raw TOML of a preset's name, or of a file's path or URI."""
-    if source in preset_names():
-        text = (resources.files("pipeline") / "presets" / f"{source}.toml").read_text()
+    return read_toml(source, "presets", what="a preset")
+
+
+def read_toml(source: str, folder: str, *, what: str) -> dict[str, Any]:
+    """The raw TOML of a packaged name, or of a file's path or URI.
+
+    Raises:
+        ConfigError: there is no such name or file, or it is not TOML.
+    """
+    if source in packaged_names(folder):
+        text = (resources.files("pipeline") / folder / f"{source}.toml").read_text()
     else:
         try:
             text = read(location(source)).decode()
@@ -305,7 +318,7 @@ def read_source(source: str) -> dict[str, Any]:
             if isinstance(error, LocationError) and "://" in source:
                 raise
             raise ConfigError(
-                f"{source!r} is neither a preset ({', '.join(preset_names())}) nor the path of a TOML file"
+                f"{source!r} is neither {what} ({', '.join(packaged_names(folder))}) nor the path of a TOML file"
             ) from error
     try:
         return tomllib.loads(text)

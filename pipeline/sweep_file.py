@@ -2,17 +2,25 @@
 
 import copy
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from pipeline.config import ConfigError, RunConfig, Section, assign, override, read_source, sentence, validated
-from pipeline.locations import LocationError, location, read
+from pipeline.config import (
+    ConfigError,
+    RunConfig,
+    Section,
+    assign,
+    override,
+    packaged_names,
+    read_source,
+    read_toml,
+    sentence,
+    validated,
+)
 
 LONGEST_NAME = 100
 POINT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -62,8 +70,7 @@ class Sweep:
 
 
 def sweep_names() -> list[str]:
-    folder = resources.files("pipeline") / "sweeps"
-    return sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".toml"))
+    return packaged_names("sweeps")
 
 
 def load_sweep(source: str, assignments: tuple[str, ...] = ()) -> Sweep:
@@ -123,21 +130,7 @@ def radii_within_reach(raw: dict[str, Any], *, said: str) -> tuple[list[float], 
 
 
 def read_sweep(source: str) -> SweepFile:
-    if source in sweep_names():
-        text = (resources.files("pipeline") / "sweeps" / f"{source}.toml").read_text()
-    else:
-        try:
-            text = read(location(source)).decode()
-        except (FileNotFoundError, LocationError) as error:
-            if isinstance(error, LocationError) and "://" in source:
-                raise
-            raise ConfigError(
-                f"{source!r} is neither a sweep ({', '.join(sweep_names())}) nor the path of a TOML file"
-            ) from error
-    try:
-        raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source} is not TOML: {error}") from error
+    raw = read_toml(source, "sweeps", what="a sweep")
     for key, value in raw["vary"].items() if isinstance(raw.get("vary"), dict) else ():
         if isinstance(value, dict) and "values" not in value:
             raise ConfigError(
