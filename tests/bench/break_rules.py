@@ -173,6 +173,22 @@ BREAKAGES = (
         "test_classifiers.py",
     ),
     Breakage(
+        "S3",
+        "a run takes over votes about another class than it selected",
+        "pipeline/sharing.py",
+        "cell.candidate is not None and cell.candidate == other.candidate",
+        "cell.candidate is not None",
+        "test_sharing.py",
+    ),
+    Breakage(
+        "S9",
+        "a class whose score is not a number wins at a baseline",
+        "ndc_core/baselines.py",
+        "if not np.isfinite(scores).all():",
+        "if np.isinf(scores).any():",
+        "test_baselines.py::test_a_score_that_is_not_finite_is_an_error_with_image_draw_and_class",
+    ),
+    Breakage(
         "lipschitz",
         "the constant of a mean is used for a score that is a sum",
         "ndc_core/lipschitz.py",
