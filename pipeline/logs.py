@@ -170,4 +170,5 @@ def _shows(text: str, value: float) -> bool:
     except ValueError:
         return False
     digits = len(text.partition(".")[2])
-    return abs(shown - value) <= (0.500001 * 10.0**-digits if digits else 0)
+    rounding = 2.0**-52 * max(1.0, abs(value))  # of both numbers, as doubles: a text may have more digits than they do
+    return abs(shown - value) <= (0.500001 * 10.0**-digits + rounding if digits else 0)

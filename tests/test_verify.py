@@ -79,10 +79,11 @@ def test_an_untouched_run_passes_and_says_what_was_checked(run: RunStore) -> Non
 
 
 def test_a_count_changed_in_its_file_is_found(run: RunStore) -> None:
-    path = run.evidence_files()[2]
+    item = evidence_of(run)[2]
+    path = run.evidence_path(item.unit.unit_id(run.manifest()["fingerprint"]))
     table = pq.read_table(path)
     row = table.to_pylist()[0]
-    changed = another_count(replace(evidence_of(run)[2]))
+    changed = another_count(replace(item))
     row |= {"class_id": sorted(changed.votes), "votes": [changed.votes[c] for c in sorted(changed.votes)]}
     pq.write_table(type(table).from_pylist([row], schema=table.schema), path)
     found = problems_of(run)

@@ -77,7 +77,7 @@ def test_certify_is_cohens_certificate_of_the_counted_votes(classifier, image) -
 
 
 def test_an_image_of_another_shape_is_refused(classifier) -> None:
-    with pytest.raises(ValueError, match=r"shape \(3, 8, 8\), the denoiser takes \(1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"shape \(3, 8, 8\), the model takes \(1, 8, 8\)"):
         votes_of(classifier, np.zeros((3, 8, 8), np.uint8), range(1))
 
 
