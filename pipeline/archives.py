@@ -189,8 +189,11 @@ def opened_zip(location: UPath) -> Iterator[zipfile.ZipFile]:
 def edm_zip(location: UPath, split: Split) -> Source:
     """A zip of images with `dataset.json`: {"labels": [["00000/img00000000.png", 6], ...]}.
 
-    Ids are the names in the zip, and sorted. Entries hold the zip's directory and the labels.
+    Ids are the names in the zip, and sorted. EDM's own tools write no names of classes; a list "class_names" is kept.
+    Entries hold the zip's directory and the labels.
     """
+    with opened_zip(location) as archive:
+        class_names = edm_class_names(archive)
 
     def entries() -> Iterator[Entry]:
         with opened_zip(location) as archive:
@@ -202,7 +205,15 @@ def edm_zip(location: UPath, split: Split) -> Source:
             for name in names:
                 yield Entry(name, checked_label(labels[name], name), partial(zip_content, archive, name, location))
 
-    return Source("edm-zip", entries, None)
+    return Source("edm-zip", entries, class_names)
+
+
+def edm_class_names(archive: zipfile.ZipFile) -> tuple[str, ...] | None:
+    try:
+        names = json.loads(archive.read("dataset.json"))["class_names"]
+    except (KeyError, TypeError, ValueError):  # what is wrong with the labels is for `edm_labels` to say
+        return None
+    return tuple(map(str, names)) if isinstance(names, list) and names else None
 
 
 def edm_labels(archive: zipfile.ZipFile, location: UPath) -> dict[str, Any]:

@@ -19,7 +19,6 @@ HEADERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_arr
 IMAGE_MEMBERS = ("images", "x", "data", "arr_0")
 LABEL_MEMBERS = ("labels", "y", "label", "arr_1")
 IMAGENET_TRAIN = tuple(f"train_data_batch_{number}.npz" for number in range(1, 11))
-IMAGENET_CLASSES = 1000
 
 Planes = Callable[[np.ndarray], np.ndarray]
 
@@ -181,7 +180,8 @@ def is_downsampled_imagenet(location: UPath) -> bool:
 def imagenet64_npz(location: UPath, split: Split) -> Source:
     """Downsampled ImageNet of any side: train_data_batch_1 to _10.npz or val_data.npz in a folder, or one such file.
 
-    Labels from 1 to 1000 become 0 to 999; ids are the file's name and the row. Entries hold one file's labels.
+    Labels are as stored: its authors number classes from 1 to 1000, in the order of ImageNet's development kit. Ids are
+    the file's name and the row. Entries hold one file's labels.
 
     Raises:
         DataError: a file of the split is missing.
@@ -201,17 +201,9 @@ def imagenet64_npz(location: UPath, split: Split) -> Source:
                 opened_member(archive, ("data",), file) as images,
                 opened_member(archive, ("labels",), file) as labels,
             ):
-                from_zero = imagenet_labels(labels_of(labels, images), file)
-                yield from array_entries(images, from_zero, file.stem, flat_planes(images))
+                yield from array_entries(images, labels_of(labels, images), file.stem, flat_planes(images))
 
-    return Source("imagenet64-npz", entries, None)
-
-
-def imagenet_labels(labels: list[int], file: UPath) -> list[int]:
-    for index, label in enumerate(labels):
-        if not 1 <= label <= IMAGENET_CLASSES:
-            raise DataError(f"{file}: row {index} has the label {label}; downsampled ImageNet's are 1 to 1000")
-    return [label - 1 for label in labels]
+    return Source("imagenet64-npz", entries, None, label_order="devkit")
 
 
 def flat_planes(images: StoredArray) -> Planes:

@@ -19,6 +19,7 @@ from ndc_core.race import RaceSpec
 from ndc_core.sift import LabelGradientSpec, SiftSpec
 from ndc_core.smoothing import NoiseName
 from ndc_core.space import sigma_to_model
+from pipeline.classes import class_order
 from pipeline.datasets import DatasetSpec
 from pipeline.decoding import RESAMPLING
 from pipeline.locations import LocationError, location, read
@@ -367,9 +368,21 @@ def validated(raw: dict[str, Any], *, source: str) -> RunConfig:
         ConfigError: naming the source, and all that is wrong.
     """
     try:
-        return RunConfig.model_validate(raw)
+        return RunConfig.model_validate(with_class_names(raw))
     except ValidationError as error:
         raise ConfigError(f"{source}: " + "; ".join(sentence(problem) for problem in error.errors())) from error
+
+
+def with_class_names(raw: dict[str, Any]) -> dict[str, Any]:
+    """With the lines of the file that `dataset.classes` names, so that a run keeps them.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    dataset = raw.get("dataset")
+    if not isinstance(dataset, dict) or not isinstance(dataset.get("classes"), str):
+        return raw
+    return raw | {"dataset": dataset | {"classes": class_order(dataset["classes"])}}
 
 
 def _listed(problem: Any) -> str:

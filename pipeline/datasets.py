@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
+from pipeline.classes import ORDERS, arranged, refuse_open_order
 from pipeline.decoding import CorruptImageError, decode
 from pipeline.entries import DataError, Entry, Source, Split
 from pipeline.locations import location
@@ -70,6 +71,12 @@ class DatasetSpec:
     """How Pillow resamples; needed with `resize`."""
     skip_corrupt: bool = False
     """Leave out images that cannot be decoded, instead of refusing the data."""
+    classes: tuple[str, ...] | str | None = None
+    """The data's class names in the model's order: a list, a file with one a line, `sorted` or `numeric`; left out, the
+    data's own order, which is refused where it is open."""
+    label_order: Literal["devkit", "sorted"] | None = None
+    """What ImageNet's stored labels count: `devkit` (1 to 1000, as its development kit) or `sorted` (0 to 999, sorted
+    wnids); left out, `devkit` for `imagenet64-npz`, and else labels are the model's."""
 
     def __post_init__(self) -> None:
         for key, value, least in (("offset", self.offset, 0), ("every", self.every, 1), ("limit", self.limit, 1)):
@@ -81,6 +88,10 @@ class DatasetSpec:
             raise ValueError("dataset.ids names the images: leave out offset, every and limit")
         if self.ids is not None and len(set(self.ids)) != len(self.ids):
             raise ValueError("dataset.ids names an image twice")
+        if isinstance(self.classes, str) and self.classes not in ORDERS:
+            raise ValueError(f"dataset.classes {self.classes!r} is not read yet; give {' or '.join(ORDERS)}, or a list")
+        if isinstance(self.classes, tuple) and len(set(self.classes)) != max(1, len(self.classes)):
+            raise ValueError("dataset.classes must name classes, and none of them twice")
 
 
 @dataclass(frozen=True)
@@ -139,11 +150,15 @@ DATASETS = {"digits": digits, "mnist": mnist}
 
 
 def source_of(spec: DatasetSpec) -> Source:
-    """The data set's entries, unread.
+    """The data set's entries, unread, with labels in the model's order as far as that is declared.
 
     Raises:
-        DataError: it does not exist, or its format cannot be told.
+        DataError: it does not exist, its format cannot be told, or its classes are not those declared.
     """
+    return arranged(_stored(spec), classes=spec.classes, label_order=spec.label_order)
+
+
+def _stored(spec: DatasetSpec) -> Source:
     if spec.name in DATASETS:
         return DATASETS[spec.name](spec.split)
     try:
@@ -223,11 +238,16 @@ def list_images(
 
 
 def check_classes(spec: DatasetSpec, source: Source, *, num_classes: int) -> None:
+    """Refuses named classes whose order is open, or that are not as many as the model's."""
     names = source.class_names
-    if names is not None and len(names) != num_classes:
+    if names is None:
+        return
+    if spec.classes is None:
+        refuse_open_order(spec.name, names)
+    if len(names) != num_classes:
         raise DataError(
             f"{spec.name} has {len(names)} classes ({_some(list(names))}), the model knows {num_classes}: labels would "
-            "not mean the same; choose another model or data set"
+            "not mean the same; choose another model or data set, or list all that the model knows in dataset.classes"
         )
 
 
@@ -244,7 +264,7 @@ def check_example(example: Example, *, image_shape: tuple[int, ...], num_classes
     if not 0 <= example.label < num_classes:
         raise DataError(
             f"image {example.image_id} has label {example.label}, the model knows the classes "
-            f"0 to {num_classes - 1}; choose another model or dataset"
+            f"0 to {num_classes - 1}; choose another model or dataset, or number the labels as the model does"
         )
 
 

@@ -38,12 +38,14 @@ class Entry:
 class Source:
     """A data set; each call of `entries` is a fresh pass over it, in the same order, which holds no more than it must.
 
-    `class_names` are there where the format has them.
+    `class_names`, by label, are there where the format has them. `label_order` is what ImageNet's stored labels count,
+    where the format knows: see pipeline/classes.py.
     """
 
     format: str
     entries: Callable[[], Iterator[Entry]]
     class_names: tuple[str, ...] | None
+    label_order: str | None = None
 
 
 @contextmanager

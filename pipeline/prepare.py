@@ -6,6 +6,7 @@ from typing import Any
 
 from upath import UPath
 
+from pipeline.classes import listed
 from pipeline.cluster import Say, run_once
 from pipeline.config import RunConfig
 from pipeline.datasets import DATASETS, ImageRecord, Listing, examples_of, list_images, source_of
@@ -75,13 +76,26 @@ class PreparedRun:
         data, (channels, height, width) = self.config.dataset, self.listing.image_shape
         guess = "" if data.format or data.name in DATASETS else f", read as {self.source.format} (--format overrides)"
         resized = f", resized with the filter {data.filter}" if data.resize else ""
-        lines = [f"data: {data.name}{guess}: {channels} x {height} x {width} pixels{resized}"]
+        lines = [f"data: {data.name}{guess}: {channels} x {height} x {width} pixels{resized}", self.labels]
         if self.measured is None or self.measured.device:  # a stated rate does not tell the rows
             lines += [
                 f"{self.config.compute.rows_per_pass} rows a forward pass, {self.config.votes.per_unit:,} draws a unit"
             ]
         corrupt = self.listing.corrupt
         return lines + ([f"left out {len(corrupt):,} corrupt images: {', '.join(corrupt)}"] if corrupt else [])
+
+    @property
+    def labels(self) -> str:
+        """What labels are taken to mean."""
+        names, declared = self.source.class_names, self.config.dataset.classes
+        if names is None:
+            return (
+                f"labels: as stored, 0 to {self.num_classes - 1} being the model's classes in its order "
+                "(dataset.classes names them)"
+            )
+        order = f"the data's order {self.source.label_order!r} (dataset.label_order)" if self.source.label_order else ""
+        order = order or ("as dataset.classes declares" if declared else "in the data's order (dataset.classes)")
+        return f"classes, {order}: {listed(names)}"
 
     @property
     def resume_command(self) -> str:
@@ -94,7 +108,12 @@ class PreparedRun:
             "classes": self.num_classes,
             "stops_early": self.stops_early,
         }
-        return {"fingerprint": self.fingerprint, "law": self.law, "plan": plan}
+        data = {
+            "format": self.source.format,
+            "label_order": self.source.label_order,
+            "classes": self.source.class_names,
+        }
+        return {"fingerprint": self.fingerprint, "law": self.law, "plan": plan, "data": data}
 
 
 def silent(line: str) -> None:
@@ -161,6 +180,8 @@ def prepare(
     source, listing = inputs.source, inputs.listing
     measuring = Measuring(source, listing, inputs.most_evaluations_per_vote, say)
     config, measured = with_sizes(config, store, measuring, plan)
+    data = replace(config.dataset, label_order=source.label_order)  # run.toml states what was taken
+    config = config.model_copy(update={"dataset": data})
     law = law_of(config, listing, models=inputs.digests)
     fingerprint = fingerprint_of(law)
     refuse_other_law(store, law)

@@ -122,7 +122,9 @@ class RunStore:
     # What the run is
 
     def manifest(self) -> dict[str, Any]:
-        """The declaration of the run: `law`, `fingerprint`, `plan`.
+        """The declaration of the run: `law`, `fingerprint`, `plan`, and `data`, what labels were taken to mean.
+
+        Folders that know nothing of the last have an empty one.
 
         Raises:
             StoreError: the folder holds no run, or its manifest is damaged.
@@ -130,7 +132,7 @@ class RunStore:
         path = self.folder / "run.json"
         try:
             manifest: dict[str, Any] = json.loads(read(path))
-            return {key: manifest[key] for key in ("law", "fingerprint", "plan")}
+            return {key: manifest[key] for key in ("law", "fingerprint", "plan")} | {"data": manifest.get("data", {})}
         except FileNotFoundError as error:
             raise StoreError(
                 f"{self.folder} holds no run (no run.json); start one with `ndc certify PRESET --run DIR`"

@@ -15,7 +15,7 @@ ORDER = [
     {"ndc_core"},
     {"locations", "memory", "methods", "decoding", "journal", "tables"},
     {"entries", "lease", "run_log", "logs", "console"},
-    {"archives", "parquet"},
+    {"archives", "classes", "parquet"},
     {"arrays"},
     {"cifar"},
     {"readers"},
