@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources
 
-from pipeline.entries import DataError, Entry, Source
+from pipeline.entries import DataError, Entry, LabelOrder, Source
 from pipeline.locations import location, read
 
 ORDERS = ("sorted", "numeric")
@@ -65,18 +65,18 @@ def refuse_open_order(where: str, names: Sequence[str]) -> None:
     )
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], *, most: int = SHOWN_AT_MOST) -> str:
     """`0 = cat, 1 = dog`; of many classes the first ones and the last."""
     pairs = [f"{label} = {name}" for label, name in enumerate(names)]
-    if len(pairs) > SHOWN_AT_MOST:
-        pairs = [*pairs[: SHOWN_AT_MOST - 2], "...", pairs[-1]]
+    if len(pairs) > most:
+        pairs = [*pairs[: most - 2], "...", pairs[-1]]
     return ", ".join(pairs)
 
 
 # Orders
 
 
-def arranged(source: Source, *, classes: str | Sequence[str] | None, label_order: str | None) -> Source:
+def arranged(source: Source, *, classes: str | Sequence[str] | None, label_order: LabelOrder | None) -> Source:
     """The data with labels as the model numbers its classes.
 
     `label_order` says what stored numbers count, `classes` in which order the model has the names. A source whose
@@ -91,7 +91,7 @@ def arranged(source: Source, *, classes: str | Sequence[str] | None, label_order
     return in_model_order(source, classes) if classes else source
 
 
-def in_imagenet_order(source: Source, order: str) -> Source:
+def in_imagenet_order(source: Source, order: LabelOrder) -> Source:
     """ImageNet's 1,000 classes as models number them: the place of the wnid among all, sorted, from 0 on."""
     if source.class_names is not None:
         raise DataError(
@@ -174,4 +174,7 @@ def sorted_places() -> tuple[Sequence[int], int]:
 
 
 # The model's number of each stored one, and the first that is stored.
-LABEL_ORDERS = {"devkit": devkit_places, "sorted": sorted_places}
+LABEL_ORDERS: dict[LabelOrder, Callable[[], tuple[Sequence[int], int]]] = {
+    "devkit": devkit_places,
+    "sorted": sorted_places,
+}

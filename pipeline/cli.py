@@ -386,6 +386,8 @@ def _print_report(written: Any) -> None:
 
     caption = f"Certified accuracy (alpha = {written.summary.alpha:g}, L2, pixels in [0, 1])"
     print_table(replace(accuracy_table(written.summary), caption=caption))
+    for warning in written.summary.warnings:
+        _say(warning)
     click.echo(f"Report: {written.page}")
 
 

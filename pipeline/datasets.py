@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from pipeline.classes import ORDERS, arranged, refuse_open_order
 from pipeline.decoding import CorruptImageError, decode
-from pipeline.entries import DataError, Entry, Source, Split
+from pipeline.entries import DataError, Entry, LabelOrder, Source, Split
 from pipeline.locations import location
 from pipeline.readers import open_source
 
@@ -74,7 +74,7 @@ class DatasetSpec:
     classes: tuple[str, ...] | str | None = None
     """The data's class names in the model's order: a list, a file with one a line, `sorted` or `numeric`; left out, the
     data's own order, which is refused where it is open."""
-    label_order: Literal["devkit", "sorted"] | None = None
+    label_order: LabelOrder | None = None
     """What ImageNet's stored labels count: `devkit` (1 to 1000, as its development kit) or `sorted` (0 to 999, sorted
     wnids); left out, `devkit` for `imagenet64-npz`, and else labels are the model's."""
 

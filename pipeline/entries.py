@@ -11,6 +11,7 @@ import numpy as np
 from upath import UPath
 
 Split = Literal["train", "test"]
+LabelOrder = Literal["devkit", "sorted"]
 
 IMAGE_EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"})
 FILES_OF_SPLIT = {"train": {"train"}, "test": {"test", "val", "valid", "validation"}}
@@ -45,7 +46,7 @@ class Source:
     format: str
     entries: Callable[[], Iterator[Entry]]
     class_names: tuple[str, ...] | None
-    label_order: str | None = None
+    label_order: LabelOrder | None = None
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pipeline.store import StoredImage, spread
 MOST_IMAGES = 500
 MOST_CARDS = 1500
 CLASSES_LISTED = 50  # of one image's votes; a page of a thousand classes would grow beyond its budget
+LONGEST_NAME = 40
 UNITS_OF_A_SIGMA = 32  # noise is stored as 128 + 32 times itself in units of sigma
 QUALITIES = ((1, None), (8, 85), (16, 70), (32, 50))  # step of the noise, and WebP's quality of the clean picture
 SAMPLED = 8
@@ -101,16 +102,29 @@ def card(item: CertifiedImage, *, image: int) -> dict[str, Any]:
     }
 
 
-def gallery_data(items: Sequence[Item], *, images: int) -> dict[str, Any]:
+def names_of(cards: Sequence[dict[str, Any]], labels: Iterable[int], class_names: Sequence[str]) -> dict[int, str]:
+    """The names of the classes that are shown, cut where they are long; empty where there are none."""
+    voted = {class_id for card in cards for class_id, _ in card["votes"]}
+    shown = voted.union(labels, range(CLASSES_LISTED), (card["predicted"] for card in cards))
+    return {
+        class_id: name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+        for class_id, name in enumerate(class_names)
+        if class_id in shown
+    }
+
+
+def gallery_data(items: Sequence[Item], *, images: int, class_names: Sequence[str] = ()) -> dict[str, Any]:
     """Everything about the images of a page but the pictures."""
     labels = {item.image_id: item.label for item, _ in items}
     index_of = {image_id: index for index, image_id in enumerate(labels)}
+    cards = [card(item, image=index_of[item.image_id]) for item, _ in items]
     return {
+        "names": names_of(cards, labels.values(), class_names),
         "classes": len(items[0][0].counts) if items else 0,
         "bound": "margin" if items and items[0][0].certificate.p_lower is None else "probability",
         "of": images,
         "images": [{"id": image_id, "label": label} for image_id, label in labels.items()],
-        "cards": [card(item, image=index_of[item.image_id]) for item, _ in items],
+        "cards": cards,
     }
 
 

@@ -113,10 +113,16 @@ def html_page(
     certified: Sequence[CertifiedImage],
     images: Sequence[StoredImage],
     law: dict[str, Any],
+    warnings: Sequence[str] = (),
+    classes: str = "",
+    class_names: Sequence[str] = (),
 ) -> str:
-    """One page that needs no other file: curves, costs, table, what was declared, and a gallery of images."""
+    """One page that needs no other file: curves, costs, table, what was declared, and a gallery of images.
+
+    `classes` lists the names of the classes, `class_names` are those of the gallery, by label.
+    """
     items = shown_items(certified, images)
-    data = charts_data(curves) | {"gallery": gallery_data(items, images=len(images))}
+    data = charts_data(curves) | {"gallery": gallery_data(items, images=len(images), class_names=class_names)}
 
     def page(pictures: dict[str, Any]) -> str:
         return (
@@ -130,6 +136,8 @@ def html_page(
                 alpha=alpha,
                 scope=scope,
                 law=law,
+                warnings=warnings,
+                classes=classes,
                 data=data | {"pictures": pictures},
             )
         )

@@ -153,7 +153,9 @@ def parquet(location: UPath, split: Split) -> Source:
             with opened_parquet(shard) as file:
                 columns = find_columns(file.schema_arrow, shard)
                 if class_names(file.schema_arrow, columns.label) != names:
-                    raise DataError(f"{shard} names other classes than {paths[0]}, or none; make the files of a set alike")
+                    raise DataError(
+                        f"{shard} names other classes than {paths[0]}, or none; make the files of a set alike"
+                    )
                 for group in range(file.num_row_groups):
                     images = GroupImages(file, group, columns.content, shard)
                     for row, (path, label) in enumerate(paths_and_labels(file, group, columns)):

@@ -7,13 +7,17 @@ from typing import Any
 
 from upath import UPath
 
+from pipeline.chance import chance_warning
+from pipeline.classes import listed
 from pipeline.curves import curve_of
 from pipeline.figures import certified_accuracy_figure
 from pipeline.locations import publish
 from pipeline.page import html_page
 from pipeline.reduce import Attacked, CertifiedImage, by_level, certificate_rows, certificate_tsv
 from pipeline.store import StoredImage, write_certificates
-from pipeline.tables import Table, latex, markdown
+from pipeline.tables import Table, escape_markdown, latex, latex_comments, markdown
+
+CLASSES_LISTED = 1000
 
 Empirical = Mapping[str, Attacked]  # by level
 
@@ -45,6 +49,7 @@ class Summary:
     radii: tuple[float, ...]
     levels: tuple[LevelSummary, ...]
     best_level: dict[float, str]
+    warnings: tuple[str, ...] = ()
 
     @property
     def best_accuracy(self) -> dict[float, float]:
@@ -61,6 +66,7 @@ def summarise(
     alpha: float,
     radii: Sequence[float],
     empirical: Empirical | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Summary:
     """Certified accuracy at the radii, average certified radius (a wrong image counts 0), abstentions, cost."""
     found = []
@@ -81,8 +87,12 @@ def summarise(
             )
         )
     best = {r: max(found, key=lambda level: level.certified_accuracy[r]).name for r in radii}
-    first = next(iter(levels.values()))[0].certificate
-    return Summary(alpha, first.method, first.scope, tuple(radii), tuple(found), best)
+    first = next(iter(levels.values()))[0]
+    guesses = {name: [(item.label, item.most_likely) for item in items] for name, items in levels.items()}
+    warning = chance_warning(guesses, classes=len(first.counts), names=class_names)
+    warnings = (warning,) if warning else ()
+    terms = first.certificate
+    return Summary(alpha, terms.method, terms.scope, tuple(radii), tuple(found), best, warnings)
 
 
 def percent(share: float | None) -> str:
@@ -141,18 +151,21 @@ def write_report(
     title: str,
     evidence_digest: str,
     empirical: Empirical | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Report:
-    """Writes certificates, tables, pictures and the page into a folder."""
+    """Writes certificates, tables, pictures and the page into a folder; `class_names` are by label."""
     levels = by_level(certified, maximum_over_sigmas=law["certificate"]["maximum_over_sigmas"])
-    summary = summarise(levels, alpha=alpha, radii=radii, empirical=empirical)
+    summary = summarise(levels, alpha=alpha, radii=radii, empirical=empirical, class_names=class_names)
     write_certificates(folder / "certificates.parquet", certificate_rows(certified), evidence_digest=evidence_digest)
     table = accuracy_table(summary)
     curves = [curve_of(summary.method, name, items, (empirical or {}).get(name)) for name, items in levels.items()]
     figure = certified_accuracy_figure(curves)
+    classes = listed(class_names, most=CLASSES_LISTED) if class_names else ""
+    notes = [*summary.warnings, *([f"Classes: {classes}"] if classes else [])]
     texts = {
         "certificates.tsv": certificate_tsv(certified),
-        "table.md": markdown(table),
-        "table.tex": latex(table),
+        "table.md": markdown(table) + "".join(f"\n{escape_markdown(note)}\n" for note in notes),
+        "table.tex": latex_comments(notes) + latex(table),
         "summary.json": json.dumps(summary_json(summary), indent=2) + "\n",
         "curve.svg": figure.svg,
         "report.html": html_page(
@@ -165,6 +178,9 @@ def write_report(
             certified=certified,
             images=images,
             law=law,
+            warnings=summary.warnings,
+            classes=classes,
+            class_names=class_names or (),
         ),
     }
     for name, text in texts.items():

@@ -215,4 +215,5 @@ def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[f
         title=f"Certified robustness: {store.folder.name}",
         evidence_digest=evidence.digest,
         empirical=empirical_accuracy(store.folder, fingerprint=fingerprint),
+        class_names=manifest["data"].get("classes"),
     )

@@ -74,10 +74,8 @@ def run_sweep(sweep: Sweep, folder: UPath, *, say: Say) -> WrittenSweep:
     failed: list[str] = []
     for number, member in enumerate(members, start=1):
         say(f"run {number} of {len(members)}: {member.point.name}")
-        alike = [other for other in members if vote_law(other.law) == vote_law(member.law)]
-        lenders = [other.where for other in alike if other is not member]
         try:
-            certify_run(member.prepared(), say=lambda line: say(f"  {line}"), lenders=lenders)
+            run_member(member, members, say=lambda line: say(f"  {line}"))
         except NothingKeptError:
             raise
         except UnitsFailedError as error:
@@ -89,6 +87,16 @@ def run_sweep(sweep: Sweep, folder: UPath, *, say: Say) -> WrittenSweep:
             "mend the cause, then run the same command to finish"
         )
     return write_sweep(sweep, folder)
+
+
+def run_member(member: Member, members: Sequence[Member], *, say: Say) -> None:
+    """See `certify_run`; the others lend the votes that they have in common with it."""
+    alike = [other for other in members if vote_law(other.law) == vote_law(member.law)]
+    run = member.prepared()
+    say(run.labels)
+    report, _ = certify_run(run, say=say, lenders=[other.where for other in alike if other is not member])
+    for warning in report.summary.warnings:
+        say(warning)
 
 
 def plan_sweep(sweep: Sweep, folder: UPath, *, say: Say) -> Table:

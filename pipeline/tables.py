@@ -60,7 +60,6 @@ def markdown_page(lead: Sequence[str], tables: Sequence[Table]) -> str:
 
 def latex_page(lead: Sequence[str], tables: Sequence[Table]) -> str:
     """A float for each table; the lead is comments above them."""
-    comments = "".join(f"% {' '.join(paragraph.split())}\n" for paragraph in lead)
     floats = [
         "\n".join(
             [
@@ -72,4 +71,8 @@ def latex_page(lead: Sequence[str], tables: Sequence[Table]) -> str:
         )
         for table in tables
     ]
-    return comments + "\n\n".join(floats) + "\n"
+    return latex_comments(lead) + "\n\n".join(floats) + "\n"
+
+
+def latex_comments(paragraphs: Sequence[str]) -> str:
+    return "".join(f"% {' '.join(paragraph.split())}\n" for paragraph in paragraphs)

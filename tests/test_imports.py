@@ -27,7 +27,7 @@ ORDER = [
     {"store"},
     {"waves"},
     {"votes", "reduce", "sharing"},
-    {"curves"},
+    {"chance", "curves"},
     {"cluster", "figures", "gallery", "progress", "measure"},
     {"page", "sweep_figure"},
     {"attackers", "report", "status", "train", "diagnosis_figures"},

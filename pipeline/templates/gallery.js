@@ -7,6 +7,8 @@ const SIGMAS = 32; // steps of stored noise in one sigma; 128 is none
 
 const outcomeOf = (card) =>
   card.predicted === null ? "abstained" : card.predicted === gallery.images[card.image].label ? "right" : "wrong";
+// `3 = cat` where the data name their classes, and not just by their numbers.
+const called = (c) => (c === null || [undefined, `${c}`].includes(gallery.names[c]) ? `${c}` : `${c} = ${gallery.names[c]}`);
 const uri = (code) => `data:image/webp;base64,${code}`;
 const cleanPicture = (card) =>
   html("img", { src: uri(pictures.clean[card.image]), alt: `image ${gallery.images[card.image].id}` });
@@ -41,9 +43,9 @@ function outcomeText(card) {
   const { label } = gallery.images[card.image];
   const outcome = outcomeOf(card);
   const radius = (Math.floor(card.radius * 1e4 + 1e-6) / 1e4).toFixed(4);
-  const found = outcome === "abstained" ? "" : `: ${card.predicted}`;
+  const found = outcome === "abstained" ? "" : `: ${called(card.predicted)}`;
   const certified = outcome === "abstained" ? "" : `, radius ${radius}`;
-  return html("p", {}, html("b", { class: outcome }, outcome), `${found} (label ${label})${certified}`);
+  return html("p", {}, html("b", { class: outcome }, outcome), `${found} (label ${called(label)})${certified}`);
 }
 
 function voteTable(card, rows, caption) {
@@ -52,7 +54,7 @@ function voteTable(card, rows, caption) {
     return html(
       "tr",
       {},
-      html("th", { scope: "row" }, `${name}`),
+      html("th", { scope: "row" }, typeof name === "number" ? called(name) : name),
       html("td", {}, counted(count)),
       html("td", { "aria-hidden": "true" }, html("div", { class: count ? "bar" : "bar none", style: width })),
     );
@@ -84,7 +86,7 @@ function allVotes(card) {
   const classes = gallery.classes > 50 ? [...votes.keys()] : Array.from({ length: gallery.classes }, (_, c) => c);
   const rows = classes.map((c) => {
     const notes = [...(c === label ? ["label"] : []), ...(c === card.predicted ? ["predicted"] : [])];
-    return [notes.length ? `${c} (${notes.join(", ")})` : c, votes.get(c) ?? 0];
+    return [notes.length ? `${called(c)} (${notes.join(", ")})` : c, votes.get(c) ?? 0];
   });
   const rest = card.total - rows.reduce((sum, [, count]) => sum + count, 0);
   return classes.length < gallery.classes ? [...rows, ["all others", rest]] : rows;
@@ -96,8 +98,8 @@ function openDetail(card) {
   const { id, label } = gallery.images[card.image];
   const abstained = card.predicted === null;
   const facts = {
-    Label: label,
-    Predicted: abstained ? "abstained" : card.predicted,
+    Label: called(label),
+    Predicted: abstained ? "abstained" : called(card.predicted),
     Sigma: card.sigma,
     Radius: abstained ? "none" : card.radius,
     [gallery.bound === "margin" ? "Margin at least" : "Probability at least"]: card.bound ?? "unknown",
@@ -148,14 +150,15 @@ function list() {
   placeMore();
 }
 
-function choices(name, values) {
-  byId(`by-${name}`).append(...values.map((value) => html("option", { value }, `${value}`)));
+function choices(name, values, text = String) {
+  byId(`by-${name}`).append(...values.map((value) => html("option", { value }, text(value))));
   byId(`by-${name}`).addEventListener("change", list);
 }
 
 choices("outcome", ["all", "abstained", "wrong", "right"]);
 choices("sigma", ["all", ...distinct(gallery.cards.map((card) => card.sigma))]);
-choices("label", ["all", ...distinct(gallery.images.map((image) => image.label)).sort((a, b) => a - b)]);
+const labels = distinct(gallery.images.map((image) => image.label)).sort((a, b) => a - b);
+choices("label", ["all", ...labels], called);
 choices("order", Object.keys(ORDERS));
 // The button may vanish with the last portion: the keyboard goes on at the first new card.
 byId("more").addEventListener("click", () => placeMore()?.querySelector("button").focus());

@@ -1,0 +1,79 @@
+"""Whether a run is right more often than by chance, and if not, which class its model takes for which."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+from scipy import stats
+
+LEVEL = 0.05  # of the one-sided test that images are right more often than by chance
+TOO_FEW = 0.01  # a classifier half-way between chance and always right would do so badly with this probability
+FEWEST_OF_A_CLASS = 3
+
+Guesses = Sequence[tuple[int, int]]  # label and predicted class of each image
+
+
+def right_of(guesses: Guesses) -> int:
+    return sum(label == predicted for label, predicted in guesses)
+
+
+def above_chance(guesses: Guesses, classes: int) -> bool:
+    """Whether chance alone would be right so often with a probability of at most 5 %."""
+    return bool(stats.binom.sf(right_of(guesses) - 1, len(guesses), 1 / classes) <= LEVEL)
+
+
+def useless(guesses: Guesses, classes: int) -> bool:
+    """Not above chance, on so many images that a useful classifier would not be taken for one."""
+    useful = (1 + 1 / classes) / 2
+    enough = stats.binom.cdf(right_of(guesses), len(guesses), useful) <= TOO_FEW
+    return bool(enough) and not above_chance(guesses, classes)
+
+
+def taken_for(guesses: Guesses) -> dict[int, int]:
+    """The class that most images of each label are given; empty unless each label has its own, and most another one.
+
+    Labels with few images, or none that most of them are given, are left out.
+    """
+    given = defaultdict(list)
+    for label, predicted in guesses:
+        given[label].append(predicted)
+    judged = {label: found for label, found in sorted(given.items()) if len(found) >= FEWEST_OF_A_CLASS}
+    found = {}
+    for label, predictions in judged.items():
+        predicted, count = Counter(predictions).most_common(1)[0]
+        if count > len(predictions) / 2:
+            found[label] = predicted
+    moved = sum(label != predicted for label, predicted in found.items())
+    return found if len(set(found.values())) == len(found) and 2 * moved > len(judged) else {}
+
+
+def chance_warning(levels: Mapping[str, Guesses], *, classes: int, names: Sequence[str] | None = None) -> str | None:
+    """What to say of a run that is right no more often than by chance at any noise level; None where it is, or where
+    too few images tell."""
+    if classes < 2 or not levels or not all(useless(guesses, classes) for guesses in levels.values()):
+        return None
+    level, guesses = max(levels.items(), key=lambda item: right_of(item[1]) / len(item[1]))
+    said = (
+        f"Warning: at no noise level are images right more often than by chance: {right_of(guesses):,} of "
+        f"{len(guesses):,} at sigma {level}, where guessing is right in {100 / classes:.3g} % (one-sided binomial test "
+        f"at {100 * LEVEL:g} %). A likely cause is that labels are not in the model's order: see dataset.classes and "
+        "dataset.label_order. Else the model, or so much noise, does not fit the data."
+    )
+    observed = taken_for(guesses)
+    return f"{said} {observed_order(observed, classes=classes, names=names)}" if observed else said
+
+
+def observed_order(observed: Mapping[int, int], *, classes: int, names: Sequence[str] | None, most: int = 20) -> str:
+    """Which class is taken for which, and the order of names that would fit, if all are known."""
+
+    def called(label: int) -> str:
+        return f"{label} ({names[label]})" if names else f"{label}"
+
+    pairs = [f"{called(label)} -> {predicted}" for label, predicted in observed.items()]
+    more = f" and {len(pairs) - most:,} more" if len(pairs) > most else ""
+    said = f"Most images of a class are given one other class each, label -> class: {', '.join(pairs[:most])}{more}."
+    if names and len(observed) == classes:
+        place_of = {predicted: label for label, predicted in observed.items()}
+        fitting = [names[place_of[predicted]] for predicted in range(classes)]
+        shown = [*fitting[:most], "..."] if classes > most else fitting
+        said += f" The names would fit the model in this order, if its makers confirm it: {', '.join(shown)}."
+    return said
