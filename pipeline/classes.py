@@ -67,6 +67,8 @@ def refuse_open_order(where: str, names: Sequence[str]) -> None:
 
 def listed(names: Sequence[str], *, most: int = SHOWN_AT_MOST) -> str:
     """`0 = cat, 1 = dog`; of many classes the first ones and the last."""
+    if list(names) == [str(label) for label in range(len(names))]:
+        return f"0 to {len(names) - 1}, called by their numbers"
     pairs = [f"{label} = {name}" for label, name in enumerate(names)]
     if len(pairs) > most:
         pairs = [*pairs[: most - 2], "...", pairs[-1]]

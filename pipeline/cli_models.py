@@ -68,7 +68,10 @@ def train(
 def distill(
     teacher: str, out: Path, data: str, data_format: str | None, limit: int | None, **settings: float | None
 ) -> None:
-    """Teach a small network with an output for each class what TEACHER, a checkpoint of any kind, says of each."""
+    """Teach a small network with an output for each class what TEACHER, a checkpoint of any kind, says of each.
+
+    The classes are TEACHER's, in its order. Labels of the images play no part.
+    """
     from pipeline.datasets import DatasetSpec
     from pipeline.distill import distill as distill_model
 
@@ -141,15 +144,28 @@ def convert(
 @click.option("--draws", type=click.IntRange(min=1), default=4, show_default=True, help="Noise draws of an image.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
 @click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
+@click.option("--classes", help="As a run's dataset.classes: sorted, numeric, or a file with a name on each line.")
+@click.option("--label-order", type=click.Choice(["devkit", "sorted"]), help="As a run's dataset.label_order.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write to [default: runs/diagnose-<model>].")
-def diagnose(model: str, data: str, data_format: str | None, limit: int, out: Path | None, **settings: Any) -> None:
+def diagnose(
+    model: str,
+    data: str,
+    data_format: str | None,
+    classes: str | None,
+    label_order: Any,
+    limit: int,
+    out: Path | None,
+    **settings: Any,
+) -> None:
     """See at which noise levels MODEL tells the classes of DATA apart, and have a grid of levels proposed.
 
     The training split is taken where the data have one: a grid should not be chosen on the images it is tested on.
     """
+    from pipeline.classes import class_order
     from pipeline.datasets import DatasetSpec
     from pipeline.diagnose import DiagnosisSettings, diagnose_model
 
-    images = DatasetSpec(data, format=data_format, split="train", limit=limit)
+    order = class_order(classes) if classes else None
+    images = DatasetSpec(data, format=data_format, split="train", limit=limit, classes=order, label_order=label_order)
     out = out or Path("runs") / f"diagnose-{Path(model.rstrip('/')).name}"
     diagnose_model(model, images, DiagnosisSettings(**settings), out=out, say=click.echo)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from pipeline.classes import ORDERS, arranged, refuse_open_order
+from pipeline.classes import ORDERS, arranged, listed, refuse_open_order
 from pipeline.decoding import CorruptImageError, decode
 from pipeline.entries import DataError, Entry, LabelOrder, Source, Split
 from pipeline.locations import location
@@ -249,6 +249,17 @@ def check_classes(spec: DatasetSpec, source: Source, *, num_classes: int) -> Non
             f"{spec.name} has {len(names)} classes ({_some(list(names))}), the model knows {num_classes}: labels would "
             "not mean the same; choose another model or data set, or list all that the model knows in dataset.classes"
         )
+
+
+def meaning_of_labels(spec: DatasetSpec, source: Source, *, num_classes: int) -> str:
+    """What the labels of the data are taken to mean, and the key that would change it."""
+    names, stored = source.class_names, source.label_order
+    if names is None:
+        return f"labels: as stored, 0 to {num_classes - 1} in the model's order (dataset.classes would name them)"
+    if stored:
+        return f"classes, by labels in the order {stored!r} (dataset.label_order): {listed(names)}"
+    order = "as dataset.classes declares" if spec.classes else "in the data's order (dataset.classes sets another)"
+    return f"classes, {order}: {listed(names)}"
 
 
 def check_example(example: Example, *, image_shape: tuple[int, ...], num_classes: int, noise: str) -> None:

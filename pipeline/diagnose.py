@@ -19,7 +19,16 @@ from ndc_core.grid import GridSpec
 from ndc_core.grid_choice import Choice, GridSearch
 from ndc_core.scores import NonFiniteScoreError
 from ndc_core.space import sigma_to_model
-from pipeline.datasets import DATASETS, DatasetSpec, Example, check_classes, check_example, examples_of, source_of
+from pipeline.datasets import (
+    DATASETS,
+    DatasetSpec,
+    Example,
+    check_classes,
+    check_example,
+    examples_of,
+    meaning_of_labels,
+    source_of,
+)
 from pipeline.diagnosis_figures import diagnosis_figure
 from pipeline.entries import DataError
 from pipeline.memory import keep_freed_memory
@@ -85,7 +94,7 @@ def diagnose_model(
         device=device,
         unconditional=unconditional,
     )
-    examples = spread_images(data, denoiser)
+    examples = spread_images(data, denoiser, say)
     keep_freed_memory()
     torch.set_num_threads(cores())
     diagnosis = diagnose(model, data, settings, classifier, examples)
@@ -94,10 +103,11 @@ def diagnose_model(
     return diagnosis
 
 
-def spread_images(data: DatasetSpec, denoiser: EDMDenoiser) -> list[Example]:
+def spread_images(data: DatasetSpec, denoiser: EDMDenoiser, say: Callable[[str], None]) -> list[Example]:
     """As many images as asked for, evenly spread over the data, which may be sorted by class."""
     source = source_of(data)
     check_classes(data, source, num_classes=denoiser.num_classes)
+    say(meaning_of_labels(data, source, num_classes=denoiser.num_classes))
     ids = [entry.image_id for entry in source.entries()]
     if len(ids) < FEWEST_IMAGES:
         raise DataError(f"{data.name} has {len(ids)} images, a diagnosis needs at least {FEWEST_IMAGES}; add some")

@@ -6,10 +6,9 @@ from typing import Any
 
 from upath import UPath
 
-from pipeline.classes import listed
 from pipeline.cluster import Say, run_once
 from pipeline.config import RunConfig
-from pipeline.datasets import DATASETS, ImageRecord, Listing, examples_of, list_images, source_of
+from pipeline.datasets import DATASETS, ImageRecord, Listing, examples_of, list_images, meaning_of_labels, source_of
 from pipeline.entries import Source
 from pipeline.evidence import EvidenceTable
 from pipeline.law import fingerprint_of, law_of, refuse_changes
@@ -86,16 +85,7 @@ class PreparedRun:
 
     @property
     def labels(self) -> str:
-        """What labels are taken to mean."""
-        names, declared = self.source.class_names, self.config.dataset.classes
-        if names is None:
-            return (
-                f"labels: as stored, 0 to {self.num_classes - 1} being the model's classes in its order "
-                "(dataset.classes names them)"
-            )
-        order = f"the data's order {self.source.label_order!r} (dataset.label_order)" if self.source.label_order else ""
-        order = order or ("as dataset.classes declares" if declared else "in the data's order (dataset.classes)")
-        return f"classes, {order}: {listed(names)}"
+        return meaning_of_labels(self.config.dataset, self.source, num_classes=self.num_classes)
 
     @property
     def resume_command(self) -> str:

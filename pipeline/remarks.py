@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
+from pipeline.chance import chance_warning
 from pipeline.comparison import Contender
 from pipeline.contenders import OpenedLog, OpenedRun, Seen
 
@@ -24,6 +25,7 @@ def remarks_on(
         *_on_alpha(runs, alpha),
         *_on_sampling(runs),
         *_on_logs(logs, alone=not runs),
+        *_on_chance(runs, contenders),
         *_on_scopes(contenders),
         *_on_devices(contenders),
     )
@@ -84,6 +86,18 @@ def _on_logs(logs: Sequence[tuple[str, OpenedLog]], *, alone: bool) -> Iterator[
     for _, log in logs:
         if log.log.remark:
             yield f"Warning: {log.log.remark}."
+
+
+def _on_chance(runs: Sequence[tuple[str, OpenedRun]], contenders: Sequence[Contender]) -> Iterator[str]:
+    """Of images that a method names a class for; a log does not say how many classes there are."""
+    for name, run in runs:
+        guesses = {
+            one.level: [(o.label, o.predicted) for o in one.outcomes.values() if o.predicted is not None]
+            for one in contenders
+            if one.method == name
+        }
+        if warning := chance_warning(guesses, classes=run.num_classes):
+            yield f"{name}: {warning}"
 
 
 def _on_scopes(contenders: Sequence[Contender]) -> Iterator[str]:
