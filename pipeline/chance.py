@@ -43,7 +43,8 @@ def taken_for(guesses: Guesses) -> dict[int, int]:
         if count > len(predictions) / 2:
             found[label] = predicted
     moved = sum(label != predicted for label, predicted in found.items())
-    return found if len(set(found.values())) == len(found) and 2 * moved > len(judged) else {}
+    several = len(found) > 1 and len(set(found.values())) == len(found)
+    return found if several and 2 * moved > len(judged) else {}
 
 
 def chance_warning(levels: Mapping[str, Guesses], *, classes: int, names: Sequence[str] | None = None) -> str | None:

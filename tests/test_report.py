@@ -1,6 +1,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -131,3 +132,37 @@ def test_the_noisy_picture_is_the_first_estimation_draw() -> None:
     np.testing.assert_allclose(noisy_pixels(ITEMS[0], pixels, law={**law, "noise": "float"}), 0.2 + 0.25 * noise)
     levels = 255 * noisy_pixels(ITEMS[0], pixels, law={**law, "noise": "integer"})
     np.testing.assert_allclose(levels, np.rint(levels), atol=1e-9)
+
+
+def wrong_run(tmp_path: Path, **more: Any) -> Report:
+    """Twenty images of class 0, all of which are given class 1."""
+    items = [certified(str(i), 0, 1000, 0.25) for i in range(20)]
+    images = [StoredImage(item.image_id, item.label, np.zeros((1, 8, 8), np.uint8)) for item in items]
+    return write_report(location(tmp_path / "wrong"), items, images, **DECLARED, **more)
+
+
+def test_a_run_that_is_no_better_than_chance_says_so_wherever_its_result_stands(tmp_path: Path) -> None:
+    report = wrong_run(tmp_path)
+    (warning,) = report.summary.warnings
+    assert "0 of 20 at sigma 0.25" in warning
+    assert json.loads((report.folder / "summary.json").read_text())["warnings"] == [warning]
+    for name in ("table.md", "table.tex", "report.html"):
+        assert "labels are not in the model" in (report.folder / name).read_text(), name
+
+
+def test_a_run_says_nothing_of_chance_where_it_is_right(written: Report) -> None:
+    assert written.summary.warnings == ()
+    for name in ("table.md", "table.tex", "report.html"):
+        assert "chance" not in (written.folder / name).read_text(), name
+
+
+def test_class_names_stand_in_the_tables_the_page_and_the_gallery(tmp_path: Path) -> None:
+    names = ["an_ant", "<bee>" + 60 * "e"]
+    report = wrong_run(tmp_path, class_names=names)
+    assert r"Classes: 0 = an\_ant, 1 = \<bee\>eee" in (report.folder / "table.md").read_text()
+    assert "% Classes: 0 = an_ant, 1 = <bee>eee" in (report.folder / "table.tex").read_text()
+    page = report.page.read_text()
+    assert "<dt>classes</dt><dd>0 = an_ant, 1 = &lt;bee&gt;eee" in page
+    shown = page_data(page)["gallery"]["names"]
+    assert shown["0"] == "an_ant"
+    assert (shown["1"][:6], len(shown["1"])) == ("<bee>e", 40)
