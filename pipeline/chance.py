@@ -1,13 +1,15 @@
 """Whether a run is right more often than by chance, and if not, which class its model takes for which."""
 
-from collections import Counter, defaultdict
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from scipy import stats
+from scipy.special import gammaln
 
 LEVEL = 0.05  # of the one-sided test that images are right more often than by chance
 TOO_FEW = 0.01  # a classifier half-way between chance and always right would do so badly with this probability
-FEWEST_OF_A_CLASS = 3
+LUCK = 0.001  # of an order that is read out of the predictions
 
 Guesses = Sequence[tuple[int, int]]  # label and predicted class of each image
 
@@ -28,23 +30,30 @@ def useless(guesses: Guesses, classes: int) -> bool:
     return bool(enough) and not above_chance(guesses, classes)
 
 
-def taken_for(guesses: Guesses) -> dict[int, int]:
-    """The class that most images of each label are given; empty unless each label has its own, and most another one.
-
-    Labels with few images, or none that most of them are given, are left out.
-    """
-    given = defaultdict(list)
-    for label, predicted in guesses:
-        given[label].append(predicted)
-    judged = {label: found for label, found in sorted(given.items()) if len(found) >= FEWEST_OF_A_CLASS}
-    found = {}
-    for label, predictions in judged.items():
-        predicted, count = Counter(predictions).most_common(1)[0]
-        if count > len(predictions) / 2:
+def taken_for(guesses: Guesses, classes: int) -> dict[int, int]:
+    """The class that each label is taken for, no two for the same; empty unless most images follow it, most labels are
+    taken for another class, and guesses would hardly follow any such order by luck."""
+    counts, images = Counter(guesses), Counter(label for label, _ in guesses)
+    found: dict[int, int] = {}
+    free = {predicted for _, predicted in guesses}
+    for (label, predicted), count in counts.most_common():
+        if predicted in free and count > images[label] / 2:
             found[label] = predicted
+            free.remove(predicted)
+    following = sum(counts[pair] for pair in found.items())
     moved = sum(label != predicted for label, predicted in found.items())
-    several = len(found) > 1 and len(set(found.values())) == len(found)
-    return found if several and 2 * moved > len(judged) else {}
+    if 2 * moved <= len(found) or 2 * following <= len(guesses):
+        return {}
+    lucky = log_luck(images=len(guesses), following=following, labels=len(found), classes=classes)
+    return dict(sorted(found.items())) if lucky <= math.log(LUCK) else {}
+
+
+def log_luck(*, images: int, following: int, labels: int, classes: int) -> float:
+    """Logarithm of a bound on the probability that so many of the images follow any order of so many labels, if each is
+    given a class at random: summed over which images do, and which order."""
+    which = gammaln(images + 1) - gammaln(following + 1) - gammaln(images - following + 1)
+    orders = gammaln(classes + 1) - gammaln(classes - labels + 1)
+    return float(which + orders - following * math.log(classes))
 
 
 def chance_warning(levels: Mapping[str, Guesses], *, classes: int, names: Sequence[str] | None = None) -> str | None:
@@ -59,7 +68,7 @@ def chance_warning(levels: Mapping[str, Guesses], *, classes: int, names: Sequen
         f"at {100 * LEVEL:g} %). A likely cause is that labels are not in the model's order: see dataset.classes and "
         "dataset.label_order. Else the model, or so much noise, does not fit the data."
     )
-    observed = taken_for(guesses)
+    observed = taken_for(guesses, classes)
     return f"{said} {observed_order(observed, classes=classes, names=names)}" if observed else said
 
 

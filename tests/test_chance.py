@@ -59,14 +59,24 @@ def test_folders_in_another_order_are_named_with_the_order_that_fits() -> None:
     "guesses",
     [
         guesses_of([7] * 10, 10),  # a model that has collapsed
-        guesses_of([*range(1, 10), 0], 2),  # too few of each class
+        [(0, 1), (1, 2)],  # too few
         list(zip(np.tile(TEN, 50).tolist(), np.random.default_rng(0).integers(0, 10, 500).tolist(), strict=True)),
     ],
 )
 def test_no_order_is_read_out_of_predictions_that_have_none(guesses: list[tuple[int, int]]) -> None:
-    assert taken_for(guesses) == {}
+    assert taken_for(guesses, 10) == {}
     warning = chance_warning({"0.25": guesses}, classes=10)
     assert warning is None or "label -> class" not in warning
+
+
+def test_an_order_is_read_where_luck_would_not_make_one() -> None:
+    """A random order of ten images, each of its own class, has 10!/10^10; among 1,000 classes it is nearly sure."""
+    order = [(label, (label + 1) % 10) for label in TEN]
+    assert taken_for(order, 10) == dict(order)
+    assert taken_for(order, 1000) == {}
+    assert taken_for(order * 2, 1000) == dict(order)
+    blurred = guesses_of([(label + 1) % 10 for label in TEN], 8) + guesses_of([3] * 10, 2)
+    assert taken_for(blurred, 10) == dict(order)
 
 
 def test_of_many_classes_some_are_named() -> None:
