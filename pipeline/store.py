@@ -1,6 +1,6 @@
 """A run's folder: what it was declared to be, and the evidence that its units left.
 
-run.json               the law (all that decides a vote), its fingerprint, and the plan
+run.json               the law (all that decides a vote), its fingerprint, the plan, and which class is which
 run.toml               the configuration as resolved
 images.parquet images/ ids, labels and pixels: see pipeline/images.py
 evidence/ab/<id>.parquet   one file a work unit, published whole or not at all
