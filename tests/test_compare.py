@@ -409,3 +409,29 @@ def test_a_comparison_needs_neither_ray_nor_a_model_nor_this_machines_disk(s3: s
     assert f"Comparison: {s3}/out/compare.html" in done.stdout
     assert done.stdout.endswith("set()\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_no_better_than_chance_is_named_and_keeps_its_class_names(tmp_path: Path, out: Path) -> None:
+    wrong = [example(index, label=2) for index in range(6)]  # all are given class 1, of three
+    run = finished_run(tmp_path / "a", {0.25: [40] * 6}, examples=wrong)
+    remarks = compared(run, out=out).comparison.remarks
+    assert [remark[:71] for remark in remarks if "chance" in remark] == [
+        "APNDC-ensemble: Warning: at no noise level are images right more often "
+    ]
+    assert not [remark for remark in told(tmp_path / "right", out) if "chance" in remark]
+
+    def table() -> str:
+        reduce_and_report(RunStore(run), alpha=None, radii=(0.0,), folder=location(run))
+        return (run / "table.md").read_text()
+
+    assert "0 of 6 at sigma 0.25" in table()
+    assert "Classes" not in table()  # a folder from before names were kept
+    manifest = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(manifest | {"data": {"classes": ["ant", "bee", "cow"]}}))
+    assert "Classes: 0 = ant, 1 = bee, 2 = cow" in table()
+
+
+def told(folder: Path, out: Path) -> tuple[str, ...]:
+    """The remarks on a run that is right."""
+    run = finished_run(folder, {0.25: [40] * 6}, examples=[example(index) for index in range(6)])
+    return compared(run, out=out).comparison.remarks
