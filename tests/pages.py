@@ -60,6 +60,7 @@ def report_page(
     title: str = "Run",
     law: dict[str, Any] = LAW,
     attacked: Attacked | None = None,
+    class_names: tuple[str, ...] = (),
 ) -> str:
     return html_page(
         title=title,
@@ -71,6 +72,7 @@ def report_page(
         certified=items,
         images=images,
         law=law,
+        class_names=class_names,
     )
 
 

@@ -313,6 +313,20 @@ def test_every_control_and_picture_has_a_name(page: Page, report: Path) -> None:
     assert page.locator("h1").count() == 1
 
 
+def test_classes_are_called_by_their_names_where_these_are_more_than_their_numbers(page: Page, tmp_path: Path) -> None:
+    items = certified_images(20)
+    path = tmp_path / "report.html"
+    path.write_text(report_page(items, random_images(items, (3, 8, 8)), class_names=("ant", HOSTILE, "2", "3")))
+    opened(page, path)
+    expect(page.locator("#gallery .card").first).to_contain_text(f"right: 1 = {HOSTILE} (label 1 = {HOSTILE}), radius")
+    expect(page.locator("#by-label option")).to_have_text(["all", f"1 = {HOSTILE}", "2"])
+    page.locator("#by-label").select_option("2")
+    expect(page.locator("#gallery .card").first).to_contain_text(f"wrong: 1 = {HOSTILE} (label 2), radius")
+    page.locator(".card button").first.click()
+    expect(page.get_by_role("dialog")).to_contain_text("0 = ant")
+    expect(page.get_by_role("dialog")).to_contain_text("2 (label)")
+
+
 def test_methods_are_compared_without_a_gallery(page: Page, comparison: Path) -> None:
     opened(page, comparison)
     expect(page.locator("#curves-chart g.curve")).to_have_count(6)
