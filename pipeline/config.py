@@ -176,7 +176,8 @@ class RunConfig(Section):
     sigma_pixel: tuple[float, ...] = Field(min_length=1)
     """Noise levels, for pixels in [0, 1]: above 0, and 0 alone for the lipschitz certificate."""
     noise: NoiseName = "integer"
-    """`integer` lies on the grid of 8-bit images and is exact; `none` is for the lipschitz certificate."""
+    """Of the image. `integer` lies on the grid of 8-bit images and is exact; `none` is for the lipschitz certificate,
+    whose steps have such noise of their own."""
     experiment: str = "ndc"
     """The MLflow experiment."""
     sweep: str | None = Field(default=None, min_length=1)

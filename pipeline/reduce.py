@@ -9,6 +9,7 @@ from typing import Any
 
 from ndc_core.certificates import Certificate
 from pipeline.evidence import Evidence, EvidenceTable
+from pipeline.law import refuse_unsound_votes
 from pipeline.methods import method_of
 from pipeline.store import StoredImage
 from pipeline.waves import cells_of
@@ -44,7 +45,9 @@ def certify_images(
 
     Raises:
         IncompleteRunError: votes are missing or a draw was counted twice; says of which image, and how to go on.
+        UnsoundVotesError: the votes of an earlier version certify nothing.
     """
+    refuse_unsound_votes(law)
     labels = {image.image_id: image.label for image in images}
     methods = {sigma_pixel: method_of(law, sigma_pixel, alpha=alpha) for sigma_pixel in law["sigma_pixel"]}
     certified = []
