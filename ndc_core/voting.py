@@ -245,9 +245,7 @@ def _prepare_lattice(classifier: Voter, poll: Poll, draws: Sequence[int]) -> Tas
         raise ValueError("noise = 'none' is for the classifier dc without sift: set noise to 'integer' or 'float'")
     clean = np.repeat(NoNoise.add(poll.image, np.zeros((1, *poll.image.shape))), len(draws), axis=0)
     levels = path_levels(classifier.grid, taus_model=(0.0,))
-    noisy = noisy_images(
-        poll.image, levels, seed=poll.seed, image_id=poll.image_id, phase=poll.phase, draws=draws
-    )
+    noisy = noisy_images(poll.image, levels, seed=poll.seed, image_id=poll.image_id, phase=poll.phase, draws=draws)
     return on_ready_path(classifier, [clean], noisy, taus_model=(0.0,), candidates=poll.candidates)
 
 
