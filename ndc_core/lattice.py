@@ -3,8 +3,8 @@
 DC scores an image by what a denoiser makes of z + sigma_t e. In floating point that sum tells, by its last bits, which
 image it was. Here the denoiser sees Q_t(z + sigma_t e), where Q_t rounds to whole steps of 2 / (255 * 2^m) in model
 space: part of the denoiser, so that the Lipschitz constant of the expected score stands. For an 8-bit image, which
-lies on the lattice, Q_t(z + sigma_t e) = z + Q_t(sigma_t e), and the rounded noise is drawn from an exact table. What the
-denoiser sees is then a function of one whole number a pixel, the sum of the image's and the noise's.
+lies on the lattice, Q_t(z + sigma_t e) = z + Q_t(sigma_t e), and the rounded noise is drawn from an exact table. What
+the denoiser sees is then a function of one whole number a pixel, the sum of the image's and the noise's.
 """
 
 import math

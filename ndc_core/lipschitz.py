@@ -1,7 +1,7 @@
 """The Lipschitz certificate of the diffusion classifier DC, without any smoothing (paper, Eq. 11).
 
-DC's score is  score_y(z) = - E_e sum_t c_t min(||h(Q_t(z + sigma_t e), sigma_t, y) - z||^2, cap D),  where the square is
-a sum over the D dimensions, h is clipped to [-1, 1] and Q_t rounds to a lattice (`lattice`); cap = 4 caps nothing.
+DC's score is  score_y(z) = - E_e sum_t c_t min(||h(Q_t(z + sigma_t e), sigma_t, y) - z||^2, cap D),  where the square
+is a sum over the D dimensions, h is clipped to [-1, 1] and Q_t rounds to a lattice (`lattice`); cap = 4 caps nothing.
 docs/certificates.md derives the constant.
 """
 

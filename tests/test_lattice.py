@@ -1,4 +1,4 @@
-"""Noise of DC's steps on lattices that contain the 8-bit grid: its law, and what the certificate may say because of it."""
+"""Noise of DC's steps on lattices that contain the 8-bit grid: its law, and what the certificate may say of it."""
 
 from dataclasses import dataclass
 

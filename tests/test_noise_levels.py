@@ -146,7 +146,7 @@ def test_resumed_and_redrawn_units_have_the_votes_of_the_undisturbed_run(
     levels = ["sigma_pixel=[0.0625, 0.125, 0.25]", "classifier.grid={levels=[0.15, 0.3, 0.4, 0.6, 0.8, 1.1]}"]
     config = fast_config(tiny_model, f"noise={noise}", "dataset.limit=1", *path, *levels)
     run = declared(config, tmp_path)
-    edge = float((2 * digits("test", limit=1)[0].image / 255 - 1).sum()) - 2.4  # the shares are 0.99, 0.88 and 0.73
+    edge = float((digits("test", limit=1)[0].image / 127.5 - 1).sum()) - 2.4  # the shares are 0.99, 0.88 and 0.73
     classifier = DiffusionClassifier(
         BySum(edge), "apndc", grid=config.classifier.grid, one_path=one_path, race=RaceSpec(1.7), rows_per_pass=64
     )
