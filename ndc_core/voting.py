@@ -243,6 +243,8 @@ def _prepare_path(classifier: DiffusionClassifier, poll: Poll, draws: Sequence[i
 def _prepare_lattice(classifier: Voter, poll: Poll, draws: Sequence[int]) -> Task[list[Prediction]]:
     if not isinstance(classifier, DiffusionClassifier) or classifier.name != "dc" or classifier.sift:
         raise ValueError("noise = 'none' is for the classifier dc without sift: set noise to 'integer' or 'float'")
+    if poll.sigma_pixel != (0.0,):
+        raise ValueError(f"noise = 'none' has no sigma_pixel, and it is {poll.sigma_pixel[0]:g}; set it to 0")
     clean = np.repeat(NoNoise.add(poll.image, np.zeros((1, *poll.image.shape))), len(draws), axis=0)
     levels = path_levels(classifier.grid, taus_model=(0.0,))
     noisy = noisy_images(poll.image, levels, seed=poll.seed, image_id=poll.image_id, phase=poll.phase, draws=draws)
@@ -305,6 +307,8 @@ def certify(
     """
     if not sigma_pixel > 0:
         raise ValueError(f"sigma_pixel must be above 0, not {sigma_pixel}")
+    if noise == "none":
+        raise ValueError("a smoothed classifier's certificate needs noise: set noise to 'integer' or 'float'")
     input_noise = NOISES[noise](sigma_pixel)
     terms = Terms(
         sigma_pixel=sigma_pixel,

@@ -19,7 +19,7 @@ from ndc_core.randomness import DrawNoise
 from ndc_core.sift import SiftSpec
 from ndc_core.smoothing import rounded_gaussian_table
 from ndc_core.space import pixels_to_model
-from ndc_core.voting import count_votes
+from ndc_core.voting import certify, count_votes
 from pipeline.config import load_config
 from pipeline.law import law_of
 from pipeline.methods import method_of
@@ -244,5 +244,9 @@ def test_no_noise_is_for_dc_without_sift_and_8_bit_images() -> None:
     for classifier in (DiffusionClassifier(ReadsLowBits(), "apndc-ensemble", grid=ONE_LEVEL), sifted):
         with pytest.raises(ValueError, match="noise = 'none' is for the classifier dc without sift"):
             count_votes(classifier, image, sigma_pixel=0.0, noise="none", draws=range(1), **NAMED)
+    with pytest.raises(ValueError, match=r"noise = 'none' has no sigma_pixel, and it is 0\.25"):
+        count_votes(leaking_classifier(), image, sigma_pixel=0.25, noise="none", draws=range(1), **NAMED)
+    with pytest.raises(ValueError, match="a smoothed classifier's certificate needs noise"):
+        certify(leaking_classifier(), image, sigma_pixel=0.25, alpha=0.01, noise="none")
     with pytest.raises(ValueError, match="this noise is for 8-bit images, and this one is float64"):
         count_votes(leaking_classifier(), image / 255, sigma_pixel=0.0, noise="none", draws=range(1), **NAMED)
