@@ -74,7 +74,7 @@ def independent(
     candidate: int = NOBODY,
     everyone: bool = False,
 ) -> Task[list[Prediction]]:
-    """Votes at one noise level, with fresh noise at each step. See `on_one_path` for `candidate`."""
+    """Votes at one noise level, with fresh noise at each step. See `on_ready_path` for `candidate`."""
     ballots = _Ballots(classifier, [z], (tau_model,), (candidate,))
     clean = yield from ballots.estimates()
     path, weight = classifier.path(
@@ -96,7 +96,7 @@ def independent(
     return ballots.predictions()
 
 
-def on_one_path(
+def on_ready_path(
     classifier: DiffusionClassifier,
     z: Sequence[Float[np.ndarray, "draws c h w"]],
     later: Float[np.ndarray, "draws steps c h w"],
@@ -104,7 +104,8 @@ def on_one_path(
     taus_model: tuple[float, ...],
     candidates: Sequence[int] = (),
 ) -> Task[list[Prediction]]:
-    """Votes at several noise levels from the same network outputs: z at each tau, `later` at the levels beyond.
+    """Votes at several noise levels from the same network outputs: z at each tau, `later` at the levels beyond. Or of
+    DC, with z the image itself and `later` all that the denoiser sees.
 
     A vote whose `candidate` has left may stop: that it is not the candidate's is decided, and its winner is then the
     class that led at that moment.

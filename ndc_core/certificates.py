@@ -47,7 +47,8 @@ class Terms:
     """What is declared about a certificate before the first draw.
 
     `votes` is the number of estimation draws, the most of them where a method may stop early. `distance` bounds how far
-    (total variation, per draw) the noise is from the law that the theorem speaks of. The last five are of the
+    (total variation, per draw) the noise is from the law that the theorem speaks of: that of the input, or for the
+    lipschitz certificate that of all steps. The last five are of the
     lipschitz certificate.
     """
 

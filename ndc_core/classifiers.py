@@ -214,11 +214,11 @@ class DiffusionClassifier:
         *,
         taus_model: tuple[float, ...],
     ) -> tuple[Path, Float[np.ndarray, "taus steps"]]:
-        """One path for several tau: z at each of them, `later` at all levels beyond the smallest.
+        """One path for several tau: z at each of them, `later` at all levels beyond the smallest. DC has tau = 0 only.
 
         The weight of a level that does not lie beyond a tau is 0 for it: a vote may only use what does (rule S2).
         """
-        assert self.name in ON_ONE_PATH
+        assert self.name in ON_ONE_PATH or (self.name == "dc" and taus_model == (0.0,))
         level = np.array(path_levels(self.grid, taus_model=taus_model))
         weight, share = np.zeros((len(taus_model), len(level))), np.ones((len(taus_model), len(level)))
         for row, tau_model in enumerate(taus_model):

@@ -162,7 +162,7 @@ def noisy_images(
         walk=FloatWalk(at),
         image_shape=image.shape,
     )
-    z = FloatNoise(at[0]).add(image, noise).astype(np.float32)
+    z = FloatNoise.add(image, noise).astype(np.float32)
     beyond = path_levels(levels, taus_model=tuple(sigma_to_model(sigma) for sigma in sigma_pixel))
     later = [at.index(sigma_to_pixel(level)) for level in beyond]
     return [z[:, at.index(sigma)] for sigma in sigma_pixel], z[:, later]

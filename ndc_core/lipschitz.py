@@ -1,7 +1,8 @@
 """The Lipschitz certificate of the diffusion classifier DC, without any smoothing (paper, Eq. 11).
 
-DC's score is  score_y(z) = - E_e sum_t c_t min(||h(z + sigma_t e, sigma_t, y) - z||^2, cap D),  where the square is a
-sum over the D dimensions and h is clipped to [-1, 1]; cap = 4 caps nothing. docs/certificates.md derives the constant.
+DC's score is  score_y(z) = - E_e sum_t c_t min(||h(Q_t(z + sigma_t e), sigma_t, y) - z||^2, cap D),  where the square
+is a sum over the D dimensions, h is clipped to [-1, 1] and Q_t rounds to a lattice (`lattice`); cap = 4 caps nothing.
+docs/certificates.md derives the constant.
 """
 
 import math
@@ -18,6 +19,7 @@ from ndc_core.space import sigma_to_model
 
 LARGEST_LOSS_PER_DIM = 4.0  # h and z lie in [-1, 1]
 RELATIVE_MARGIN = 1e-9  # of sums of a few hundred float64 terms (rule S7)
+SINGLE = 2.0**-24  # largest relative error of one operation in single precision
 
 
 def effective_cap(loss_cap: float | None) -> float:
@@ -40,6 +42,17 @@ def margin_constant_model(level: Levels, weight: Levels, *, dimension: int, loss
 def margin_constant_pixel(level: Levels, weight: Levels, *, dimension: int, loss_cap: float | None) -> float:
     """The same for pixels in [0, 1]: z = 2x - 1 doubles every slope."""
     return sigma_to_model(margin_constant_model(level, weight, dimension=dimension, loss_cap=loss_cap))
+
+
+def rounding_of_margin(weight: Levels, *, dimension: int, loss_cap: float | None) -> float:
+    """Largest error of the difference of two classes' scores as single precision computes them.
+
+    With r = h - z a pixel's residual, z is off by SINGLE at most, and the difference and the square by SINGLE of what
+    they are. So a loss of at most cap D is off by at most D SINGLE (4 cap + 2 sqrt(cap)), a little generously; sums are
+    in double precision.
+    """
+    cap = effective_cap(loss_cap)
+    return float(2 * weight.sum()) * dimension * SINGLE * (4 * cap + 2 * math.sqrt(cap))
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,18 @@ class Lipschitz:
         largest = float(weight.sum()) * self.terms.dimension * effective_cap(self.terms.loss_cap)
         return -largest * (1 + RELATIVE_MARGIN)
 
+    @property
+    def deviation(self) -> float:
+        """How far the mean of the margins as drawn and computed may lie above that of the score.
+
+        The law of the noise costs the margin's range times its distance; single precision what `rounding_of_margin`
+        says.
+        """
+        _, weight = self._grid()
+        noise = 2 * -self.lowest_margin * self.terms.distance
+        rounding = rounding_of_margin(weight, dimension=self.terms.dimension, loss_cap=self.terms.loss_cap)
+        return (noise + rounding) * (1 + RELATIVE_MARGIN)
+
     def _margins(self, tally: Tally) -> tuple[int, Float[np.ndarray, "draws rivals"]]:
         selection, scores = tally.selection_scores, tally.estimation_scores
         assert selection is not None, "the lipschitz certificate is made from scores"
@@ -92,7 +117,7 @@ class Lipschitz:
 
     def _margin_lower(self, margins: Float[np.ndarray, "draws rivals"]) -> float:
         lower = smallest_mean_lower(margins, lowest=self.lowest_margin, alpha=self.terms.alpha)
-        return lower - RELATIVE_MARGIN * abs(lower)
+        return lower - RELATIVE_MARGIN * abs(lower) - self.deviation
 
     def certificate(self, tally: Tally) -> Certificate:
         top, margins = self._margins(tally)

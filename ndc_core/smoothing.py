@@ -1,12 +1,13 @@
 """The noise that a certificate speaks of: what is added to the image before each vote.
 
-`none` is for classifiers that take the image as it is. `float` noise is Gaussian in double precision. `integer` noise
-lives on the grid of 8-bit images: a Gaussian variable rounded to whole levels, drawn from a table of its probabilities
-(rule S8). For an image x on the grid round(x + n) = x + round(n), so its votes are those of a Gaussian-smoothed
-classifier that looks at rounded images.
+`none` is for classifiers that take the image as it is. `float` noise is Gaussian in double precision, in pixels.
+`integer` noise lives on the grid of 8-bit images: a Gaussian variable rounded to whole levels, drawn from a table of
+its probabilities (rule S8). For an image x on the grid round(x + n) = x + round(n), so its votes are those of a
+Gaussian-smoothed classifier that looks at rounded images.
+
+A draw is in absolute units, so that adding it to an image needs no sigma and cannot be given a wrong one.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction
@@ -21,6 +22,7 @@ from ndc_core.space import bytes_to_pixels, pixels_to_model
 LEVELS = 255
 TABLE_BITS = 64
 DECIMAL_DIGITS = 60
+FAR = Decimal(20)  # standard deviations: what lies beyond is less than 2^-290
 
 NoiseName = Literal["integer", "float", "none"]
 Image = Shaped[np.ndarray, "c h w"]
@@ -32,9 +34,11 @@ class InputNoise(Protocol):
     def scope(self) -> str:
         """Which adversarial images a certificate made with this noise covers."""
 
-    def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Shaped[np.ndarray, "..."]: ...
+    def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
+        """In the units that `add` takes, of whatever sigma."""
 
-    def add(self, image: Image, noise: Noise) -> Float[np.ndarray, "draws c h w"]:
+    @staticmethod
+    def add(image: Image, noise: Noise) -> Float[np.ndarray, "draws c h w"]:
         """Noisy images in model space and double precision."""
 
     def distance(self, dimension: int) -> float:
@@ -47,12 +51,14 @@ class FloatNoise:
     scope: str = "all images, if floating-point noise is taken for exact"
 
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-        return generator.standard_normal(shape)
+        """In pixels."""
+        return self.sigma_pixel * generator.standard_normal(shape)
 
-    def add(self, image: Image, noise: Noise) -> Float[np.ndarray, "draws c h w"]:
+    @staticmethod
+    def add(image: Image, noise: Noise) -> Float[np.ndarray, "draws c h w"]:
         """Takes 8-bit images, and pixels in double precision as well."""
         pixels = bytes_to_pixels(image) if image.dtype == np.uint8 else image
-        return pixels_to_model(pixels + self.sigma_pixel * noise)
+        return pixels_to_model(pixels + noise)
 
     def distance(self, dimension: int) -> float:
         return 0.0
@@ -67,17 +73,14 @@ class IntegerNoise:
         """Whole levels, of the law of round(255 sigma_pixel e)."""
         return draw_from_table(rounded_gaussian_table(self.sigma_pixel), generator, shape)
 
-    def add(self, image: Image, noise: Noise) -> Float[np.ndarray, "draws c h w"]:
+    @staticmethod
+    def add(image: Image, noise: Noise) -> Float[np.ndarray, "draws c h w"]:
         """A function of the sums image + noise, which are whole numbers.
 
         Raises:
             ValueError: an image that is not on the 8-bit grid.
         """
-        if image.dtype != np.uint8:
-            raise ValueError(
-                f"integer noise is for 8-bit images, and this one is {image.dtype}; use noise = 'float', "
-                "whose certificates are sound up to floating-point rounding only"
-            )
+        refuse_off_grid(image)
         return pixels_to_model((image.astype(np.int64) + noise) / LEVELS)
 
     def distance(self, dimension: int) -> float:
@@ -87,24 +90,40 @@ class IntegerNoise:
 
 @dataclass(frozen=True)
 class NoNoise:
-    """Only the clamp to [0, 1], a projection: it makes a Lipschitz constant of images hold everywhere."""
+    """The image as it is; the classifier's own steps draw on a lattice that contains the grid of 8-bit images."""
 
     sigma_pixel: float
-    scope: str = "all images"
+    scope: str = "8-bit images"
 
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
         return np.zeros(shape)
 
-    def add(self, image: Image, noise: Noise) -> Float[np.ndarray, "draws c h w"]:
-        """Takes 8-bit images, and pixels in double precision as well."""
-        pixels = bytes_to_pixels(image) if image.dtype == np.uint8 else image
-        return pixels_to_model(pixels.clip(0.0, 1.0) + noise)
+    @staticmethod
+    def add(image: Image, noise: Noise) -> Float[np.ndarray, "draws c h w"]:
+        """Raises:
+        ValueError: an image that is not on the 8-bit grid.
+        """
+        refuse_off_grid(image)
+        return pixels_to_model(bytes_to_pixels(image) + noise)
 
     def distance(self, dimension: int) -> float:
         return 0.0
 
 
-NOISES: dict[str, Callable[[float], InputNoise]] = {"integer": IntegerNoise, "float": FloatNoise, "none": NoNoise}
+NOISES: dict[str, type[FloatNoise] | type[IntegerNoise] | type[NoNoise]] = {
+    "integer": IntegerNoise,
+    "float": FloatNoise,
+    "none": NoNoise,
+}
+
+
+def refuse_off_grid(image: Image) -> None:
+    """Raises ValueError for an image that is not on the 8-bit grid."""
+    if image.dtype != np.uint8:
+        raise ValueError(
+            f"this noise is for 8-bit images, and this one is {image.dtype}; make it uint8, or for smoothing use "
+            "noise = 'float', whose certificates are sound up to floating-point rounding only"
+        )
 
 
 def draw_from_table(
@@ -115,20 +134,23 @@ def draw_from_table(
     return np.searchsorted(table, uniform, side="right") - len(table) // 2
 
 
-@lru_cache(maxsize=16)
-def rounded_gaussian_table(sigma_pixel: float) -> UInt64[np.ndarray, " thresholds"]:
-    """floor(2^64 Phi((k + 1/2) / s)), s = 255 sigma_pixel, for the whole numbers k = -m .. m - 1; what lies beyond has
-    less than one unit. A uniform 64-bit u stands for the k whose cell holds it."""
+@lru_cache(maxsize=512)
+def rounded_gaussian_table(sigma_pixel: float, *, bits: int = 0) -> UInt64[np.ndarray, " thresholds"]:
+    """floor(2^64 Phi((k + 1/2) / s)) for the whole numbers k = -m .. m - 1; what lies beyond has less than one unit.
+
+    A uniform 64-bit u stands for the k whose cell holds it. s is sigma_pixel in levels of grey, or in the 2^bits parts
+    that each is divided into.
+    """
     assert sigma_pixel > 0
-    s = Fraction(sigma_pixel) * LEVELS
+    s, half = Fraction(sigma_pixel) * LEVELS * 2**bits, 2 ** (TABLE_BITS - 1)
     upper_halves: list[int] = []
     with localcontext() as context:
         context.prec = DECIMAL_DIGITS
         scale = Decimal(s.numerator) / Decimal(s.denominator)
-        while not upper_halves or upper_halves[-1] < 2 ** (TABLE_BITS - 1) - 1:
+        while not upper_halves or upper_halves[-1] < half - 1:
             x = (len(upper_halves) + Decimal("0.5")) / scale
-            upper_halves.append(int(_phi_above_half(x) * 2**TABLE_BITS))
-    half = 2 ** (TABLE_BITS - 1)
+            # Far out Phi is 1 to all digits; the last threshold leaves the cell beyond it one unit.
+            upper_halves.append(min(half - 1, int(_phi_above_half(min(x, FAR)) * 2**TABLE_BITS)))
     # By symmetry the threshold below -k is at 1 - Phi; rounding down there as well keeps every error below one unit.
     thresholds = [half - upper - 1 for upper in reversed(upper_halves)] + [half + upper for upper in upper_halves]
     return np.array(thresholds, dtype=np.uint64)

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 
-from ndc_core.ballots import NOBODY, Prediction, independent, on_one_path
+from ndc_core.ballots import NOBODY, Prediction, independent, on_ready_path
 from ndc_core.baselines import Baseline
 from ndc_core.certificates import Certificate, Cohen, Tally, Terms
 from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.grid import path_levels
+from ndc_core.lattice import noisy_images
 from ndc_core.passes import TASKS_AT_ONCE, Task, gather
 from ndc_core.randomness import DrawNoise, Phase, draw_noise, draw_walks
 from ndc_core.scores import NonFiniteScoreError
-from ndc_core.smoothing import NOISES, InputNoise, NoiseName
+from ndc_core.smoothing import NOISES, InputNoise, NoiseName, NoNoise
 from ndc_core.space import sigma_to_model, sigma_to_pixel
 from ndc_core.walks import WALKS, stations_of
 
@@ -36,8 +37,9 @@ class Poll:
     """Draws of an image that are to vote, at one noise level or at several on one path.
 
     The noise of a path is drawn for all levels `of_the_run`, so that a level's votes do not depend on which others vote
-    with it. A vote may stop when its level's candidate is out of the race (see `ballots.on_one_path`). The image is
-    8-bit, or with another noise than `integer` pixels in double precision.
+    with it. A vote may stop when its level's candidate is out of the race (see `ballots.on_ready_path`). The image is
+    8-bit, or with `float` noise pixels in double precision. The noise `none` is for DC: its steps draw theirs on a
+    lattice (see `lattice`).
     """
 
     image: Image
@@ -201,10 +203,12 @@ def prepare(classifier: Voter, poll: Poll, draws: Sequence[int]) -> Task[list[Pr
         raise ValueError(
             f"image {poll.image_id} has shape {poll.image.shape}, the model takes {tuple(classifier.image_shape)}"
         )
-    input_noise = NOISES[poll.noise](poll.sigma_pixel[0])
     if isinstance(classifier, DiffusionClassifier) and classifier.one_path:
-        return _prepare_path(classifier, poll, draws, input_noise)
+        return _prepare_path(classifier, poll, draws)
+    if poll.noise == "none":
+        return _prepare_lattice(classifier, poll, draws)
     (sigma_pixel,) = poll.sigma_pixel
+    input_noise = NOISES[poll.noise](sigma_pixel)
     drawn = noise_of(classifier, input_noise, seed=poll.seed, image_id=poll.image_id, phase=poll.phase, draws=draws)
     z = input_noise.add(poll.image, drawn.input)
     if isinstance(classifier, Baseline):
@@ -213,9 +217,7 @@ def prepare(classifier: Voter, poll: Poll, draws: Sequence[int]) -> Task[list[Pr
     return independent(classifier, z, tau_model=sigma_to_model(sigma_pixel), noise=drawn, candidate=candidate)
 
 
-def _prepare_path(
-    classifier: DiffusionClassifier, poll: Poll, draws: Sequence[int], input_noise: InputNoise
-) -> Task[list[Prediction]]:
+def _prepare_path(classifier: DiffusionClassifier, poll: Poll, draws: Sequence[int]) -> Task[list[Prediction]]:
     at = stations_of(classifier.grid, poll.of_the_run or poll.sigma_pixel)
     walk = WALKS[poll.noise](at)
     noise = draw_walks(
@@ -227,15 +229,26 @@ def _prepare_path(
         image_shape=classifier.image_shape,
     )
     # A station's noisy image is a function of its own noise, not of how it was reached (rules S2 and S8).
-    z = input_noise.add(poll.image, noise).astype(np.float32)
+    z = NOISES[poll.noise].add(poll.image, noise).astype(np.float32)
     levels = [sigma_to_pixel(level) for level in path_levels(classifier.grid, taus_model=poll.taus_model)]
-    return on_one_path(
+    return on_ready_path(
         classifier,
         [z[:, at.index(sigma)] for sigma in poll.sigma_pixel],
         z[:, [at.index(level) for level in levels]],
         taus_model=poll.taus_model,
         candidates=poll.candidates,
     )
+
+
+def _prepare_lattice(classifier: Voter, poll: Poll, draws: Sequence[int]) -> Task[list[Prediction]]:
+    if not isinstance(classifier, DiffusionClassifier) or classifier.name != "dc" or classifier.sift:
+        raise ValueError("noise = 'none' is for the classifier dc without sift: set noise to 'integer' or 'float'")
+    if poll.sigma_pixel != (0.0,):
+        raise ValueError(f"noise = 'none' has no sigma_pixel, and it is {poll.sigma_pixel[0]:g}; set it to 0")
+    clean = np.repeat(NoNoise.add(poll.image, np.zeros((1, *poll.image.shape))), len(draws), axis=0)
+    levels = path_levels(classifier.grid, taus_model=(0.0,))
+    noisy = noisy_images(poll.image, levels, seed=poll.seed, image_id=poll.image_id, phase=poll.phase, draws=draws)
+    return on_ready_path(classifier, [clean], noisy, taus_model=(0.0,), candidates=poll.candidates)
 
 
 def noise_of(
@@ -294,6 +307,8 @@ def certify(
     """
     if not sigma_pixel > 0:
         raise ValueError(f"sigma_pixel must be above 0, not {sigma_pixel}")
+    if noise == "none":
+        raise ValueError("a smoothed classifier's certificate needs noise: set noise to 'integer' or 'float'")
     input_noise = NOISES[noise](sigma_pixel)
     terms = Terms(
         sigma_pixel=sigma_pixel,

@@ -32,7 +32,7 @@ def stations_of(grid: GridSpec, sigma_pixel: Sequence[float]) -> Stations:
 
 class Walk(Protocol):
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Shaped[np.ndarray, "stations ..."]:
-        """The noise at every station."""
+        """The noise at every station, in the units that `InputNoise.add` takes."""
 
     def distance(self, station: int, dimension: int) -> float:
         """Bound on the total variation distance, per image, between a station's noise and the law it stands for."""
@@ -43,10 +43,10 @@ class FloatWalk:
     stations: Stations
 
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Shaped[np.ndarray, "stations ..."]:
-        """In units of the first station's sigma, as `FloatNoise` takes it."""
+        """In pixels."""
         variances = np.diff(np.square((0.0, *self.stations)))
         steps = [math.sqrt(variance) * generator.standard_normal(shape) for variance in variances]
-        return np.cumsum(steps, axis=0) / self.stations[0]
+        return np.cumsum(steps, axis=0)
 
     def distance(self, station: int, dimension: int) -> float:
         return FloatNoise(self.stations[0]).distance(dimension)

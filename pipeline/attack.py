@@ -21,7 +21,7 @@ from pipeline.lease import held
 from pipeline.locations import absolute, publish
 from pipeline.prepare import PreparedRun, prepare
 from pipeline.progress import CountProgress
-from pipeline.reduce import certify_images
+from pipeline.reduce import certify_images, cut
 from pipeline.report import Report
 from pipeline.run import reduce_and_report
 from pipeline.store import RunStore
@@ -60,7 +60,8 @@ def attack_run(
     say(
         f"{summary['attacks_on_certificates']:,} attacks on {summary['certificates_attacked']:,} certificates "
         f"at their radii: none broken; {summary['attacks_beyond']:,} attacks beyond them broke "
-        f"{summary['cells_broken_beyond']:,} of {summary['cells']:,} images and noise levels"
+        f"{summary['cells_broken_beyond']:,} of {summary['cells']:,} images and noise levels beyond doubt "
+        f"({summary['falls_not_confirmed']:,} times fresh votes did not confirm that a class had lost)"
     )
     return report, summary
 
@@ -100,11 +101,11 @@ def _results(
 
 
 def _raise_if_broken(folder: UPath, results: list[dict[str, Any]]) -> None:
-    broken = [result for result in results if result["certificate"] and result["certificate"]["broken"]]
+    broken = [result for result in results if result["certificate"] and result["certificate"]["confirmed"]]
     if broken:
         listed = "\n".join(
             f"  image {result['image_id']}, sigma_pixel {result['sigma_pixel']:g}: certified to "
-            f"{result['certified_radius']:.6f}, class {result['predicted']} lost at "
+            f"{cut(result['certified_radius']):.6f}, class {result['predicted']} lost at "
             f"{result['certificate']['distance']:.6f}: "
             f"{folder / 'attacks' / 'broken' / cell_id(result['image_id'], result['sigma_pixel'])}.png"
             for result in broken

@@ -17,7 +17,9 @@ import torch
 from upath import UPath
 
 from ndc_core.attacks import ScoreObjective, ascend, round_within
+from ndc_core.lipschitz import Lipschitz
 from ndc_core.randomness import draw_generator
+from ndc_core.sequences import log_wealth_of_means
 from ndc_core.space import bytes_to_pixels
 from ndc_core.statistics import clopper_pearson_lower
 from ndc_core.voting import count_votes
@@ -26,11 +28,13 @@ from pipeline.decoding import png_bytes
 from pipeline.evidence import checksum
 from pipeline.journal import LOADING, Journal
 from pipeline.locations import exists, location, publish, read
+from pipeline.methods import method_of
 from pipeline.reduce import Attacked, CertifiedImage
 from pipeline.store import RunStore
 from pipeline.votes import Columns, VoterSettings, load_voter, rows_of
 
 SUMMARY = "attacks.json"
+# What an attack's votes say is confirmed by so many times as many fresh ones, or it does not count.
 CONFIRM_FACTOR, CONFIRM_ALPHA = 20, 1e-4
 RIVALS = 2
 
@@ -49,8 +53,8 @@ class AttackSettings:
     votes: int
 
     def folder(self, fingerprint: str) -> str:
-        """Results of other settings or another run are never taken for these."""
-        return checksum([asdict(self), fingerprint])[:12]
+        """Results of other settings, another run or another test of falls are never taken for these."""
+        return checksum([asdict(self), fingerprint, CONFIRM_FACTOR, CONFIRM_ALPHA])[:12]
 
 
 @dataclass(frozen=True)
@@ -66,29 +70,34 @@ def cell_id(image_id: str, sigma_pixel: float) -> str:
 
 
 def cell_row(item: CertifiedImage, record: ImageRecord, radii: Sequence[float]) -> dict[str, Any]:
-    """A cell as one row of a Ray dataset: the certificate to break and the radii at which it promises nothing."""
+    """A cell as one row of a Ray dataset: the certificate to break and the radii at which it promises nothing.
+
+    An abstention whose votes speak for another class than the label has yet to be shown wrong: by the image itself, at
+    radius 0.
+    """
     certificate = item.certificate
+    right = certificate.predicted in (None, item.label)
     most_voted = max(range(len(item.counts)), key=lambda c: item.counts[c])
-    right = (most_voted if certificate.predicted is None else certificate.predicted) == item.label
+    doubted = [0.0] if certificate.predicted is None and most_voted != item.label else []
     return {
         "right": right,
         **record.__dict__,
         "sigma_pixel": certificate.sigma_pixel,
         "predicted": -1 if certificate.predicted is None else certificate.predicted,
         "certified_radius": certificate.radius,
-        "radii": [radius for radius in radii if radius > certificate.radius] if right else [],
+        "radii": [*doubted, *(radius for radius in radii if radius > certificate.radius)] if right else [],
     }
 
 
 @dataclass(frozen=True)
 class Verdict:
     """On the most harmful image found, which is `distance` away: its votes for each class, or the mean scores where
-    those decide (`support`). `broken` is beyond doubt."""
+    those decide (`support`). With `success` they speak for another class; `confirmed`, fresh ones do beyond doubt."""
 
     radius: float
     attacks: int
     success: bool
-    broken: bool
+    confirmed: bool
     distance: float
     support: list[float]
 
@@ -132,7 +141,7 @@ class AttackActor:
             certificate = self.strike(row, image, target=row["predicted"], radius=row["certified_radius"])
         for radius in map(float, row["radii"]):
             verdicts.append(asdict(self.strike(row, image, target=row["label"], radius=radius)))
-            if verdicts[-1]["success"]:
+            if verdicts[-1]["confirmed"]:
                 break
         named = ("image_id", "label", "sigma_pixel", "predicted", "certified_radius", "right")
         return {
@@ -143,35 +152,36 @@ class AttackActor:
 
     def strike(self, row: dict[str, Any], image: np.ndarray, *, target: int, radius: float) -> Verdict:
         """All restarts at one radius; the verdict is on the image that left the target class the fewest votes."""
+        adversarials = self._attacked(row, image, target=target, radius=radius) if radius else [image]
+        shares = [self._support(row, one, radius, restart) for restart, one in enumerate(adversarials)]
+        worst = min(range(len(shares)), key=lambda restart: _lead(shares[restart], target))
+        support, adversarial = shares[worst], adversarials[worst]
+        rival = int(np.argmax(support))
+        success, inside = rival != target, row["predicted"] == target and radius <= row["certified_radius"]
+        confirmed = success and self._confirmed(row, adversarial, radius, target=target, rival=rival, inside=inside)
+        if confirmed and inside:
+            self._save(row, adversarial)
+        pixels = bytes_to_pixels(adversarial) if adversarial.dtype == np.uint8 else adversarial
+        distance = float(np.sqrt(((pixels - bytes_to_pixels(image)) ** 2).sum()))
+        return Verdict(radius, len(shares), success, confirmed, distance, support.tolist())
+
+    def _attacked(self, row: dict[str, Any], image: np.ndarray, *, target: int, radius: float) -> list[np.ndarray]:
+        """What each restart found: 8-bit images, unless the certificate is about others too."""
         generator = self._generator(row, radius)
         smoothed = self.config.certificate.method != "lipschitz"
+        classes = (target, *self._rivals(row, image, target))
+        draws = self.settings.attack.draws
         ascended = ascend(
-            ScoreObjective(
-                self.classifier,
-                (target, *self._rivals(row, image, target)),
-                row["sigma_pixel"],
-                self.settings.attack.draws,
-                smoothed,
-                generator,
-            ),
+            ScoreObjective(self.classifier, classes, row["sigma_pixel"], draws, smoothed, generator),
             image,
             radius_pixel=radius,
             steps=self.settings.attack.steps,
             restarts=self.settings.attack.restarts,
             generator=generator,
         )
-        on_grid = self.config.noise == "integer"
-        adversarials = [round_within(one, image, radius_pixel=radius) if on_grid else one for one in ascended]
-        shares = [self._support(row, one, radius, restart) for restart, one in enumerate(adversarials)]
-        worst = min(range(len(shares)), key=lambda restart: _lead(shares[restart], target))
-        support, adversarial = shares[worst], adversarials[worst]
-        success = int(np.argmax(support)) != target
-        broken = success and radius <= row["certified_radius"] and self._confirmed(row, adversarial, radius, target)
-        if broken:
-            self._save(row, adversarial)
-        pixels = bytes_to_pixels(adversarial) if adversarial.dtype == np.uint8 else adversarial
-        distance = float(np.sqrt(((pixels - bytes_to_pixels(image)) ** 2).sum()))
-        return Verdict(radius, len(shares), success, broken, distance, support.tolist())
+        if self.config.noise == "float":
+            return list(ascended)
+        return [round_within(one, image, radius_pixel=radius) for one in ascended]
 
     def _generator(self, row: dict[str, Any], radius: float) -> torch.Generator:
         """Randomness of the attack itself: a function of the cell and the radius, so that results can be repeated."""
@@ -206,15 +216,25 @@ class AttackActor:
         )
         return support
 
-    def _confirmed(self, row: dict[str, Any], image: np.ndarray, radius: float, target: int) -> bool:
-        """Whether many fresh draws show beyond doubt that the target class does not win at the image."""
+    def _confirmed(
+        self, row: dict[str, Any], image: np.ndarray, radius: float, *, target: int, rival: int, inside: bool
+    ) -> bool:
+        """Whether many fresh draws, which nothing was chosen by, show at CONFIRM_ALPHA that the target class has lost.
+
+        Within a certificate's radius, which says that it has more than half of the votes: that it has not. Elsewhere,
+        that the rival, whom the attack's own votes name, is ahead of it: so that it is not the most probable class.
+        Where scores decide, that the rival's expected score is the higher one.
+        """
         drawn = self._draw(row, image, f"confirmation at {radius}", CONFIRM_FACTOR * self.settings.attack.votes)
         if self.config.certificate.method == "lipschitz":
-            margin = drawn.scores[:, [target]] - np.delete(drawn.scores, target, axis=1)
-            error = margin.std(axis=0, ddof=1) / math.sqrt(len(margin))
-            return bool((margin.mean(axis=0) < -4 * error).any())
-        total = int(drawn.votes.sum())
-        return clopper_pearson_lower(total - int(drawn.votes[target]), total, alpha=CONFIRM_ALPHA) > 0.5
+            method = method_of(self.settings.voter.law, row["sigma_pixel"])
+            assert isinstance(method, Lipschitz)
+            margins = drawn.scores[:, [rival]] - drawn.scores[:, [target]]
+            wealth = log_wealth_of_means(margins, lowest=method.lowest_margin, mean=0.0)
+            return bool(wealth[0] >= -math.log(CONFIRM_ALPHA))
+        kept = int(drawn.votes[target])
+        lost = int(drawn.votes.sum()) - kept if inside else int(drawn.votes[rival])
+        return clopper_pearson_lower(lost, lost + kept, alpha=CONFIRM_ALPHA) > 0.5
 
     def _save(self, row: dict[str, Any], adversarial: np.ndarray) -> None:
         folder = self.folder / "broken"
@@ -231,32 +251,38 @@ def _lead(support: np.ndarray, target: int) -> float:
 
 
 def summary_of(results: Sequence[dict[str, Any]], *, radii: Sequence[float], fingerprint: str) -> dict[str, Any]:
-    """What the attacks of all cells found, by noise level: accuracy left standing, and broken certificates."""
+    """What the attacks of all cells found, by noise level: accuracy left standing, and broken certificates.
+
+    Only confirmed falls count; `falls_confirmed_at` says so, which summaries of earlier programs lack.
+    """
     levels: dict[str, dict[str, float]] = {}
     for sigma_pixel in dict.fromkeys(result["sigma_pixel"] for result in results):
         cells = [result for result in results if result["sigma_pixel"] == sigma_pixel]
         levels[f"{sigma_pixel:g}"] = {str(r): sum(_stands(cell, r) for cell in cells) / len(cells) for r in radii}
     certificates = [result["certificate"] for result in results if result["certificate"]]
+    beyond = [verdict for result in results for verdict in result["beyond"] if verdict["radius"] > 0]
     return {
         "fingerprint": fingerprint,
         "images": len({result["image_id"] for result in results}),
         "empirical_accuracy": levels,
+        "falls_confirmed_at": CONFIRM_ALPHA,
         "attacks_on_certificates": sum(verdict["attacks"] for verdict in certificates),
         "certificates_attacked": len(certificates),
         "certificates_where_an_attack_won_the_vote": sum(verdict["success"] for verdict in certificates),
-        "certificates_broken": sum(verdict["broken"] for verdict in certificates),
-        "attacks_beyond": sum(verdict["attacks"] for result in results for verdict in result["beyond"]),
+        "certificates_broken": sum(verdict["confirmed"] for verdict in certificates),
+        "attacks_beyond": sum(verdict["attacks"] for verdict in beyond),
         "cells": len(results),
-        "cells_broken_beyond": sum(any(v["success"] for v in result["beyond"]) for result in results),
+        "cells_broken_beyond": sum(verdict["confirmed"] for verdict in beyond),
+        "falls_not_confirmed": sum(verdict["success"] and not verdict["confirmed"] for verdict in beyond),
     }
 
 
 def _stands(cell: dict[str, Any], radius: float) -> bool:
-    """Right on the image itself, and after every attack of at most the radius."""
+    """Not shown to be wrong on the image itself, nor after any attack of at most the radius."""
     certificate = cell["certificate"]
     if cell["predicted"] == cell["label"] and radius <= cell["certified_radius"]:
-        return not (certificate and certificate["broken"])
-    fallen = [verdict["radius"] for verdict in cell["beyond"] if verdict["success"]]
+        return not (certificate and certificate["confirmed"])
+    fallen = [verdict["radius"] for verdict in cell["beyond"] if verdict["confirmed"]]
     return cell["right"] and not any(reached <= radius for reached in fallen)
 
 
@@ -267,6 +293,10 @@ def empirical_accuracy(folder: UPath, *, fingerprint: str) -> dict[str, Attacked
     if found.get("fingerprint") != fingerprint:
         return {}
     return {
-        level: Attacked(found["images"], {float(radius): share for radius, share in shares.items()})
+        level: Attacked(
+            found["images"],
+            {float(radius): share for radius, share in shares.items()},
+            confirmed="falls_confirmed_at" in found,
+        )
         for level, shares in found["empirical_accuracy"].items()
     }

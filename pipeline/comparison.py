@@ -8,8 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from pipeline.curves import BEST, CONFIDENCE, Curve, best_of, interval_of
-from pipeline.reduce import LARGEST, Attacked
-from pipeline.report import percent
+from pipeline.reduce import LARGEST, Attacked, cut_text, percent
 from pipeline.tables import Table
 
 ALL_LEVELS = "all levels together"
@@ -130,11 +129,11 @@ def accuracy_table(comparison: Comparison) -> Table:
             curve = contender.curve
             shares = [percent(curve.accuracy_at(r)) for r in radii]
             abstained = f"{curve.abstained} of {curve.images}"
-            rows.append([name, contender.level, *shares, f"{curve.average_radius:.{digits}f}", abstained])
+            rows.append([name, contender.level, *shares, cut_text(curve.average_radius, digits), abstained])
             if attacked := contender.attacked:
                 some = "" if attacked.images == curve.images else f" (first {attacked.images} images)"
-                left = [percent(attacked.accuracy.get(r)) for r in radii]
-                rows.append([name, f"{contender.level}, under attack{some}", *left, "", ""])
+                left = [percent(attacked.accuracy.get(r), up=True) for r in radii]
+                rows.append([name, f"{contender.level}, {attacked.label}{some}", *left, "", ""])
         if len(levels_of(method)) > 1:
             best = best_curve(method)
             cells = [f"{percent(best.accuracy_at(r))} ({best_level(method, r)})" for r in radii]

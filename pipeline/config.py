@@ -1,5 +1,6 @@
 """One frozen, validated description of a run, read from TOML."""
 
+import math
 import tomllib
 from collections.abc import Collection
 from importlib import resources
@@ -17,7 +18,7 @@ from ndc_core.grid import WEIGHTS, GridSpec, build_grid
 from ndc_core.methods import CERTIFICATES
 from ndc_core.race import RaceSpec
 from ndc_core.sift import LabelGradientSpec, SiftSpec
-from ndc_core.smoothing import NoiseName
+from ndc_core.smoothing import LEVELS, NoiseName
 from ndc_core.space import sigma_to_model
 from pipeline.classes import class_order
 from pipeline.datasets import DatasetSpec
@@ -27,6 +28,7 @@ from pipeline.methods import method_of
 from pipeline.readers import FORMATS
 
 STRICT = ConfigDict(extra="forbid")
+MOST_SIGMAS = 7.8  # no radius reaches further: the bound on a probability would have to exceed 1 - 2^-48
 # Keys whose values are names of a registry.
 NAMES_OF: dict[str, Collection[str]] = {
     "dataset.format": FORMATS,
@@ -177,7 +179,8 @@ class RunConfig(Section):
     sigma_pixel: tuple[float, ...] = Field(min_length=1)
     """Noise levels, for pixels in [0, 1]: above 0, and 0 alone for the lipschitz certificate."""
     noise: NoiseName = "integer"
-    """`integer` lies on the grid of 8-bit images and is exact; `none` is for the lipschitz certificate."""
+    """Of the image. `integer` lies on the grid of 8-bit images and is exact; `none` is for the lipschitz certificate,
+    whose steps have such noise of their own."""
     experiment: str = "ndc"
     """The MLflow experiment."""
     sweep: str | None = Field(default=None, min_length=1)
@@ -211,6 +214,11 @@ class RunConfig(Section):
         for sigma in self.sigma_pixel:
             if self.certificate.method != "lipschitz" and not 0 < sigma < 100:
                 raise ValueError(f"sigma_pixel {sigma} is out of range: it must lie between 0 and 100")
+            if self.noise == "integer" and sigma * MOST_SIGMAS < 1 / LEVELS:
+                raise ValueError(
+                    f"sigma_pixel {sigma:g} is too small for noise = 'integer': no radius that it can certify reaches "
+                    f"the nearest other 8-bit image, {1 / LEVELS:.4f} away; raise it to {1 / LEVELS / MOST_SIGMAS:.1g}"
+                )
             for grid in grids:
                 build_grid(grid, tau_model=0.0 if own and own.name == "dc" else sigma_to_model(sigma))
         return self
@@ -275,13 +283,14 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _something_can_be_certified(self) -> Self:
         alpha, votes, reach = self.certificate.alpha, self.votes.estimation, self.reach
+        most = math.floor(1000 * reach) / 1000
         for radius in self.certificate.radii:
             if radius < 0:
                 raise ValueError(f"certificate.radii holds {radius}; radii are not negative")
             if reach == 0 or radius > reach:
                 raise ValueError(
                     f"radius {radius:g} can never be certified: if all {votes:,} estimation votes agree at "
-                    f"alpha {alpha:g} and sigma_pixel {max(self.sigma_pixel):g}, the radius is {reach:.3f}; "
+                    f"alpha {alpha:g} and sigma_pixel {max(self.sigma_pixel):g}, the radius is {most:.3f}; "
                     "raise votes.estimation, alpha or sigma_pixel, or drop the radius from certificate.radii"
                 )
         return self

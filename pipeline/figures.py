@@ -57,7 +57,7 @@ def certified_accuracy_figure(curves: Sequence[Curve]) -> Picture:
                     drawstyle="steps-post",
                     marker="o",
                     markersize=4,
-                    label=f"{label}, under attack",
+                    label=f"{label}, {curve.attacked.label}",
                 )
         axes.set_xlabel("L2 radius (pixels in [0, 1])")
         attacked = any(curve.attacked for curve in curves)

@@ -49,17 +49,15 @@ class Coding:
 
 def noisy_pixels(item: CertifiedImage, pixels: np.ndarray, *, law: dict[str, Any]) -> np.ndarray:
     """The image as the first estimation draw saw it."""
-    sigma_pixel = item.certificate.sigma_pixel
+    sigma_pixel, noise = item.certificate.sigma_pixel, NOISES[law["noise"]]
     generator = draw_generator(seed=law["seed"], image_id=item.image_id, phase="estimation", draw=0)
     if law["classifier"].get("one_path"):
         stations = stations_of(GridSpec(**law["classifier"]["grid"]), law["sigma_pixel"])
         reached = stations[: stations.index(sigma_pixel) + 1]  # a path is drawn from below: its rest changes nothing
         drawn = WALKS[law["noise"]](reached).draw(generator, pixels.shape)[-1]
-        input_noise = NOISES[law["noise"]](stations[0])
     else:
-        input_noise = NOISES[law["noise"]](sigma_pixel)
-        drawn = input_noise.draw(generator, pixels.shape)
-    return model_to_pixels(input_noise.add(pixels, drawn[None])[0])
+        drawn = noise(sigma_pixel).draw(generator, pixels.shape)
+    return model_to_pixels(noise.add(pixels, drawn[None])[0])
 
 
 def noise_in_sigmas(item: CertifiedImage, pixels: np.ndarray, *, law: dict[str, Any]) -> np.ndarray:

@@ -9,10 +9,18 @@ from pipeline.config import RunConfig
 from pipeline.datasets import Listing
 
 # Raised whenever the code changes what a vote is or when voting ends: evidence of another version is never mixed in.
-VOTE_VERSION = 5
+VOTE_VERSION = 6
 
 # Each changes the rounding of a forward pass, and with it a near-tie's winner.
 DECISIVE_COMPUTE = ("rows_per_pass", "threads_per_actor", "precision", "channels_last", "compile")
+
+
+# Before it, a level that was polled without the lowest of its path had more `float` noise than it states.
+FLOAT_PATHS_SINCE = 6
+
+
+class UnsoundVotesError(ValueError):
+    """Votes of an earlier version that certify nothing."""
 
 
 class LawChangedError(ValueError):
@@ -64,6 +72,17 @@ def differences(declared: Any, wanted: Any, *, key: str = "") -> list[str]:
             for line in differences(declared.get(name), wanted.get(name), key=f"{key}.{name}".lstrip("."))
         ]
     return [] if declared == wanted else [f"{key}: {declared} -> {wanted}"]
+
+
+def refuse_unsound_votes(law: dict[str, Any]) -> None:
+    """Raises UnsoundVotesError for a run whose votes may have had other noise than it states."""
+    version = law.get("vote_version", VOTE_VERSION)
+    paths = law["noise"] == "float" and law["classifier"].get("one_path") and len(law["sigma_pixel"]) > 1
+    if paths and version < FLOAT_PATHS_SINCE:
+        raise UnsoundVotesError(
+            f"votes of version {version} with noise 'float' on one path may have had more noise than sigma_pixel says, "
+            "wherever a lower level was done before: they certify nothing; run again in another folder"
+        )
 
 
 def refuse_undeclared_radii(law: dict[str, Any], radii: Sequence[float]) -> None:

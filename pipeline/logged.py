@@ -5,8 +5,8 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline.config import RunConfig
-from pipeline.reduce import LARGEST, CertifiedImage
-from pipeline.report import Summary, accuracy_at, percent
+from pipeline.reduce import LARGEST, CertifiedImage, percent
+from pipeline.report import Summary, accuracy_at
 
 BEST = "best_sigma"
 # MLflow's steps are integers: a curve's step is the radius in thousandths.
@@ -64,8 +64,9 @@ def scalars(summary: Summary) -> dict[str, float]:
 
 def attacked_scalars(summary: Summary) -> dict[str, float]:
     """Accuracy under attack at each radius."""
+    names = {True: "attacked", False: "attacked_estimate"}
     return {
-        f"{metric_name(level.name)}/attacked_at_{radius:g}": share
+        f"{metric_name(level.name)}/{names[level.attacked.confirmed]}_at_{radius:g}": share
         for level in summary.levels
         if level.attacked
         for radius, share in level.attacked.accuracy.items()

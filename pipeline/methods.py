@@ -4,9 +4,10 @@ import math
 from typing import Any
 
 from ndc_core.certificates import Method, Terms
-from ndc_core.grid import GridSpec
+from ndc_core.grid import GridSpec, path_levels
+from ndc_core.lattice import lattice_distance
 from ndc_core.methods import CERTIFICATES
-from ndc_core.smoothing import NOISES
+from ndc_core.smoothing import NOISES, FloatNoise
 from ndc_core.walks import WALKS, stations_of
 
 NAMES = {
@@ -17,6 +18,8 @@ NAMES = {
     "plain": "RS",  # randomized smoothing of a plain classifier
     "denoise": "Carlini",
 }
+# The version of votes (`law.VOTE_VERSION`) since which the steps of the lipschitz certificate draw on a lattice.
+LATTICE_SINCE = 6
 
 
 def method_name(law: dict[str, Any]) -> str:
@@ -45,22 +48,32 @@ def _of_scores(classifier: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _distance_and_scope(law: dict[str, Any], sigma_pixel: float, dimension: int) -> tuple[float, str]:
+    """How far the noise is from the law that the theorem speaks of, and which images the certificate covers."""
+    classifier, noise = law["classifier"], NOISES[law["noise"]](sigma_pixel)
+    if classifier.get("one_path"):  # runs before version 4 cannot say
+        stations = stations_of(GridSpec(**classifier["grid"]), law["sigma_pixel"])
+        return WALKS[law["noise"]](stations).distance(stations.index(sigma_pixel), dimension), noise.scope
+    if law["certificate"]["method"] == "lipschitz":
+        if law.get("vote_version", LATTICE_SINCE) < LATTICE_SINCE:
+            return 0.0, FloatNoise.scope
+        levels = path_levels(GridSpec(**classifier["grid"]), taus_model=(0.0,))
+        return lattice_distance(levels, dimension), noise.scope
+    return noise.distance(dimension), noise.scope
+
+
 def method_of(law: dict[str, Any], sigma_pixel: float, *, alpha: float | None = None) -> Method:
     """The declared procedure; with another `alpha` than the declared one, for what is proved, not for when to stop."""
     dimension = math.prod(law["dataset"]["image_shape"])
     certificate, classifier = law["certificate"], law["classifier"]
-    noise = NOISES[law["noise"]](sigma_pixel)
-    distance = noise.distance(dimension)
-    if classifier.get("one_path"):  # runs before version 4 cannot say
-        stations = stations_of(GridSpec(**classifier["grid"]), law["sigma_pixel"])
-        distance = WALKS[law["noise"]](stations).distance(stations.index(sigma_pixel), dimension)
+    distance, scope = _distance_and_scope(law, sigma_pixel, dimension)
     terms = Terms(
         sigma_pixel=sigma_pixel,
         alpha=alpha_of_each(law, alpha),
         votes=law["votes"]["estimation"],
         radii=tuple(certificate.get("radii", ())),
         distance=distance,
-        scope=noise.scope,
+        scope=scope,
         **_of_scores(classifier),
         dimension=dimension,
         precision=certificate.get("precision", 0.1),

@@ -64,6 +64,7 @@ def curve_data(curve: Curve, *, most_steps: int = MOST_STEPS) -> dict[str, Any]:
         "seconds": curve.seconds_per_image,
         "attacked": sorted(attacked.accuracy.items()) if attacked else [],
         "attackedImages": attacked.images if attacked else 0,
+        "attackedLabel": attacked.label if attacked else "",
     }
 
 
@@ -133,6 +134,7 @@ def html_page(
                 tables=[table],
                 figure=embedded(figure),
                 attacked=any(curve.attacked for curve in curves),
+                confirmed=all(curve.attacked.confirmed for curve in curves if curve.attacked),
                 alpha=alpha,
                 scope=scope,
                 law=law,

@@ -9,11 +9,13 @@ from typing import Any
 
 from ndc_core.certificates import Certificate
 from pipeline.evidence import Evidence, EvidenceTable
+from pipeline.law import refuse_unsound_votes
 from pipeline.methods import method_of
 from pipeline.store import StoredImage
 from pipeline.waves import cells_of
 
 LARGEST = "largest per image"
+ROUNDING = 1e-9  # far above that of a quotient of counts, far below what an image makes
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ def certify_images(
 
     Raises:
         IncompleteRunError: votes are missing or a draw was counted twice; says of which image, and how to go on.
+        UnsoundVotesError: the votes of an earlier version certify nothing.
     """
+    refuse_unsound_votes(law)
     labels = {image.image_id: image.label for image in images}
     methods = {sigma_pixel: method_of(law, sigma_pixel, alpha=alpha) for sigma_pixel in law["sigma_pixel"]}
     certified = []
@@ -89,11 +93,19 @@ def largest_of_each_image(certified: Sequence[CertifiedImage]) -> list[Certified
 
 @dataclass(frozen=True)
 class Attacked:
-    """Accuracy that attacks of each radius left standing, over the first so many images: an upper bound on the true
-    robust accuracy, as the certified one is a lower bound."""
+    """Accuracy that attacks of each radius left standing, over the first so many images.
+
+    With `confirmed` falls it is an upper bound on the true robust accuracy, as the certified one is a lower bound;
+    otherwise, from an earlier program, an estimate.
+    """
 
     images: int
     accuracy: dict[float, float]
+    confirmed: bool = False
+
+    @property
+    def label(self) -> str:
+        return "under attack" if self.confirmed else "under attack, an estimate"
 
 
 def by_level(certified: Sequence[CertifiedImage], *, maximum_over_sigmas: bool) -> dict[str, list[CertifiedImage]]:
@@ -119,9 +131,21 @@ def certificate_rows(certified: Sequence[CertifiedImage]) -> list[dict[str, Any]
     ]
 
 
-def cut(number: float) -> float:
-    """Six digits, never rounded up, so that a radius never exceeds the certified one (rule S7)."""
-    return math.floor(number * 1e6) / 1e6
+def cut(number: float, digits: int = 6) -> float:
+    """So many digits, never rounded up, so that a radius never exceeds the certified one (rule S7)."""
+    return math.floor(number * 10**digits) / 10**digits
+
+
+def cut_text(number: float, digits: int) -> str:
+    return f"{cut(number, digits):.{digits}f}"
+
+
+def percent(share: float | None, *, up: bool = False) -> str:
+    """Of a hundred, with one digit: a share of images rounded down, or up where it bounds from above."""
+    if share is None:
+        return ""
+    tenths = math.ceil(1000 * share - ROUNDING) if up else math.floor(1000 * share + ROUNDING)
+    return f"{tenths / 10:.1f} %"
 
 
 def certificate_tsv(certified: Sequence[CertifiedImage]) -> str:

@@ -13,7 +13,15 @@ from pipeline.curves import curve_of
 from pipeline.figures import certified_accuracy_figure
 from pipeline.locations import publish
 from pipeline.page import html_page
-from pipeline.reduce import Attacked, CertifiedImage, by_level, certificate_rows, certificate_tsv
+from pipeline.reduce import (
+    Attacked,
+    CertifiedImage,
+    by_level,
+    certificate_rows,
+    certificate_tsv,
+    cut_text,
+    percent,
+)
 from pipeline.store import StoredImage, write_certificates
 from pipeline.tables import Table, escape_markdown, latex, latex_comments, markdown
 
@@ -95,10 +103,6 @@ def summarise(
     return Summary(alpha, terms.method, terms.scope, tuple(radii), tuple(found), best, warnings)
 
 
-def percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
-
-
 def accuracy_table(summary: Summary) -> Table:
     """Certified accuracy, with what attacks left below each level that was attacked."""
     costs = ["average radius", "abstained", "votes an image", "evaluations an image"]
@@ -108,16 +112,16 @@ def accuracy_table(summary: Summary) -> Table:
             [
                 level.name,
                 *(percent(level.certified_accuracy[r]) for r in summary.radii),
-                f"{level.average_radius:.{3 if summary.method != 'lipschitz' else 5}f}",
+                cut_text(level.average_radius, 3 if summary.method != "lipschitz" else 5),
                 f"{level.abstained} of {level.images}",
                 f"{level.votes_per_image:,.0f}",
                 f"{level.evaluations_per_image:,.0f}",
             ]
         )
         if level.attacked:
-            left = [percent(level.attacked.accuracy.get(r)) for r in summary.radii]
+            left = [percent(level.attacked.accuracy.get(r), up=True) for r in summary.radii]
             images = "" if level.attacked.images == level.images else f" (first {level.attacked.images} images)"
-            rows.append([f"{level.name}, under attack{images}", *left, *[""] * len(costs)])
+            rows.append([f"{level.name}, {level.attacked.label}{images}", *left, *[""] * len(costs)])
     if len(summary.levels) > 1:
         best = [percent(summary.best_accuracy[r]) for r in summary.radii]
         rows.append(["best per radius, chosen on this data", *best, *[""] * len(costs)])

@@ -16,7 +16,7 @@ from pipeline.curves import interval_of
 from pipeline.law import differences
 from pipeline.locations import publish
 from pipeline.page import sweep_page
-from pipeline.report import percent
+from pipeline.reduce import cut_text, percent
 from pipeline.same_images import OtherImagesError
 from pipeline.sharing import drawn_once
 from pipeline.store import RunStore
@@ -181,7 +181,7 @@ def table_of(key: str, results: Sequence[Result]) -> Table:
         [
             value_text(result.point.value),
             *(percent(result.right_at(radius) / result.images) for radius in radii),
-            f"{result.average_radius:.{3 if result.average_radius >= 0.01 else 5}f}",
+            cut_text(result.average_radius, 3 if result.average_radius >= 0.01 else 5),
             percent(result.abstained),
             f"{result.votes:,.0f}",
             f"{result.evaluations:,.0f}",

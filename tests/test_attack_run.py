@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.attack import attack_run
-from pipeline.attackers import AttackSettings, BrokenCertificateError, cell_id, summary_of
+from pipeline.attackers import CONFIRM_ALPHA, AttackSettings, BrokenCertificateError, cell_id, summary_of
 from pipeline.locations import location
 from pipeline.prepare import prepare
 from pipeline.run import certify_run, reduce_and_report
@@ -78,11 +78,12 @@ def test_an_incomplete_run_is_not_attacked(tiny_model: Path) -> None:
         reduce_and_report(run, alpha=None, radii=(0.0,), folder=run.folder)
 
 
-def cell(right: bool, radius: float, fallen: list[float]) -> dict:
-    beyond = [{"radius": r, "attacks": 2, "success": True} for r in fallen]
-    held = {"attacks": 2, "success": False, "broken": False} if radius else None
+def cell(right: bool, radius: float, fallen: list[float], unconfirmed: tuple[float, ...] = ()) -> dict:
+    beyond = [{"radius": r, "attacks": 2, "success": True, "confirmed": True} for r in fallen]
+    beyond += [{"radius": r, "attacks": 2, "success": True, "confirmed": False} for r in unconfirmed]
+    held = {"attacks": 2, "success": False, "confirmed": False} if radius else None
     return {
-        "image_id": f"{right}{radius}{fallen}",
+        "image_id": f"{right}{radius}{fallen}{unconfirmed}",
         "sigma_pixel": 0.25,
         "label": 1,
         "predicted": 1 if radius else -1,
@@ -99,3 +100,13 @@ def test_accuracy_under_attack_counts_images_that_no_attack_of_the_radius_moved(
     assert found["empirical_accuracy"] == {"0.25": {"0.0": 0.75, "0.25": 0.5, "0.5": 0.25}}
     assert found["attacks_on_certificates"] == 4
     assert found["certificates_attacked"] == 2
+
+
+def test_a_fall_that_fresh_votes_do_not_confirm_leaves_the_image_standing_and_is_counted_apart() -> None:
+    cells = [cell(True, 0.0, [], (0.25, 0.5)), cell(True, 0.0, [0.5], (0.25,)), cell(True, 0.0, [0.0])]
+    found = summary_of(cells, radii=(0.0, 0.25, 0.5), fingerprint="f")
+    third = 1 / 3
+    assert found["empirical_accuracy"] == {"0.25": {"0.0": 2 * third, "0.25": 2 * third, "0.5": third}}
+    assert found["falls_not_confirmed"] == 3
+    assert found["cells_broken_beyond"] == 1, "an image that is wrong as it is was not attacked"
+    assert found["falls_confirmed_at"] == CONFIRM_ALPHA

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import chi2_contingency
 
-from ndc_core.ballots import on_one_path, predict, scores
+from ndc_core.ballots import on_ready_path, predict, scores
 from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.grid import GridSpec
 from ndc_core.passes import answer
@@ -160,7 +160,7 @@ def test_a_level_looks_at_nothing_before_itself_on_the_path() -> None:
     taus = (0.5, 1.0)
 
     def votes(low: np.ndarray, later: np.ndarray):
-        task = on_one_path(classifier, [low, high], later, taus_model=taus)
+        task = on_ready_path(classifier, [low, high], later, taus_model=taus)
         return answer(task, rows_per_pass=32, device="cpu")
 
     before = votes(low, later)

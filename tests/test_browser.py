@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 ITEMS = certified_images(40)
 IMAGES = random_images(ITEMS, (3, 16, 16))
-ATTACKED = Attacked(10, {0.1: 0.9, 0.3: 0.5})
+ATTACKED = Attacked(10, {0.1: 0.9, 0.3: 0.5}, confirmed=True)
 CURVES = curves_of(ITEMS, ATTACKED)
 METHODS = [
     replace(curve, method=method, evaluations_per_image=cost)

@@ -227,9 +227,14 @@ def test_what_attacks_left_stands_below_its_level_unless_images_are_left_out(tmp
     run = finished_run(tmp_path / "a", SOME)
     fingerprint = RunStore(run).manifest()["fingerprint"]
     left = {"0.25": {"0.0": 1.0, "0.1": 0.5}}
-    (run / "attacks.json").write_text(json.dumps({"fingerprint": fingerprint, "images": 2, "empirical_accuracy": left}))
-    rows = compared(run, out=out).tables[0].rows
-    assert rows[1] == ["APNDC-ensemble", "0.25, under attack (first 2 images)", "100.0 %", "50.0 %", "", ""]
+    earlier = {"fingerprint": fingerprint, "images": 2, "empirical_accuracy": left}
+    for summary, label in (
+        ({**earlier, "falls_confirmed_at": 1e-4}, "under attack"),
+        (earlier, "under attack, an estimate"),  # one plurality of votes decided about each fall
+    ):
+        (run / "attacks.json").write_text(json.dumps(summary))
+        rows = compared(run, out=out).tables[0].rows
+        assert rows[1] == ["APNDC-ensemble", f"0.25, {label} (first 2 images)", "100.0 %", "50.0 %", "", ""]
     fewer = finished_run(tmp_path / "b", {0.25: [40]}, examples=EXAMPLES[:1])
     rows = compared(run, fewer, out=out, intersect=True).tables[0].rows
     assert not any("under attack" in row[1] for row in rows)

@@ -37,6 +37,7 @@ def test_overrides_are_toml_or_plain_strings() -> None:
         ("certificate.alpha=0", "certificate.alpha: Input should be greater than 0"),
         ("certificate.alpha=1.5", "certificate.alpha: Input should be less than 1"),
         ("sigma_pixel=[0.0]", "sigma_pixel 0.0 is out of range"),
+        ("sigma_pixel=[0.0001]", r"sigma_pixel 0\.0001 is too small for noise = 'integer': no radius .* 0\.0039 away"),
         ("sigma_pixel=[-0.25]", "out of range"),
         ("sigma_pixel=[0.25, 0.25]", "names a level twice"),
         ("sigma_pixel=[2.0]", "raise sigma_model_max or lower sigma_pixel"),

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor
 
-from ndc_core.ballots import on_one_path
+from ndc_core.ballots import on_ready_path
 from ndc_core.checkpoints import load_denoiser
 from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.denoiser import Denoiser
@@ -155,7 +155,7 @@ def test_a_grid_is_judged_by_the_votes_that_it_would_give(name: str) -> None:
     for index, image in enumerate(images):
         z, later = noisy_images(GridSpec(levels=measured.levels), image, SIGMAS, name=str(index), draws=3, seed=7)
         own = [measured.levels[1:].index(level) for level in levels[1:]]
-        task = on_one_path(voting, z, later[:, own], taus_model=TAUS)
+        task = on_ready_path(voting, z, later[:, own], taus_model=TAUS)
         votes = answer(task, rows_per_pass=32, device=torch.device("cpu"))
         np.testing.assert_array_equal(winners[index].T, [prediction.winners for prediction in votes])
 

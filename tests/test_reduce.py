@@ -2,7 +2,17 @@ import pytest
 
 from ndc_core.certificates import cohen
 from pipeline.evidence import Evidence
-from pipeline.reduce import LARGEST, CertifiedImage, by_level, certificate_rows, certificate_tsv, certify_images
+from pipeline.law import UnsoundVotesError, refuse_unsound_votes
+from pipeline.reduce import (
+    LARGEST,
+    CertifiedImage,
+    by_level,
+    certificate_rows,
+    certificate_tsv,
+    certify_images,
+    cut_text,
+    percent,
+)
 from pipeline.store import StoredImage
 from pipeline.units import WorkUnit
 from pipeline.waves import IncompleteRunError
@@ -97,3 +107,27 @@ def test_the_log_for_other_tools_never_rounds_a_radius_up() -> None:
     assert first[:3] + first[4:] == ["0", "1", "1", "1", "0:00:04.500000", "0.25"]
     assert 0 <= certified[0].certificate.radius - float(first[3]) < 1e-6
     assert second[:5] == ["1", "0", "-1", "0.000000", "0"]
+
+
+def test_numbers_that_are_proved_are_rounded_down_and_bounds_from_above_up() -> None:
+    assert cut_text(0.12389, 3) == "0.123"
+    assert cut_text(0.0799999, 5) == "0.07999"
+    assert [percent(share) for share in (15 / 16, 0.57, 2 / 3, 1.0, 0.0, None)] == [
+        "93.7 %",
+        "57.0 %",
+        "66.6 %",
+        "100.0 %",
+        "0.0 %",
+        "",
+    ]
+    assert [percent(share, up=True) for share in (15 / 16, 0.57, 1 / 3)] == ["93.8 %", "57.0 %", "33.4 %"]
+    assert all(percent(right / 500) == f"{right / 5:.1f} %" for right in range(501))
+
+
+def test_votes_of_a_float_path_before_version_6_are_refused() -> None:
+    """They may have had more noise than they state."""
+    path = {**LAW, "noise": "float", "sigma_pixel": [0.25, 0.5], "classifier": {"name": "apndc", "one_path": True}}
+    for law in ({**path, "vote_version": 6}, {**path, "noise": "integer", "vote_version": 5}):
+        refuse_unsound_votes(law)
+    with pytest.raises(UnsoundVotesError, match="votes of version 5 with noise 'float' on one path may have had more"):
+        certify_images([], [], law={**path, "vote_version": 5}, num_classes=3, alpha=None, resume_with="")

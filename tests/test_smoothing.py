@@ -64,7 +64,7 @@ def test_floating_point_noise_leaks_the_image_and_integer_noise_does_not() -> No
     """The attack of the literature in one line: x + n rounds differently for different x, at the same sum."""
     drawn = FloatNoise(0.25).draw(np.random.default_rng(0), (10_000, 1, 1, 1))
     one, other = (np.full((1, 1, 1), level, np.uint8) for level in (1, 200))
-    undone = FloatNoise(0.25).add(one, drawn) - FloatNoise(0.25).add(one, 0 * drawn) == 2 * 0.25 * drawn
+    undone = FloatNoise.add(one, drawn) - FloatNoise.add(one, 0 * drawn) == 2 * drawn
     assert 0.05 < undone.mean() < 0.95, "the last bits tell whether the noise was added to this image"
     whole = IntegerNoise(0.25).draw(np.random.default_rng(0), (10_000, 1, 1, 1))
     np.testing.assert_array_equal(
@@ -75,11 +75,26 @@ def test_floating_point_noise_leaks_the_image_and_integer_noise_does_not() -> No
 
 def test_integer_noise_refuses_images_off_the_grid() -> None:
     drawn = IntegerNoise(0.25).draw(np.random.default_rng(0), (1, 1, 2, 2))
-    with pytest.raises(ValueError, match="integer noise is for 8-bit images, and this one is float64"):
+    with pytest.raises(ValueError, match="this noise is for 8-bit images, and this one is float64"):
         IntegerNoise(0.25).add(np.zeros((1, 2, 2)), drawn)
 
 
-def test_without_noise_an_image_is_clamped_to_the_range_of_pixels() -> None:
-    image = np.array([[[-0.5, 0.25, 1.5]]])
-    z = NoNoise(0.0).add(image, NoNoise(0.0).draw(np.random.default_rng(0), (2, 1, 1, 3)))
-    np.testing.assert_array_equal(z, [[[[-1.0, -0.5, 1.0]]]] * 2)
+def test_without_noise_an_8_bit_image_is_itself_and_no_other_is_taken() -> None:
+    nothing = NoNoise(0.0).draw(np.random.default_rng(0), (2, 1, 1, 3))
+    z = NoNoise.add(np.array([[[0, 51, 255]]], np.uint8), nothing)
+    np.testing.assert_allclose(z, [[[[-1.0, -0.6, 1.0]]]] * 2)
+    with pytest.raises(ValueError, match="this noise is for 8-bit images, and this one is float64"):
+        NoNoise.add(np.array([[[0.5, 0.25, 1.5]]]), nothing)
+
+
+@pytest.mark.parametrize("sigma_pixel", [1e-300, 1e-4, 2e-4])
+def test_a_sigma_far_below_a_level_of_grey_adds_nothing_and_does_not_overflow(sigma_pixel: float) -> None:
+    table = rounded_gaussian_table(sigma_pixel)
+    assert [int(threshold) for threshold in table] == [0, 2**64 - 1]
+    assert not IntegerNoise(sigma_pixel).draw(np.random.default_rng(0), (1000,)).any()
+
+
+@pytest.mark.parametrize("bits", [1, 5])
+def test_a_finer_lattice_has_the_table_of_a_larger_sigma(bits: int) -> None:
+    finer = rounded_gaussian_table(0.02, bits=bits)
+    np.testing.assert_array_equal(finer, rounded_gaussian_table(0.02 * 2**bits))

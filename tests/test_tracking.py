@@ -181,7 +181,7 @@ def test_the_table_artifact_has_a_row_for_each_level_and_radius(workplace: Path)
 def test_attacks_are_added_to_level_and_description(workplace: Path) -> None:
     found = tracker()
     finish(found, workplace)
-    found.attacked(report(workplace, {"0.25": Attacked(4, {0.25: 0.75})}), [])
+    found.attacked(report(workplace, {"0.25": Attacked(4, {0.25: 0.75}, confirmed=True)}), [])
     assert found.client.get_run(found.run_id).data.metrics["sigma_0.25/attacked_at_0.25"] == 0.75
 
 

@@ -39,7 +39,7 @@ def votes_of(classifier, image, draws: range, **changes) -> np.ndarray:
 
 def test_noise_is_added_in_pixel_space_and_becomes_model_space_once() -> None:
     image, noise = np.array([[[0, 51, 255]]], dtype=np.uint8), np.array([[[[1.0, -1.0, 0.5]]]])
-    z = FloatNoise(0.25).add(image, noise)
+    z = FloatNoise.add(image, 0.25 * noise)
     np.testing.assert_allclose(z, [[[[2 * 0.25 - 1, 2 * (0.2 - 0.25) - 1, 2 * 1.125 - 1]]]])
 
 

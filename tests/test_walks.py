@@ -78,7 +78,7 @@ def test_increments_are_independent_of_what_came_before(name: str) -> None:
     """Given the lower station, what the path adds does not depend on it (rule S2)."""
     walk = WALKS[name]((0.1, 0.2, 0.4))
     low, middle, high = walk.draw(np.random.default_rng(1), (200_000,)).astype(float)
-    unit = 255 if name == "integer" else 10
+    unit = 255 if name == "integer" else 1
     for lower, higher, variance in ((low, middle, 0.03), (middle, high, 0.12), (low, high, 0.15)):
         increment = (higher - lower) / unit
         assert increment.var() == pytest.approx(variance, rel=0.02)

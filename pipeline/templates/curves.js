@@ -88,7 +88,7 @@ function follow(event) {
 function attackText(curve, radius) {
   const reached = curve.attacked.filter(([attacked]) => attacked <= radius).at(-1);
   if (!shown.attacked || !reached) return "";
-  return `; ${percent(reached[1])} under attack at ${reached[0]} (first ${curve.attackedImages} images)`;
+  return `; ${percentUp(reached[1])} ${curve.attackedLabel} at ${reached[0]} (first ${curve.attackedImages} images)`;
 }
 
 function swatch(style, dash, marker, kind = "") {

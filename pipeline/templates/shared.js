@@ -16,7 +16,9 @@ const distinct = (values) => [...new Set(values)];
 const methods = distinct(data.curves.map((curve) => curve.method));
 const noiseOf = (level) => (/^\d/.test(level) ? Number(level) : Infinity);
 const levels = distinct(data.curves.map((curve) => curve.level)).sort((a, b) => noiseOf(a) - noiseOf(b) || 0);
-const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
+// Shares are rounded down, and up where they bound from above.
+const percent = (share) => `${(Math.floor(1000 * share + 1e-8) / 10).toFixed(1)}\u00a0%`;
+const percentUp = (share) => `${(Math.ceil(1000 * share - 1e-8) / 10).toFixed(1)}\u00a0%`;
 const counted = (number) => Math.round(number).toLocaleString("en");
 const levelName = (level) => (/^\d/.test(level) ? `sigma ${level}` : level);
 const nameOf = (curve) => (methods.length > 1 ? `${curve.method}, ${levelName(curve.level)}` : levelName(curve.level));
