@@ -1,5 +1,6 @@
 """Takes in models of other programs: their weights and architecture become a checkpoint of ours."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ def from_state_dict(weights: dict[str, Tensor], notes: dict[str, Any]) -> Model:
 def check_fit(model: Model) -> None:
     """Refuses weights whose names and shapes are not exactly those of the network."""
     with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in _built(model).state_dict().items()}
+        network = _built(model)
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in model.weights.items()}
     odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if odd:
@@ -147,12 +149,19 @@ def _built(model: Model) -> nn.Module:
         raise ConversionError(f"its arguments do not build a {model.network} network: {error}") from error
 
 
+def _filled(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network with these weights, mapped as they are where they have the precision that they run in."""
+    dtypes = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+    network.load_state_dict({name: value.to(dtypes[name]) for name, value in weights.items()}, assign=True)
+    return network
+
+
 def _tried(model: Model) -> list[str]:
     """Runs the network once; a remark if it takes less noise away than trained ones do."""
-    network = _built(model)
-    dtypes = {name: tensor.dtype for name, tensor in network.state_dict().items()}
-    # Mapped as they are, where they have the precision that they run in.
-    network.load_state_dict({name: value.to(dtypes[name]) for name, value in model.weights.items()}, assign=True)
+    with torch.device("meta"):
+        network = _filled(_built(model), model.weights)
+    if any(buffer.is_meta for buffer in network.buffers()):  # which is computed when the network is built
+        network = _filled(_built(model), model.weights)
     denoiser = EDMDenoiser(
         network, image_shape=model.image_shape, num_classes=model.arguments.get("label_dim", 0), sigma_data=SIGMA_DATA
     )

@@ -64,7 +64,7 @@ def read_unet(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str
     }
     notes = {**notes, "kind": "UNet2DModel", "scheduler": named}
     notes["remarks"] = [
-        f"its schedule is that of {schedule} ({named}, {len(log_sigmas):,} steps), its network predicts {prediction_type}",
+        f"its schedule is that of {schedule} ({named}, {len(log_sigmas):,} steps), it predicts {prediction_type}",
         *notes["remarks"],
     ]
     return arguments, {**weights, "log_sigmas": log_sigmas}, notes
@@ -103,8 +103,8 @@ def _sides(size: Any) -> int | list[int]:
     sides = size if isinstance(size, list | tuple) else [size, size]
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise ValueError(
-            f"sample_size is {json.dumps(size)}, which does not say the size of its images: write there the one that it "
-            "was trained on, as 32 or [32, 48] (height, width)"
+            f"sample_size is {json.dumps(size)}, which does not say the size of its images: write there the one that "
+            "it was trained on, as 32 or [32, 48] (height, width)"
         )
     return sides[0] if sides[0] == sides[1] else list(sides)
 
@@ -115,8 +115,8 @@ def _schedule_of(folder: Path) -> Path:
     schedule = next((path for path in places if path.is_file()), None)
     if schedule is None:
         raise DiffusersError(
-            f"{folder} has no {SCHEDULER_FILE}, which says what a timestep means: put the scheduler that it was trained "
-            f"with there, as scheduler/{SCHEDULER_FILE}"
+            f"{folder} has no {SCHEDULER_FILE}, which says what a timestep means: put the scheduler that it was "
+            f"trained with there, as scheduler/{SCHEDULER_FILE}"
         )
     return schedule
 
@@ -146,21 +146,19 @@ def _content(path: Path) -> Any:
 
 
 def _weights_file(folder: Path) -> Path:
-    """The file of weights: safetensors before a pickle; another variant, as of half precision, if it is the only one."""
+    """The file of weights: safetensors before a pickle; a variant, as of half precision, if it is the only one."""
     for suffix in SUFFIXES:
         if (folder / f"{WEIGHTS}{suffix}").is_file():
             return folder / f"{WEIGHTS}{suffix}"
     if any(folder.glob(f"{WEIGHTS}*{SHARDS}")):
         raise DiffusersError(f"{folder} has its weights in several files: save it with a larger max_shard_size")
     variants = {suffix: sorted(folder.glob(f"{WEIGHTS}.*{suffix}")) for suffix in SUFFIXES}
-    for found in variants.values():
+    for suffix, found in variants.items():
         if len(found) == 1:
             return found[0]
         if found:
             names = ", ".join(path.name for path in found)
-            raise DiffusersError(
-                f"{folder} has the variants {names}: rename the one that is meant {WEIGHTS}.safetensors"
-            )
+            raise DiffusersError(f"{folder} has the variants {names}: rename the one that is meant {WEIGHTS}{suffix}")
     raise DiffusersError(f"{folder / WEIGHTS}.safetensors is missing; save the model with safe_serialization")
 
 

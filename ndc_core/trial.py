@@ -1,4 +1,4 @@
-"""One forward pass of a denoiser before it is kept: what cannot be its outputs is refused, what may not be is told."""
+"""A trial of a denoiser on a few images before it is kept: what cannot be its outputs is refused, what may not be is told."""
 
 import torch
 
@@ -32,13 +32,15 @@ def try_out(denoiser: EDMDenoiser) -> float:
     if denoiser.num_classes:
         label[torch.arange(len(sigma)), torch.arange(len(sigma)) % denoiser.num_classes] = 1
     try:
-        found = denoiser.unclipped(clean + noise, sigma, label)
+        # One after the other: what is held between layers grows with the rows of a pass.
+        rows = zip(*((part.split(1)) for part in (clean + noise, sigma, label)), strict=True)
+        found = torch.cat([denoiser.unclipped(*row) for row in rows])
     except Exception as error:  # whatever a network makes of images that it was not built for
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise TrialError(f"its network does not run on images of shape {denoiser.image_shape}: {first}") from error
     if found.shape != clean.shape:
         raise TrialError(f"its network makes images of shape {tuple(found.shape[1:])} of {denoiser.image_shape}")
-    bad = sigma[~found.isfinite().flatten(1).all(dim=1)].tolist()
+    bad = dict.fromkeys(sigma[~found.isfinite().flatten(1).all(dim=1)].tolist())
     if bad:
         raise TrialError(
             f"its outputs are not finite at noise sigma_model {', '.join(f'{level:g}' for level in bad)}: damaged "

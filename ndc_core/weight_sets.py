@@ -19,6 +19,8 @@ SHOWN_NAMES = 6
 # Marks of torch.compile, FSDP and activation checkpointing, which may stand before any module's name.
 MARKS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 AVERAGE = re.compile(r"(^|_|-)ema|ema($|_|-)|averag|shadow|(^|(?<!exp)_)(swa|avg)($|_)", re.IGNORECASE)
+# What ema_pytorch keeps beside its average, in the same module.
+RAW = re.compile(r"(^|_)online(_|$)")
 OPTIMIZER = re.compile(r"optim|^opt$", re.IGNORECASE)
 # What wrappers count beside a network; it does not change what the network computes.
 COUNTER = re.compile(r"(^|[._])(n_averaged|num_updates|decay|initted|steps?|epoch|iteration|num_batches_tracked)$")
@@ -79,7 +81,7 @@ def take_network(found: Any, *, anchor: str) -> tuple[WeightSet, list[str]]:
     if len(candidates) > 1:
         what, places = "averages" if averages else "networks", [network.place for network in candidates]
         raise ConversionError(
-            f"it holds {len(candidates)} {what} ({_listed(places)}) and does not say which is meant: save that one alone"
+            f"it holds {len(candidates)} {what} ({_listed(places)}) and does not say which is meant: save one alone"
         )
     (taken,) = candidates
     if taken.beside:
@@ -91,7 +93,8 @@ def take_network(found: Any, *, anchor: str) -> tuple[WeightSet, list[str]]:
 
 
 def _is_average(place: str) -> bool:
-    return any(AVERAGE.search(part) for part in place.split("."))
+    parts = place.split(".")
+    return any(AVERAGE.search(part) for part in parts) and not any(RAW.search(part) for part in parts)
 
 
 def _entries(found: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
