@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ndc_core.denoiser import EDMDenoiser
 from ndc_core.execution import DTYPES, Execution
+from ndc_core.file_kinds import foreign_kind, text_kind
 from ndc_core.heads import HeadsDenoiser
 from ndc_core.networks.diffusers_unet import DiffusersUNet
 from ndc_core.networks.edm2 import EDM2UNet
@@ -69,22 +71,37 @@ def write_checkpoint(
     notes: dict[str, Any],
 ) -> None:
     """Writes weights with all that is needed to use them; the weights' file comes last, so that no half is taken."""
-    folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{WEIGHTS_FILE}.partial"
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
-    description = {
-        "format": FORMAT,
-        "network": network,
-        "arguments": arguments,
-        "image_shape": list(image_shape),
-        "num_classes": num_classes,
-        "sigma_data": sigma_data,
-        "knows_no_label": knows_no_label,
-        "weights_sha256": file_sha256(partial),
-        "notes": notes,
-    }
-    (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
-    partial.replace(folder / WEIGHTS_FILE)
+    with whole_or_nothing(folder, partial.name, DESCRIPTION_FILE):
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
+        description = {
+            "format": FORMAT,
+            "network": network,
+            "arguments": arguments,
+            "image_shape": list(image_shape),
+            "num_classes": num_classes,
+            "sigma_data": sigma_data,
+            "knows_no_label": knows_no_label,
+            "weights_sha256": file_sha256(partial),
+            "notes": notes,
+        }
+        (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
+        partial.replace(folder / WEIGHTS_FILE)
+
+
+@contextmanager
+def whole_or_nothing(folder: Path, *names: str) -> Iterator[None]:
+    """A folder to write these files into, which are taken away again, as is the folder if it is new, on any error."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        if new:
+            folder.rmdir()
+        raise
 
 
 def file_sha256(path: Path) -> str:
@@ -92,30 +109,71 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def describe_denoiser(folder: Path) -> dict[str, Any]:
-    """The description of a checkpoint.
+def refuse_foreign(path: Path) -> None:
+    """Refuses what lies in the place of a checkpoint's file after a clone or download that went wrong.
 
     Raises:
-        CheckpointError: there is none, or it is not of our format.
+        CheckpointError: it is a pointer of git-lfs, a page, empty, or another such thing.
+    """
+    if kind := foreign_kind(path):
+        raise CheckpointError(f"{path} is {kind}")
+
+
+def describe_denoiser(folder: Path) -> dict[str, Any]:
+    """The description of a checkpoint, whose weights are there.
+
+    Raises:
+        CheckpointError: there is none, or it is not of our format, or its weights are missing or of another kind.
     """
     source = Path(folder)
-    path = source / DESCRIPTION_FILE
+    path, weights = source / DESCRIPTION_FILE, source / WEIGHTS_FILE
+    if not path.is_file():
+        _refuse_raw(source)
+        raise CheckpointError(
+            f"{folder} is no checkpoint: {path} is missing (make one with `ndc train` or `ndc convert`)"
+        )
+    description = parse_description(path.read_bytes(), where=str(path))
+    if not weights.is_file():
+        raise CheckpointError(f"{folder} is no checkpoint: {weights} is missing")
+    refuse_foreign(weights)
+    return description
+
+
+def _refuse_raw(source: Path) -> None:
+    """Says what to do with a model that was not taken in."""
+    if source.is_file():
+        refuse_foreign(source)
+        if (source.parent / DESCRIPTION_FILE).is_file():
+            raise CheckpointError(f"{source} is a file of a checkpoint: name its folder, {source.parent}")
     if source.is_file() or (source / "config.json").is_file():
         raise CheckpointError(
             f"{source} is a model of another program, which is never loaded as it is (a pickle runs code): "
             f"run `ndc convert {source} models/{source.stem}` and use that folder"
         )
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} is no checkpoint: {path} is missing (make one with `ndc train` or `ndc convert`)"
-        )
-    try:
-        description = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}): damaged, or not a checkpoint of ndc") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise CheckpointError(f"{path} does not say format {FORMAT!r}: not a checkpoint of this version of ndc")
+
+
+def parse_description(content: bytes, *, where: str) -> dict[str, Any]:
+    """The description that a file holds.
+
+    Raises:
+        CheckpointError: it is not of our format; says what it is instead.
+    """
+    description = parse_json(content, where=where)
+    if description.get("format") != FORMAT:
+        raise CheckpointError(f"{where} does not say format {FORMAT!r}: not a checkpoint of this version of ndc")
     return description
+
+
+def parse_json(content: bytes, *, where: str) -> dict[str, Any]:
+    """Raises CheckpointError for what is no JSON object."""
+    try:
+        values = json.loads(content)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        kind = None if content.lstrip().startswith(b"{") else text_kind(content)
+        raise CheckpointError(
+            f"{where} is {kind or f'not JSON ({error}): damaged, or not a checkpoint of ndc'}"
+        ) from error
+    return values if isinstance(values, dict) else {}
 
 
 def load_denoiser(folder: str | Path, *, device: str = "cpu", execution: Execution | None = None) -> EDMDenoiser:
@@ -153,8 +211,6 @@ def _build(folder: Path, description: dict[str, Any]) -> nn.Module:
 
 def _weights(folder: Path, description: dict[str, Any], network: nn.Module) -> dict[str, torch.Tensor]:
     path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise CheckpointError(f"{folder} is no checkpoint: {path} is missing")
     if file_sha256(path) != description.get("weights_sha256"):
         raise CheckpointError(
             f"{path} is not the file that {DESCRIPTION_FILE} was written for (SHA-256 differs): "

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,13 +19,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ndc_core.checkpoints import CheckpointError, file_sha256
+from ndc_core.checkpoints import (
+    DESCRIPTION_FILE,
+    CheckpointError,
+    file_sha256,
+    parse_json,
+    refuse_foreign,
+    whole_or_nothing,
+)
 from ndc_core.execution import DTYPES, Execution
 from ndc_core.image_classifier import ImageNetwork
 from ndc_core.networks.small_classifier import SmallClassifier
 
 CLASSIFIER_FORMAT = "ndc-classifier/1"
 CLASSIFIER_DESCRIPTION = "classifier.json"
+PICKLE_START, SAFETENSORS_HEAD_BYTES = b"\x80", 9
 # What rounding may do to a row in other company; a batch norm in training mode does a thousand times as much.
 TOLERANCE = 1e-3
 
@@ -119,6 +128,8 @@ def take_in_classifier(
     refuse_to_replace(out)
     if not source.is_file():
         raise CheckpointError(f"{source} is not a file; give a TorchScript or a torch.export file (.pt2)")
+    refuse_foreign(source)
+    refuse_weights(source)
     kind = "torch.export" if source.suffix == ".pt2" else "torchscript"
     found = ClassifierDescription(
         kind,
@@ -150,18 +161,33 @@ def refuse_to_replace(out: Path) -> None:
         raise CheckpointError(f"{out} holds an image classifier already; choose another folder")
 
 
+def refuse_weights(source: Path) -> None:
+    """Refuses weights alone, which say not what to compute with them."""
+    with source.open("rb") as stream:
+        head = stream.read(SAFETENSORS_HEAD_BYTES)
+    names = zipfile.ZipFile(source).namelist() if zipfile.is_zipfile(source) else []
+    saved = any(name.endswith("/data.pkl") for name in names) and not any(
+        name.endswith("/constants.pkl") for name in names
+    )
+    if saved or head[:1] == PICKLE_START or head[-1:] == b"{":
+        raise CheckpointError(
+            f"{source} holds weights or a pickled module, not a program that says what to compute with them: save it "
+            "with torch.jit.script or torch.export and convert that file"
+        )
+
+
 def _write(
     out: Path, found: ClassifierDescription, num_classes: int, write: Callable[[Path], object]
 ) -> ClassifierDescription:
     """The description comes last, so that no half is taken."""
-    out.mkdir(parents=True, exist_ok=True)
-    write(out / found.file)
-    described = ClassifierDescription(
-        **{**asdict(found), "num_classes": num_classes, "sha256": file_sha256(out / found.file)}
-    )
     partial = out / f"{CLASSIFIER_DESCRIPTION}.partial"
-    partial.write_text(json.dumps(asdict(described), indent=2) + "\n")
-    partial.replace(out / CLASSIFIER_DESCRIPTION)
+    with whole_or_nothing(out, found.file, partial.name):
+        write(out / found.file)
+        described = ClassifierDescription(
+            **{**asdict(found), "num_classes": num_classes, "sha256": file_sha256(out / found.file)}
+        )
+        partial.write_text(json.dumps(asdict(described), indent=2) + "\n")
+        partial.replace(out / CLASSIFIER_DESCRIPTION)
     return described
 
 
@@ -196,36 +222,51 @@ def check_scores(source: Path, classifier: ImageNetwork) -> int:
 
 
 def describe_classifier(folder: Path) -> ClassifierDescription:
-    """The description of an image classifier.
+    """The description of an image classifier, whose file is there.
 
     Raises:
-        CheckpointError: there is none, or it is not of our format.
+        CheckpointError: there is none, or it is not of our format, or its file is missing or of another kind.
     """
     path = folder / CLASSIFIER_DESCRIPTION
     if not path.is_file():
+        if folder.is_file():
+            refuse_foreign(folder)
+            raise CheckpointError(
+                f"{folder} is a file, which is never loaded as it is: run `ndc convert --classifier {folder} "
+                f"models/{folder.stem}` and use that folder"
+            )
+        denoiser = "; it is a denoiser's folder" if (folder / DESCRIPTION_FILE).is_file() else ""
         raise CheckpointError(
-            f"{folder} is no image classifier: {path} is missing (make one with `ndc train --classifier` or "
+            f"{folder} is no image classifier{denoiser}: {path} is missing (make one with `ndc train --classifier` or "
             "`ndc convert --classifier`)"
         )
+    description = parse_classifier(path.read_bytes(), where=str(path))
+    if not (folder / description.file).is_file():
+        raise CheckpointError(f"{folder} is no image classifier: {folder / description.file} is missing")
+    refuse_foreign(folder / description.file)
+    return description
+
+
+def parse_classifier(content: bytes, *, where: str) -> ClassifierDescription:
+    """The description that a file holds.
+
+    Raises:
+        CheckpointError: it is not of our format; says what it is instead.
+    """
+    values = parse_json(content, where=where)
     try:
-        return parse_description(path.read_bytes())
+        if values.get("format") != CLASSIFIER_FORMAT:
+            raise ValueError(f"it does not say format {CLASSIFIER_FORMAT!r}")
+        lists = {name: tuple(values.get(name, ())) for name in ("image_shape", "mean", "std")}
+        found = ClassifierDescription(**{**values, **lists})
+        if found.kind not in KINDS:
+            raise ValueError(f"unknown kind {found.kind!r}; there are: {', '.join(KINDS)}")
+        if Path(found.file).name != found.file:
+            raise ValueError(f"its file {found.file!r} is not in its folder")
     except (ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{path} does not describe an image classifier of this version of ndc: {error}"
+            f"{where} does not describe an image classifier of this version of ndc: {error}"
         ) from error
-
-
-def parse_description(content: bytes) -> ClassifierDescription:
-    """Raises ValueError or TypeError for what is none."""
-    values = json.loads(content)
-    if not isinstance(values, dict) or values.get("format") != CLASSIFIER_FORMAT:
-        raise ValueError(f"it does not say format {CLASSIFIER_FORMAT!r}")
-    lists = {name: tuple(values.get(name, ())) for name in ("image_shape", "mean", "std")}
-    found = ClassifierDescription(**{**values, **lists})
-    if found.kind not in KINDS:
-        raise ValueError(f"unknown kind {found.kind!r}; there are: {', '.join(KINDS)}")
-    if Path(found.file).name != found.file:
-        raise ValueError(f"its file {found.file!r} is not in its folder")
     return found
 
 
@@ -237,8 +278,6 @@ def load_classifier(folder: Path, *, device: str = "cpu", execution: Execution |
     """
     description = describe_classifier(folder)
     path = folder / description.file
-    if not path.is_file():
-        raise CheckpointError(f"{folder} is no image classifier: {path} is missing")
     if file_sha256(path) != description.sha256:
         raise CheckpointError(
             f"{path} is not the file that {CLASSIFIER_DESCRIPTION} was written for (SHA-256 differs): truncated or "

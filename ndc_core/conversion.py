@@ -1,68 +1,56 @@
 """Takes in models of other programs: their weights and architecture become a checkpoint of ours."""
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ndc_core.architecture import infer_arguments
-from ndc_core.checkpoints import NETWORKS, WEIGHTS_FILE, describe_denoiser, file_sha256, write_checkpoint
-from ndc_core.networks.diffusers_unet import read_unet
-from ndc_core.pickled_values import Instance, StoredTensor
+from ndc_core.checkpoints import (
+    DESCRIPTION_FILE,
+    NETWORKS,
+    WEIGHTS_FILE,
+    describe_denoiser,
+    file_sha256,
+    write_checkpoint,
+)
+from ndc_core.denoiser import EDMDenoiser
+from ndc_core.diffusers_folders import CONFIG_FILE, read_unet
+from ndc_core.file_kinds import foreign_kind
+from ndc_core.foreign_models import ConversionError, Model
+from ndc_core.pickled_modules import SIGMA_DATA, from_preconditioned
+from ndc_core.pickled_values import Instance
 from ndc_core.torch_files import read_pickle
+from ndc_core.trial import MOST_NOISE_LEFT, TrialError, try_out
+from ndc_core.weight_sets import take_network
 
-SIGMA_DATA = 0.5
-TRAINING_ONLY = ("dropout", "label_dropout")
-# In the order in which they are looked for: an average is what one samples with, `net` are the raw weights.
-HOLDERS = ("ema", "net", "model", "state_dict")
-# The order of arguments that EDM2 gives without their names.
-PLACED = dict.fromkeys(("Precond", "UNet"), ("img_resolution", "img_channels", "label_dim"))
-KINDS = {"SongUNet": "edm-song", "DhariwalUNet": "edm-adm", "UNet": "edm2"}
-
-
-class ConversionError(ValueError):
-    """A file that cannot become a checkpoint: what is wrong with it."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """What was found in a file: a network of ours by name, its arguments and weights, and where they came from."""
-
-    network: str
-    arguments: dict[str, Any]
-    weights: Mapping[str, Tensor]
-    knows_no_label: bool
-    notes: dict[str, Any]
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        channels = self.arguments["img_channels" if "img_channels" in self.arguments else "in_channels"]
-        side = self.arguments["img_resolution"]
-        return channels, side, side
+# A weight that EDM's networks have all: what stands before its name stands before all names.
+ANCHOR = "map_layer0.weight"
 
 
 def convert(source: Path, out: Path) -> dict[str, Any]:
     """Writes the checkpoint folder `out` from a file or folder of another program; returns its description.
 
-    Nothing in a pickle is executed. Weights are mapped, and copied once while they are written.
+    Nothing in a pickle is executed. Weights are mapped, and copied once while they are written. The network is run once
+    before.
 
     Raises:
-        ConversionError: it is none of the known kinds, or does not fit its network; nothing is written.
+        ConversionError: it is none of the known kinds, or does not fit its network, or this does not run; nothing is
+            written.
+        DiffusersError: a folder of diffusers that is not understood; nothing is written.
         UnsafePickleError: it is damaged, or asks for more than data; nothing is written.
     """
-    if (out / WEIGHTS_FILE).exists():
-        raise ConversionError(f"{out} holds a checkpoint already, which runs may depend on; choose another folder")
+    refuse_to_replace(out)
     if not source.exists():
         raise ConversionError(f"{source} does not exist")
     try:
         model = read_folder(source) if source.is_dir() else read_file(source)
         check_fit(model)
+        remarks = [*model.notes.get("remarks", ()), *_tried(model)]
     except ConversionError as error:
         raise ConversionError(f"{source}: {error}") from error
     write_checkpoint(
@@ -74,152 +62,76 @@ def convert(source: Path, out: Path) -> dict[str, Any]:
         num_classes=model.arguments.get("label_dim", 0),
         sigma_data=SIGMA_DATA,
         knows_no_label=model.knows_no_label,
-        notes={**model.notes, "source": source.name},
+        notes={**model.notes, "source": source.name, "remarks": remarks},
     )
     return describe_denoiser(out)
 
 
+def refuse_to_replace(out: Path) -> None:
+    if (out / WEIGHTS_FILE).exists():
+        raise ConversionError(f"{out} holds a checkpoint already, which runs may depend on; choose another folder")
+    if out.exists() and not out.is_dir():
+        raise ConversionError(f"{out} is a file; choose another name for the folder of the checkpoint")
+
+
 def read_file(source: Path) -> Model:
     """The model of a pickle, a state dict or a training state."""
-    if source.suffix == ".safetensors":
-        try:
-            found: Any = load_file(source)
-        except SafetensorError as error:
-            raise ConversionError(f"not a safetensors file ({error}): truncated, or of another kind") from error
-    else:
-        found = read_pickle(source)
-    notes: dict[str, Any] = {"sha256": file_sha256(source)}
-    if not isinstance(found, dict):
-        raise ConversionError(f"it holds a {type(found).__name__}, not a model")
-    if not _is_state_dict(found):
-        holder = next((name for name in HOLDERS if isinstance(found.get(name), dict | Instance)), None)
-        if holder is None:
-            raise ConversionError(
-                f"none of {', '.join(HOLDERS)} is in it; it has {', '.join(map(str, list(found)[:8]))}"
-            )
-        if holder == "net":
-            notes["weights"] = "raw, as training left them: the file has no average (ema)"
-        found = found[holder]
-        notes["holder"] = holder
-    if isinstance(found, Instance):
-        return from_preconditioned(found, notes)
-    return from_state_dict({str(name): _tensor(value) for name, value in found.items()}, notes)
+    content = _safetensors(source) if source.suffix == ".safetensors" else read_pickle(source)
+    network, left = take_network(content, anchor=ANCHOR)
+    notes: dict[str, Any] = {"sha256": file_sha256(source), "taken": network.place, "left": left, "remarks": []}
+    if network.averaged:
+        notes["remarks"].append(f"took {network.place}, the average" + (f"; left {', '.join(left)}" if left else ""))
+    elif network.place:
+        notes["remarks"].append(f"took {network.place}: the file has no average (ema) of the raw weights")
+    if isinstance(network.content, Instance):
+        return from_preconditioned(network.content, notes)
+    return from_state_dict(network.tensors(), notes)
+
+
+def _safetensors(source: Path) -> dict[str, Tensor]:
+    if kind := foreign_kind(source):
+        raise ConversionError(f"not a safetensors file: it is {kind}")
+    try:
+        return load_file(source)
+    except SafetensorError as error:
+        raise ConversionError(
+            f"not a safetensors file ({error}): truncated, or of another kind, as torch.save writes under .pt"
+        ) from error
 
 
 def read_folder(source: Path) -> Model:
     """The model of a diffusers folder."""
-    if not (source / "config.json").is_file():
-        raise ConversionError("a folder without config.json; folders are read if they are a UNet2DModel of diffusers")
-    try:
-        arguments, weights, notes = read_unet(source)
-    except (KeyError, json.JSONDecodeError, SafetensorError) as error:
-        raise ConversionError(f"not a whole folder of diffusers ({error})") from error
+    if (source / DESCRIPTION_FILE).is_file():
+        raise ConversionError("it is a checkpoint of ndc already")
+    if not (source / CONFIG_FILE).is_file():
+        inner = next((path.parent for path in sorted(source.glob(f"unet*/{CONFIG_FILE}"))), None)
+        raise ConversionError(
+            f"a folder without {CONFIG_FILE}; folders are read if they are a UNet2DModel of diffusers"
+            + (f", as {inner} may be" if inner else "")
+        )
+    arguments, weights, notes = read_unet(source)
     return Model("diffusers-unet2d", arguments, weights, arguments["label_dim"] == 0, notes)
-
-
-def _is_state_dict(found: dict[Any, Any]) -> bool:
-    return bool(found) and all(isinstance(value, StoredTensor | Tensor) for value in found.values())
-
-
-def _tensor(value: Any) -> Tensor:
-    if not isinstance(value, StoredTensor | Tensor):
-        raise ConversionError(f"its state dict holds a {type(value).__name__} among the tensors")
-    return value.tensor() if isinstance(value, StoredTensor) else value
 
 
 def from_state_dict(weights: dict[str, Tensor], notes: dict[str, Any]) -> Model:
     """A model of which only weights are known: the architecture follows from names and shapes."""
-    weights = {name.removeprefix("module.").removeprefix("model."): value for name, value in weights.items()}
     try:
         network, arguments = infer_arguments({name: tuple(value.shape) for name, value in weights.items()})
     except (LookupError, ValueError) as error:
         raise ConversionError(f"its names and shapes are not those of SongUNet or DhariwalUNet ({error})") from error
     notes = {**notes, "kind": "state dict", "arguments": "inferred from names and shapes"}
+    notes["remarks"] = [
+        *notes["remarks"],
+        f"a state dict does not say how its network was preconditioned: EDM's way is assumed, sigma_data {SIGMA_DATA}",
+    ]
     return Model(network, arguments, weights, arguments["label_dim"] == 0, notes)
-
-
-def from_preconditioned(found: Instance, notes: dict[str, Any]) -> Model:
-    """A model of EDM's or EDM2's, with its constructors' arguments."""
-    inner, prefix = {"EDMPrecond": ("model", "model."), "Precond": ("unet", "unet.")}.get(found.class_name, ("", ""))
-    module = _modules(found).get(inner)
-    if not isinstance(module, Instance) or module.class_name not in KINDS:
-        raise ConversionError(
-            f"it holds a {found.class_name} around {getattr(module, 'class_name', 'nothing known')}; there are: "
-            "EDMPrecond around SongUNet or DhariwalUNet, and EDM2's Precond around UNet"
-        )
-    wrapper, given = (_arguments(one) for one in (found, module))
-    if wrapper.get("img_channels", given.get("img_channels")) not in (1, 3):
-        raise ConversionError(
-            "a model of latents, not of pixels: a certificate speaks of pixels, and the encoder in front of the model "
-            "can itself be attacked"
-        )
-    sigma_data = wrapper.get("sigma_data", SIGMA_DATA)
-    if sigma_data != SIGMA_DATA:
-        raise ConversionError(f"sigma_data is {sigma_data}; the grids' weights here are for {SIGMA_DATA}")
-    arguments = {name: _plain(value) for name, value in given.items() if name not in TRAINING_ONLY}
-    dropped = given.get("label_dropout", wrapper.get("label_dropout", 0)) or 0
-    weights = {
-        name.removeprefix(prefix): _tensor(value) for name, value in flatten(found).items() if name.startswith(prefix)
-    }
-    knows_no_label = not arguments.get("label_dim") or dropped > 0
-    notes = {**notes, "kind": found.class_name, "class": module.class_name}
-    return Model(KINDS[module.class_name], arguments, weights, knows_no_label, notes)
-
-
-def _modules(module: Instance) -> dict[str, Any]:
-    found = module.state.get("_modules", {})
-    return found if isinstance(found, dict) else {}
-
-
-def _arguments(module: Instance) -> dict[str, Any]:
-    given, placed = module.state.get("_init_kwargs"), module.state.get("_init_args", ())
-    names = PLACED.get(module.class_name, ())
-    if not isinstance(given, dict) or not isinstance(placed, list | tuple) or len(placed) > len(names):
-        raise ConversionError(f"its {module.class_name} does not say which arguments it was made with")
-    return {**dict(zip(names, placed, strict=False)), **given}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if not isinstance(value, str | int | float | None):
-        raise ConversionError(f"an argument of its network is a {type(value).__name__}")
-    return value
-
-
-def flatten(module: Instance) -> dict[str, StoredTensor]:
-    """Parameters and buffers of a module and all below it, under the names of a state dict.
-
-    Raises:
-        ConversionError: a module occurs twice, as it does in a tree that would take for ever to walk.
-    """
-    found: dict[str, StoredTensor] = {}
-    seen: set[int] = set()
-    ahead = [("", module)]
-    while ahead:
-        prefix, module = ahead.pop()
-        if id(module) in seen:
-            raise ConversionError(f"its module {prefix.rstrip('.')} occurs twice")
-        seen.add(id(module))
-        skipped = module.state.get("_non_persistent_buffers_set") or ()
-        for kind in ("_parameters", "_buffers"):
-            tensors = module.state.get(kind)
-            for name, value in tensors.items() if isinstance(tensors, dict) else ():
-                if isinstance(value, StoredTensor) and name not in skipped:
-                    found[f"{prefix}{name}"] = value
-        children = _modules(module).items()
-        ahead += [(f"{prefix}{name}.", child) for name, child in children if isinstance(child, Instance)]
-    return found
 
 
 def check_fit(model: Model) -> None:
     """Refuses weights whose names and shapes are not exactly those of the network."""
-    build: Callable[..., Any] = NETWORKS[model.network]
-    try:
-        with torch.device("meta"):
-            expected = {name: tuple(tensor.shape) for name, tensor in build(**model.arguments).state_dict().items()}
-    except (TypeError, ValueError, LookupError, RuntimeError) as error:
-        raise ConversionError(f"its arguments do not build a {model.network} network: {error}") from error
+    with torch.device("meta"):
+        network = _built(model)
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in model.weights.items()}
     odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if odd:
@@ -228,3 +140,39 @@ def check_fit(model: Model) -> None:
             f"{len(odd)} tensors do not fit a {model.network} network: {name} is {found.get(name, 'missing')}, "
             f"should be {expected.get(name, 'absent')}"
         )
+
+
+def _built(model: Model) -> nn.Module:
+    try:
+        return NETWORKS[model.network](**model.arguments)
+    except (ArithmeticError, AssertionError, AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
+        raise ConversionError(f"its arguments do not build a {model.network} network: {error}") from error
+
+
+def _filled(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network with these weights, mapped as they are where they have the precision that they run in."""
+    dtypes = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+    network.load_state_dict({name: value.to(dtypes[name]) for name, value in weights.items()}, assign=True)
+    return network
+
+
+def _tried(model: Model) -> list[str]:
+    """Runs the network once; a remark if it takes less noise away than trained ones do."""
+    with torch.device("meta"):
+        network = _filled(_built(model), model.weights)
+    if any(buffer.is_meta for buffer in network.buffers()):  # which is computed when the network is built
+        network = _filled(_built(model), model.weights)
+    denoiser = EDMDenoiser(
+        network, image_shape=model.image_shape, num_classes=model.arguments.get("label_dim", 0), sigma_data=SIGMA_DATA
+    )
+    try:
+        left = try_out(denoiser.eval())
+    except TrialError as error:
+        raise ConversionError(str(error)) from error
+    if left <= MOST_NOISE_LEFT:
+        return []
+    return [
+        f"it takes little noise away from plain images: {left:.0%} is left, where a network trained on CIFAR-10 leaves "
+        "4 %. Unless its images are never plain, it is not trained, or its weights, schedule or outputs are not what "
+        "its files say: see with `ndc diagnose` whether it tells your images apart"
+    ]

@@ -7,12 +7,15 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
+from ndc_core.file_kinds import foreign_kind
 from ndc_core.pickled_values import STORAGE_DTYPES, Name, Storage, UnsafePickleError
 from ndc_core.pickles import Machine
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LOCAL_HEADER_BYTES = 30
+# Records that TorchScript and torch.export write, and torch.save does not.
+PROGRAMS = ("/constants.pkl", "/models/model.json", "/serialized_exported_program.json")
 MOST_NESTED_FILES = 2
 
 
@@ -20,8 +23,11 @@ def read_pickle(path: Path) -> Any:
     """The data of a pickle, plain or as torch writes it, whose tensors are views of the file.
 
     Raises:
-        UnsafePickleError: it is damaged, or asks for more than data; says of which file, where, and what.
+        UnsafePickleError: it is damaged, another kind of file, or asks for more than data; says of which file, where,
+            and what.
     """
+    if kind := foreign_kind(path):
+        raise UnsafePickleError(f"{path} is {kind}")
     try:
         with path.open("rb") as stream:
             # A private map: pages are read when they are needed, and nothing is ever written to the file.
@@ -66,6 +72,8 @@ def _identity(identity: Any) -> tuple[Any, str, int]:
 def _read_zip(content: memoryview, load_bytes: Callable[[memoryview], Any]) -> Any:
     records: dict[str, memoryview] = {}
     with zipfile.ZipFile(_Mapped(content)) as archive:
+        if any(name.endswith(PROGRAMS) for name in archive.namelist()):
+            raise UnsafePickleError("it is a program (TorchScript, torch.export): --classifier takes a classifier's")
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
                 raise UnsafePickleError(f"the record {info.filename} is compressed; torch's are not")

@@ -122,6 +122,8 @@ def convert(
         f"{out}: {found['network']}, {found['num_classes']} classes, images of {found['image_shape']}, "
         f"{'knows' if found['knows_no_label'] else 'does not know'} images without a label"
     )
+    for remark in found["notes"]["remarks"]:
+        click.echo(f"note: {remark}")
 
 
 @click.command()

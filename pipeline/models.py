@@ -1,7 +1,6 @@
 """The models of a run: checkpoints in an object store are copied to each node once, and checked."""
 
 import hashlib
-import json
 import os
 from pathlib import Path
 
@@ -17,17 +16,19 @@ from ndc_core.checkpoints import (
     describe_denoiser,
     file_sha256,
     load_denoiser,
+    parse_description,
 )
 from ndc_core.classifier_checkpoints import (
     CLASSIFIER_DESCRIPTION,
     classifier_digest,
     describe_classifier,
     load_classifier,
-    parse_description,
+    parse_classifier,
 )
 from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.denoiser import EDMDenoiser
 from ndc_core.execution import Execution
+from ndc_core.file_kinds import foreign_kind
 from ndc_core.unconditional import UNCONDITIONALS, Unconditional, null_label
 from ndc_core.voting import Voter
 from pipeline.config import DenoiseConfig, PlainConfig, RunConfig
@@ -58,7 +59,8 @@ def local_checkpoint(where: str) -> Path:
             f"{where} is no checkpoint ({DESCRIPTION_FILE} is missing); fetch a model of another program, take it in "
             "with `ndc convert FILE FOLDER`, and put that folder there"
         ) from error
-    return _fetched(place, (DESCRIPTION_FILE, content), WEIGHTS_FILE, json.loads(content).get("weights_sha256"))
+    description = parse_description(content, where=str(place / DESCRIPTION_FILE))
+    return _fetched(place, (DESCRIPTION_FILE, content), WEIGHTS_FILE, description.get("weights_sha256"))
 
 
 def local_classifier(where: str) -> Path:
@@ -69,12 +71,12 @@ def local_classifier(where: str) -> Path:
         return Path(where)
     try:
         content = read(place / CLASSIFIER_DESCRIPTION)
-        found = parse_description(content)
-    except (FileNotFoundError, ValueError, TypeError) as error:
+    except FileNotFoundError as error:
         raise CheckpointError(
-            f"{where} is no image classifier ({CLASSIFIER_DESCRIPTION} is missing or of another program); take one in "
-            "with `ndc convert --classifier FILE FOLDER`, and put that folder there"
+            f"{where} is no image classifier ({CLASSIFIER_DESCRIPTION} is missing); take one in with `ndc convert "
+            "--classifier FILE FOLDER`, and put that folder there"
         ) from error
+    found = parse_classifier(content, where=str(place / CLASSIFIER_DESCRIPTION))
     return _fetched(place, (CLASSIFIER_DESCRIPTION, content), found.file, found.sha256)
 
 
@@ -88,7 +90,10 @@ def _fetched(place: UPath, description: tuple[str, bytes], weights: str, sha256:
             with reaching(place):
                 place.fs.get_file((place / weights).path, str(partial))
             if file_sha256(partial) != sha256:
+                kind = foreign_kind(partial)
                 partial.unlink()
+                if kind:
+                    raise CheckpointError(f"{place / weights} is {kind}")
                 raise CheckpointError(
                     f"{place / weights} is not the file that {name} was written for (SHA-256 "
                     "differs): truncated or replaced; copy the checkpoint there again"

@@ -4,22 +4,19 @@ Needs the extra `diffusers`; it is imported when such a network is built, and no
 """
 
 import importlib
-import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 SIGMA_DATA = 0.5
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class DiffusersError(ValueError):
-    """A folder of diffusers that is no pixel-space UNet2DModel, or an installation without diffusers."""
+    """A folder of diffusers that is not understood, or an installation without diffusers."""
 
 
 def diffusers(name: str) -> Any:
@@ -51,7 +48,7 @@ class DiffusersUNet(nn.Module):
         self,
         *,
         config: dict[str, Any],
-        img_resolution: int,
+        img_resolution: int | Sequence[int],
         in_channels: int,
         label_dim: int,
         prediction_type: str,
@@ -94,38 +91,3 @@ class DiffusersUNet(nn.Module):
         }[self.prediction_type]()
         c_skip, c_out = SIGMA_DATA**2 / variance, sigma * SIGMA_DATA / variance.sqrt()
         return ((clean - c_skip * z) / c_out).to(x.dtype)
-
-
-def read_unet(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
-    """Arguments, weights and notes of a folder with a UNet2DModel, and its scheduler beside it or in a subfolder.
-
-    Raises:
-        DiffusersError: it is another model, or one of latents; no scheduler says what its timesteps mean.
-    """
-    config = json.loads((folder / "config.json").read_text())
-    if config.get("_class_name") != "UNet2DModel":
-        raise DiffusersError(f"{folder} holds a {config.get('_class_name')}, not a UNet2DModel")
-    channels = config.get("in_channels", 3)
-    if channels not in (1, 3) or config.get("out_channels", 3) != channels:
-        raise DiffusersError(f"{folder} holds a model of latents, or one that predicts more than an image")
-    schedules = [
-        place / "scheduler_config.json" for place in (folder, folder / "scheduler", folder.parent / "scheduler")
-    ]
-    schedule = next((path for path in schedules if path.is_file()), None)
-    if schedule is None:
-        raise DiffusersError(f"{folder} has no scheduler_config.json, which says what a timestep means; put it there")
-    settings = json.loads(schedule.read_text())
-    kept = diffusers("DDPMScheduler").from_config(settings).alphas_cumprod.double()
-    if not (folder / WEIGHTS).is_file():
-        raise DiffusersError(f"{folder / WEIGHTS} is missing; save the model with safe_serialization")
-    weights = {f"unet.{name}": tensor for name, tensor in load_file(folder / WEIGHTS).items()}
-    weights["log_sigmas"] = (((1 - kept) / kept).log() / 2).float()
-    arguments = {
-        "config": {key: value for key, value in config.items() if not key.startswith("_")},
-        "img_resolution": config["sample_size"],
-        "in_channels": channels,
-        "label_dim": config.get("num_class_embeds") or 0,
-        "prediction_type": settings.get("prediction_type", "epsilon"),
-        "timesteps": len(kept),
-    }
-    return arguments, weights, {"kind": "UNet2DModel", "scheduler": settings.get("_class_name")}
