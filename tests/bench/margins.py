@@ -23,7 +23,7 @@ from pipeline.config import load_config
 from pipeline.law import law_of
 from pipeline.methods import method_of
 from tests.bench.bare import MODEL
-from tests.runs import digits
+from tests.runs import digits, listing_of
 
 DRAWS, ALPHA = (100, 300, 1000, 3000), 0.001
 
@@ -56,7 +56,7 @@ def main(images: int) -> None:
     examples = digits("test")[:images]
     for name, cap in (("capped at 0.2", 0.2), ("plain", 4.0)):
         config = load_config("lipschitz", [f"classifier.loss_cap={cap}"])
-        method = method_of(law_of(config, examples, model_digest=""), 0.0)
+        method = method_of(law_of(config, listing_of(examples), models={}), 0.0)
         assert isinstance(method, Lipschitz)
         denoiser = load_denoiser(MODEL)
         chosen = config.classifier
