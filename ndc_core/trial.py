@@ -1,4 +1,4 @@
-"""A trial of a denoiser on a few images before it is kept: what cannot be its outputs is refused, what may not be is told."""
+"""A trial of a denoiser on a few images before it is kept: nonsense is refused, doubts are told."""
 
 import torch
 

@@ -154,9 +154,7 @@ def test_settings_that_are_left_out_are_those_of_the_schedulers_class(tmp_path: 
 )
 def test_a_scheduler_that_is_not_variance_preserving_is_refused(name: str, kind: str, tmp_path: Path) -> None:
     saved(tmp_path / "unet", scheduler=getattr(diffusers, name)())
-    with pytest.raises(
-        DiffusersError, match=f"the scheduler is a {name}, {kind}.* no|the scheduler is a {name}, {kind}"
-    ):
+    with pytest.raises(DiffusersError, match=f"the scheduler is a {name}, {kind}"):
         convert(tmp_path / "unet", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -149,7 +149,7 @@ UNCLEAR: dict[str, tuple[Callable[[Weights, Weights], Any], str]] = {
     ),
     "an average without names": (
         lambda raw, mean: {"model": raw, "ema": {"decay": 0.99, "num_updates": 3, "shadow_params": [*mean.values()]}},
-        r"averaged weights under names that are not the network's \(ema\.shadow_params\.0, .*save the model's state_dict",
+        r"averaged weights under names that are not the network's \(ema\.shadow_params\.0, .*save the model's",
     ),
     "an average with names without dots": (
         lambda raw, mean: {
