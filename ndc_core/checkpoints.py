@@ -110,7 +110,7 @@ def describe_denoiser(folder: Path) -> dict[str, Any]:
             f"{folder} is no checkpoint: {path} is missing (make one with `ndc train` or `ndc convert`)"
         )
     try:
-        description = json.loads(path.read_text())
+        description = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}): damaged, or not a checkpoint of ndc") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:

@@ -51,8 +51,8 @@ def location(where: Where) -> UPath:
     """A path of this machine, or a URI.
 
     Raises:
-        LocationError: a protocol that nothing here speaks, or an address that holds a password or a signature: it would
-            be kept in run folders and shown in logs.
+        LocationError: a protocol that nothing here speaks, a name that is no UTF-8, or an address that holds a password
+            or a signature: it would be kept in run folders and shown in logs.
     """
     if isinstance(where, UPath):
         return where
@@ -61,6 +61,8 @@ def location(where: Where) -> UPath:
         raise LocationError(
             f"an address by {protocol}:// holds credentials, or a query; leave them out: they come from the environment"
         )
+    if (text := str(where)) != (shown := text.encode("utf-8", "backslashreplace").decode()):
+        raise LocationError(f"{shown} is no UTF-8, which run folders and reports are written in; rename it")
     try:
         return UPath(str(where), **(OPTIONS.get(protocol, {}) if separator else {}))
     except (ValueError, ImportError) as error:
@@ -127,6 +129,17 @@ def read(path: UPath) -> bytes:
     with reaching(path):
         content: bytes = path.fs.cat_file(path.path)
         return content
+
+
+def read_text(path: UPath) -> str:
+    """The content of a text file that a user may have written: UTF-8, with a byte order mark or without.
+
+    Raises:
+        FileNotFoundError: there is none.
+        LocationError: it cannot be read.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    return read(path).decode("utf-8-sig")
 
 
 def read_each(paths: Sequence[UPath]) -> Iterator[bytes]:

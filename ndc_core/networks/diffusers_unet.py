@@ -102,7 +102,7 @@ def read_unet(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str
     Raises:
         DiffusersError: it is another model, or one of latents; no scheduler says what its timesteps mean.
     """
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_bytes())
     if config.get("_class_name") != "UNet2DModel":
         raise DiffusersError(f"{folder} holds a {config.get('_class_name')}, not a UNet2DModel")
     channels = config.get("in_channels", 3)
@@ -114,7 +114,7 @@ def read_unet(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str
     schedule = next((path for path in schedules if path.is_file()), None)
     if schedule is None:
         raise DiffusersError(f"{folder} has no scheduler_config.json, which says what a timestep means; put it there")
-    settings = json.loads(schedule.read_text())
+    settings = json.loads(schedule.read_bytes())
     kept = diffusers("DDPMScheduler").from_config(settings).alphas_cumprod.double()
     if not (folder / WEIGHTS).is_file():
         raise DiffusersError(f"{folder / WEIGHTS} is missing; save the model with safe_serialization")
