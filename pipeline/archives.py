@@ -216,9 +216,7 @@ def without_ending(name: str) -> str:
 
 def no_image_in(shard: UPath, key: str, parts: dict[str, bytes]) -> str:
     if "cifar-10" in key or key.rpartition("/")[2] in CIFAR_BATCHES:
-        return (
-            f"{shard} holds CIFAR's batches ({key}), no WebDataset; set dataset.format to cifar-python or cifar-binary"
-        )
+        return f"{shard} holds CIFAR's batches ({key}), no samples; give dataset.format: cifar-python or cifar-binary"
     return f"{shard}: sample {key} has no image; there are: {', '.join(parts) or 'none'}"
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from upath import UPath
 
+from pipeline.names import readable
+
 # The checksums that newer clients add to uploads are unknown to most object stores but Amazon's.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 
@@ -61,8 +63,8 @@ def location(where: Where) -> UPath:
         raise LocationError(
             f"an address by {protocol}:// holds credentials, or a query; leave them out: they come from the environment"
         )
-    if (text := str(where)) != (shown := text.encode("utf-8", "backslashreplace").decode()):
-        raise LocationError(f"{shown} is no UTF-8, which run folders and reports are written in; rename it")
+    if str(where) != readable(str(where)):
+        raise LocationError(f"{readable(str(where))} is no UTF-8, as run folders and reports are; rename it")
     try:
         return UPath(str(where), **(OPTIONS.get(protocol, {}) if separator else {}))
     except (ValueError, ImportError) as error:

@@ -88,12 +88,12 @@ class Notes:
         if kinds:
             listed = [f"{count:,} {readable(kind)}" for kind, count in kinds.most_common(KINDS_NAMED_AT_MOST)]
             more = f", and {len(kinds) - len(listed):,} other kinds" if len(kinds) > len(listed) else ""
-            lines.append(f"passed over {kinds.total():,} files that are no images: {', '.join(listed)}{more}")
+            lines.append(f"passed over as no images: {kinds.total():,} ({', '.join(listed)}{more})")
         if escaped:
-            lines.append(rf"{escaped:,} names are not UTF-8; ids have such bytes as \xe9")
+            lines.append(rf"names that are not UTF-8: {escaped:,}; ids have such bytes as \xe9")
         if copies:
             lines.append(
-                f"{copies:,} images are copies, with the content, label and path of one before: each is taken, and has "
-                "-1, -2 ... at the end of its id"
+                f"copies, with content, label and path of an image before: {copies:,}; each is taken, and its id ends "
+                "with -1, -2 ..."
             )
-        return lines + [f"{count:,} images {loss}" for loss, count in self.losses.items()]
+        return lines + [f"images that {loss}: {count:,}" for loss, count in self.losses.items()]

@@ -183,8 +183,8 @@ def parquet(location: UPath, split: Split) -> Source:
         found = repeated_paths(files)
         if found.num_rows:
             notes.said["paths"] = (
-                f"{pc.sum(found['counts']).as_py():,} images share {found.num_rows:,} paths (such as "
-                f"{found['values'][0]}): ids are the path and a digest of label and content"
+                f"images that share their path with others (such as {found['values'][0]}): "
+                f"{pc.sum(found['counts']).as_py():,}; their ids are the path and a digest of label and content"
             )
         return frozenset(found["values"].to_pylist())
 

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 # A module may import only from lines above its own.
 ORDER = [
     {"ndc_core"},
-    {"locations", "memory", "methods", "decoding", "journal", "names", "tables"},
+    {"names"},
+    {"locations", "memory", "methods", "decoding", "journal", "tables"},
     {"entries", "lease", "run_log", "logs", "console"},
     {"archives", "parquet"},
     {"arrays"},
