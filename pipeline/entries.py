@@ -119,6 +119,8 @@ def shards(location: UPath, endings: tuple[str, ...], split: Split, notes: Notes
     else:
         root, inside = location, listing(location)
         listed = inside.files + inside.leftovers
+        if "_delta_log/" in inside.leftovers:
+            notes.said["delta"] = "a Delta table: all its Parquet files are read, also those that its log has replaced"
     counts, names = notes.of_part(""), []
     for name in listed:
         if kind := no_shard(name, ("",) if is_pattern(location) else endings):

@@ -470,6 +470,7 @@ def test_what_systems_leave_beside_shards_is_no_shard(root: UPath) -> None:
     assert "passed over as no images: 7 (" in notes_of(hub)
     assert "1 *.part" in notes_of(hub)
     assert "1 _delta_log/" in notes_of(hub)
+    assert "a Delta table: all its Parquet files are read" in notes_of(hub)
 
 
 def test_an_empty_class_folder_is_named_wherever_it_stands_in_the_order(here: UPath) -> None:
