@@ -79,7 +79,7 @@ def image_folder(location: UPath, split: Split) -> Source:
 
 def images_below(location: UPath, folder: str) -> dict[str, str | None]:
     """The paths of all files below a folder, relative to it and sorted, with what makes one no image."""
-    paths = [path[len(folder) :] for path in location.fs.find(folder)]
+    paths = [path[len(folder) :] for path in location.fs.find(folder) if not path.endswith("/")]  # a store's folders
     return {path: no_image(path.removeprefix("/")) for path in paths}
 
 

@@ -44,7 +44,7 @@ def opened_parquet(shard: UPath) -> Iterator[pq.ParquetFile]:
     """
     # Read-ahead would fetch the pixels that lie between two pieces of a small column.
     with (
-        reading(shard, pa.ArrowException),
+        reading(shard, pa.ArrowException, UnicodeDecodeError),
         shard.fs.open(shard.path, "rb", cache_type="none") as stream,
         pq.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False) as file,
     ):

@@ -511,6 +511,14 @@ def test_paths_that_repeat_in_parquet_become_ids_that_do_not(here: UPath) -> Non
     assert notes_of(basenames(here, rows[:2])) == ""
 
 
+def test_a_path_in_parquet_that_is_no_utf_8_is_an_error_of_its_file(here: UPath) -> None:
+    location = basenames(here, [(0, 0, "caf\xe9.png")])
+    path = Path(location.path, "0.parquet")
+    path.write_bytes(path.read_bytes().replace("\xe9".encode(), b"\xe9\xe9"))
+    with pytest.raises(DataError, match=r"0.parquet cannot be read \(.*restore it"):
+        observed(location)
+
+
 def test_true_copies_are_each_taken_and_counted(here: UPath) -> None:
     rows = [(0, 0, "0.png"), (1, 0, "0.png"), (0, 0, "0.png"), (0, 1, "0.png"), (0, 0, "0.png")]
     whole = observed(basenames(here, rows))
@@ -951,6 +959,9 @@ def test_damaged_archives_say_so(here: UPath) -> None:
     damaged[damaged.index(ENCODED[0][20:40])] ^= 1
     with pytest.raises(DataError, match=r"img00000000.png cannot be read \(Bad CRC"):
         observed(put(here / "damaged.zip", bytes(damaged)))
+    misnamed = zip_of({"\xe9.png": ENCODED[0]}).replace("\xe9".encode(), b"\xe9\xe9")
+    with pytest.raises(DataError, match=r"misnamed.zip cannot be read \('utf-8' codec"):
+        observed(put(here / "misnamed.zip", misnamed))
     for name in ("a.zip", "a.npz", "a.parquet", "a.tar"):
         with pytest.raises(DataError, match=f"{name} cannot be read"):
             observed(put(here / name, b"none of these"))
