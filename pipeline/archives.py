@@ -211,7 +211,7 @@ def first_key(shard: UPath) -> str | None:
 
 def without_ending(name: str) -> str:
     ending = next((ending for ending in TAR_ENDINGS if name.lower().endswith(ending)), "")
-    return name.removesuffix(name[len(name) - len(ending) :])
+    return name[: len(name) - len(ending)]
 
 
 def no_image_in(shard: UPath, key: str, parts: dict[str, bytes]) -> str:
