@@ -14,10 +14,12 @@ from upath import UPath
 
 from pipeline.archives import ZIP_FAILURES, opened_zip
 from pipeline.entries import DataError, Entry, Source, Split, checked_label, listing, reading
+from pipeline.names import readable
 
 HEADERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
 IMAGE_MEMBERS = ("images", "x", "data", "arr_0")
 LABEL_MEMBERS = ("labels", "y", "label", "arr_1")
+LABELS = "labels.npy"
 IMAGENET_TRAIN = tuple(f"train_data_batch_{number}.npz" for number in range(1, 11))
 
 Planes = Callable[[np.ndarray], np.ndarray]
@@ -135,13 +137,33 @@ def opened_member(archive: zipfile.ZipFile, names: tuple[str, ...], location: UP
 
 
 def npy(location: UPath, split: Split) -> Source:
-    """A folder with images.npy and labels.npy; ids are `images-` and the row. Entries hold the labels."""
+    """A file of images with labels.npy beside it, or the folder of the two; ids are the file's name and the row.
+    Entries hold the labels.
+
+    Raises:
+        DataError: a folder with several files that could be the images.
+    """
+    file = image_file(location) if location.fs.isdir(location.path) else location
+    stem = readable(file.stem)
 
     def entries() -> Iterator[Entry]:
-        with opened_npy(location / "images.npy") as images, opened_npy(location / "labels.npy") as labels:
-            yield from array_entries(images, labels_of(labels, images), "images", planes_of(images))
+        with opened_npy(file) as images, opened_npy(file.parent / LABELS) as labels:
+            yield from array_entries(images, labels_of(labels, images), stem, planes_of(images))
 
     return Source("npy", entries, None)
+
+
+def image_file(folder: UPath) -> UPath:
+    """images.npy, or else the only .npy that is not the labels."""
+    arrays = [name for name in listing(folder).files if name.endswith(".npy") and name != LABELS]
+    if "images.npy" in arrays or len(arrays) == 1:
+        return folder / ("images.npy" if "images.npy" in arrays else arrays[0])
+    there = f"several: {', '.join(arrays)}" if arrays else "none"
+    example = f", such as {folder}/{arrays[0]}" if arrays else ""
+    raise DataError(
+        f"{folder} must hold one .npy of images (uint8), called images.npy if there are others, beside {LABELS}; there "
+        f"are {there}. Point at the file of images{example}"
+    )
 
 
 def npz(location: UPath, split: Split) -> Source:
@@ -153,7 +175,7 @@ def npz(location: UPath, split: Split) -> Source:
             opened_member(archive, IMAGE_MEMBERS, location) as images,
             opened_member(archive, LABEL_MEMBERS, location) as labels,
         ):
-            yield from array_entries(images, labels_of(labels, images), location.stem, planes_of(images))
+            yield from array_entries(images, labels_of(labels, images), readable(location.stem), planes_of(images))
 
     return Source("npz", entries, None)
 
@@ -201,7 +223,7 @@ def imagenet64_npz(location: UPath, split: Split) -> Source:
                 opened_member(archive, ("data",), file) as images,
                 opened_member(archive, ("labels",), file) as labels,
             ):
-                yield from array_entries(images, labels_of(labels, images), file.stem, flat_planes(images))
+                yield from array_entries(images, labels_of(labels, images), readable(file.stem), flat_planes(images))
 
     return Source("imagenet64-npz", entries, None, label_order="devkit")
 

@@ -81,7 +81,7 @@ def names_in_text(location: UPath, found: list[str]) -> tuple[str, ...] | None:
     for name in ("batches.meta.txt", "fine_label_names.txt"):
         if name in found:
             with opened_file(location, name) as stream:
-                return tuple(stream.read().decode("utf-8", "replace").split())
+                return tuple(stream.read().decode("utf-8-sig", "replace").split())
     return None
 
 

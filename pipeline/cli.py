@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -93,7 +93,7 @@ def run_options(command: Any) -> Any:
             click.option("--limit", type=click.IntRange(min=1), help="At most N images."),
             click.option("--every", type=click.IntRange(min=1), help="Only every N-th image."),
             click.option("--offset", type=click.IntRange(min=0), help="Leave out the first N images."),
-            click.option("--ids", type=click.File(), help="A file with the ids of the images to take, one a line."),
+            click.option("--ids", type=click.File("rb"), help="A file with the ids of the images to take, one a line."),
             click.option("--skip-corrupt", is_flag=True, help="Leave out images that cannot be decoded."),
             click.option(
                 "--sigma-pixel", type=float, multiple=True, help="Noise level for pixels in [0, 1]; repeatable."
@@ -107,18 +107,24 @@ def run_options(command: Any) -> Any:
     return command
 
 
+def as_toml(value: Any) -> str:
+    """A string, number or list of strings. Escapes are those of JSON, but no pairs of surrogates, which TOML lacks."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 def chosen_run(
     source: str | None,
     method: str | None,
     radii: str | None,
     folder: "UPath | None",
-    ids: TextIO | None,
+    ids: BinaryIO | None,
     sigma_pixel: tuple[float, ...],
     assignments: tuple[str, ...],
     **flags: Any,
 ) -> "tuple[RunConfig, UPath]":
     """The configuration and the folder that the options of `run_options` name."""
     from pipeline.config import load_config
+    from pipeline.datasets import ids_in
     from pipeline.locations import exists, location
 
     source = source or PRESET_OF.get(method or "cohen", "demo")
@@ -126,14 +132,14 @@ def chosen_run(
         source, folder = f"{source.rstrip('/')}/run.toml", folder or location(source)
     folder = folder or location("runs") / Path(source).stem
     given = {name: value for name, value in flags.items() if value is not None and value is not False}
-    overrides = [f"{KEY_OF[name]}={json.dumps(value)}" for name, value in given.items()]
-    overrides += [f"certificate.method={json.dumps(method)}"] if method else []
+    overrides = [f"{KEY_OF[name]}={as_toml(value)}" for name, value in given.items()]
+    overrides += [f"certificate.method={as_toml(method)}"] if method else []
     overrides += [f"certificate.radii=[{radii}]"] if radii else []
     overrides += [f"sigma_pixel={list(sigma_pixel)}"] if sigma_pixel else []
     if ids:
-        wanted = ids.read().splitlines()
+        wanted = ids_in(ids.read(), where=f"--ids {ids.name}")
         every_one = ["dataset.offset=0", "dataset.every=1", f"dataset.limit={len(wanted)}"]  # whatever the preset has
-        overrides = [f"dataset.ids={json.dumps(wanted)}", *every_one, *overrides]
+        overrides = [f"dataset.ids={as_toml(wanted)}", *every_one, *overrides]
     return load_config(source, [*assignments, *overrides]), folder
 
 
@@ -326,8 +332,9 @@ def report(
 def compare(sources: tuple[str, ...], radii: str | None, alpha: float | None, intersect: bool, out: "UPath") -> None:
     """Put methods beside each other: certified accuracy, average radius, and the cost to certify and to classify.
 
-    RUN is a run's folder or URI, or a log of another tool (TSV with idx, label, predict, radius, correct, time). Give a
-    method's name as NAME=RUN, a log's noise level as NAME@SIGMA=LOG; logs of one NAME are one method. Needs no model.
+    RUN is a run's folder or URI, or a log of another tool (TSV with idx, label, predict, radius, correct, maybe time).
+    Give a method's name as NAME=RUN, a log's noise level as NAME@SIGMA=LOG; logs of one NAME are one method. Needs no
+    model.
     """
     from pipeline.compare import compare as compare_methods
     from pipeline.compare import radii_of

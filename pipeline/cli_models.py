@@ -77,7 +77,7 @@ def distill(
 
     images = DatasetSpec(data, format=data_format, split="train", limit=limit)
     given = {name: value for name, value in settings.items() if value is not None}
-    distill_model(teacher, out, data=images, settings=given)
+    distill_model(teacher, out, data=images, settings=given, say=click.echo)
     click.echo(f"distilled {out}")
 
 

@@ -29,7 +29,7 @@ class Outcome:
     label: int
     predicted: int | None  # None for an abstention
     radius: float
-    seconds: float
+    seconds: float | None
     votes: int | None = None
     evaluations: int | None = None
     evaluations_to_classify: float | None = None

@@ -23,7 +23,7 @@ from ndc_core.space import sigma_to_model
 from pipeline.classes import class_order
 from pipeline.datasets import DatasetSpec
 from pipeline.decoding import RESAMPLING
-from pipeline.locations import LocationError, location, read
+from pipeline.locations import LocationError, location, read_text
 from pipeline.methods import method_of
 from pipeline.readers import FORMATS
 
@@ -320,10 +320,12 @@ def read_toml(source: str, folder: str, *, what: str) -> dict[str, Any]:
         ConfigError: there is no such name or file, or it is not TOML.
     """
     if source in packaged_names(folder):
-        text = (resources.files("pipeline") / folder / f"{source}.toml").read_text()
+        text = (resources.files("pipeline") / folder / f"{source}.toml").read_text("utf-8")
     else:
         try:
-            text = read(location(source)).decode()
+            text = read_text(location(source))
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{source} is not TOML: it is no text in UTF-8 ({error})") from error
         except (FileNotFoundError, LocationError) as error:
             if isinstance(error, LocationError) and "://" in source:
                 raise
@@ -332,7 +334,7 @@ def read_toml(source: str, folder: str, *, what: str) -> dict[str, Any]:
             ) from error
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source} is not TOML: {error}") from error
 
 

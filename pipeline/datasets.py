@@ -1,6 +1,7 @@
 """Labelled 8-bit images with stable ids: which of them a run takes, and what it makes of them before it measures."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -87,7 +88,8 @@ class DatasetSpec:
         if self.ids is not None and (self.offset, self.every, self.limit or len(self.ids)) != (0, 1, len(self.ids)):
             raise ValueError("dataset.ids names the images: leave out offset, every and limit")
         if self.ids is not None and len(set(self.ids)) != len(self.ids):
-            raise ValueError("dataset.ids names an image twice")
+            again, _ = Counter(self.ids).most_common(1)[0]
+            raise ValueError(f"dataset.ids names an image twice: {again}")
         if isinstance(self.classes, str) and self.classes not in ORDERS:
             raise ValueError(f"dataset.classes {self.classes!r} is not read yet; give {' or '.join(ORDERS)}, or a list")
         if isinstance(self.classes, tuple) and len(set(self.classes)) != max(1, len(self.classes)):
@@ -96,11 +98,12 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class Listing:
-    """The images that a run takes; `corrupt` ones were left out on request."""
+    """The images that a run takes; `corrupt` ones were left out on request, `notes` say what was decided by rule."""
 
     records: list[ImageRecord]
     image_shape: tuple[int, ...]
     corrupt: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -181,25 +184,47 @@ def selected(spec: DatasetSpec, source: Source) -> Iterator[Entry]:
         chosen = islice(source.entries(), spec.offset, None, spec.every)
         yield from islice(chosen, spec.limit)
         return
-    wanted = set(spec.ids)
+    wanted, first = set(spec.ids), None
     for entry in source.entries():
+        first = first or entry.image_id
         if entry.image_id in wanted:
             wanted.discard(entry.image_id)
             yield entry
         if not wanted:
             return
-    raise DataError(f"{len(wanted):,} of {len(spec.ids):,} dataset.ids are not in {spec.name}: {_some(sorted(wanted))}")
+    example = f"; ids there are such as {first}" if first and len(wanted) == len(spec.ids) else ""
+    raise DataError(
+        f"{len(wanted):,} of {len(spec.ids):,} dataset.ids are not in {spec.name}: {_some(sorted(wanted))}{example}"
+    )
+
+
+def ids_in(content: bytes, *, where: str) -> list[str]:
+    """The ids of a text with one a line; blank lines and space at the end of a line do not count.
+
+    Raises:
+        DataError: it is no text in UTF-8, or has no ids.
+    """
+    try:
+        lines = content.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is no text in UTF-8 ({error}); write the ids one a line") from error
+    if not (ids := [line.rstrip() for line in lines if line.strip()]):
+        raise DataError(f"{where} has no ids; write the ids of the images to take, one a line")
+    return ids
 
 
 def examples_of(spec: DatasetSpec, source: Source, *, channels: int, corrupt: list[str]) -> Iterator[Example]:
     """Reads and decodes the chosen images one by one; what cannot be decoded is added to `corrupt`, with the reason."""
     channels = CHANNELS[spec.channels] if spec.channels else channels
+    losses = source.notes.losses = Counter()
     for entry in selected(spec, source):
+        lost: list[str] = []
         try:
-            image = decode(entry.read(), channels=channels, size=spec.resize, resample=spec.filter)
+            image = decode(entry.read(), channels=channels, size=spec.resize, resample=spec.filter, on_loss=lost.append)
         except CorruptImageError as error:
             corrupt.append(f"{entry.image_id} ({error})")
         else:
+            losses.update(lost)
             yield Example(entry.image_id, image, entry.label)
 
 
@@ -223,7 +248,9 @@ def list_images(
     records: dict[str, ImageRecord] = {}
     for example in examples_of(spec, source, channels=image_shape[0], corrupt=corrupt):
         if example.image_id in records:
-            raise DataError(f"image id {example.image_id} occurs twice in {spec.name}; votes of the two would be mixed")
+            raise DataError(
+                f"image id {example.image_id} occurs twice in {spec.name}; rename one: votes of the two would be mixed"
+            )
         check_example(example, image_shape=image_shape, num_classes=num_classes, noise=noise)
         records[example.image_id] = example.record(len(records))
         on_image(len(records))
@@ -232,9 +259,10 @@ def list_images(
             f"{len(corrupt):,} of {len(records) + len(corrupt):,} images cannot be decoded: {_some(corrupt)}; "
             "mend them, or leave them out with --skip-corrupt"
         )
+    notes = tuple(source.notes.lines())
     if not records:
-        raise DataError("the dataset is empty: there is nothing to certify")
-    return Listing(list(records.values()), image_shape, corrupt)
+        raise DataError("; ".join(["the dataset is empty: there is nothing to certify", *notes]))
+    return Listing(list(records.values()), image_shape, corrupt, notes)
 
 
 def check_classes(spec: DatasetSpec, source: Source, *, num_classes: int) -> None:

@@ -94,7 +94,7 @@ def diagnose_model(
         device=device,
         unconditional=unconditional,
     )
-    examples = spread_images(data, denoiser, say)
+    examples = spread_images(data, denoiser, say=say)
     keep_freed_memory()
     torch.set_num_threads(cores())
     diagnosis = diagnose(model, data, settings, classifier, examples)
@@ -103,8 +103,11 @@ def diagnose_model(
     return diagnosis
 
 
-def spread_images(data: DatasetSpec, denoiser: EDMDenoiser, say: Callable[[str], None]) -> list[Example]:
-    """As many images as asked for, evenly spread over the data, which may be sorted by class."""
+def spread_images(data: DatasetSpec, denoiser: EDMDenoiser, *, say: Callable[[str], None]) -> list[Example]:
+    """As many images as asked for, evenly spread over the data, which may be sorted by class.
+
+    Says what was decided about the data by rule.
+    """
     source = source_of(data)
     check_classes(data, source, num_classes=denoiser.num_classes)
     say(meaning_of_labels(data, source, num_classes=denoiser.num_classes))
@@ -117,6 +120,8 @@ def spread_images(data: DatasetSpec, denoiser: EDMDenoiser, say: Callable[[str],
     examples = list(examples_of(chosen, source, channels=denoiser.image_shape[0], corrupt=corrupt))
     if corrupt:
         raise DataError(f"{len(corrupt):,} images of {data.name} cannot be decoded, first {corrupt[0]}; mend them")
+    for note in source.notes.lines():
+        say(f"data: {note}")
     for example in examples:
         check_example(example, image_shape=denoiser.image_shape, num_classes=denoiser.num_classes, noise="float")
     return examples

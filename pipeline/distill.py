@@ -1,5 +1,6 @@
 """Distillation of a conditional checkpoint into one with class heads, on any data that can be read."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ from pipeline.train import TrainingBar, data_notes, refuse_to_overwrite, stacked
 CHANNELS_STEP = 8  # of a group in the network's normalisations
 
 
-def distill(teacher: str, out: Path, *, data: DatasetSpec, settings: dict[str, Any]) -> None:
+def distill(
+    teacher: str,
+    out: Path,
+    *,
+    data: DatasetSpec,
+    settings: dict[str, Any],
+    say: Callable[[str], None] = print,
+) -> None:
     """Teaches a small network with class heads what a checkpoint says of noisy images, and writes it.
 
     Raises:
@@ -33,7 +41,7 @@ def distill(teacher: str, out: Path, *, data: DatasetSpec, settings: dict[str, A
     folder = local_checkpoint(teacher)
     denoiser = load_denoiser(folder)
     check_teacher(teacher, denoiser)
-    examples = fitting_images(data, denoiser.image_shape)
+    examples = fitting_images(data, denoiser.image_shape, say)
     out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     torch.set_num_threads(threads_for(denoiser.image_shape))
@@ -59,11 +67,11 @@ def check_teacher(teacher: str, denoiser: EDMDenoiser) -> None:
         )
 
 
-def fitting_images(data: DatasetSpec, image_shape: tuple[int, int, int]) -> list[Example]:
-    """All images of the data, which need no meaningful labels."""
+def fitting_images(data: DatasetSpec, image_shape: tuple[int, int, int], say: Callable[[str], None]) -> list[Example]:
+    """All images of the data, which need no meaningful labels. Says what was decided about the data by rule."""
     corrupt: list[str] = []
-    examples = []
-    for example in examples_of(data, source_of(data), channels=image_shape[0], corrupt=corrupt):
+    examples, source = [], source_of(data)
+    for example in examples_of(data, source, channels=image_shape[0], corrupt=corrupt):
         image = example.image
         if image.shape != image_shape or image.dtype != np.uint8:
             raise DataError(
@@ -75,4 +83,6 @@ def fitting_images(data: DatasetSpec, image_shape: tuple[int, int, int]) -> list
         raise DataError(f"{len(corrupt):,} images of {data.name} cannot be decoded, first {corrupt[0]}; mend them")
     if not examples:
         raise DataError(f"{data.name} has no images to learn from; choose other --data")
+    for note in source.notes.lines():
+        say(f"data: {note}")
     return examples

@@ -15,6 +15,8 @@ from typing import Any
 
 from upath import UPath
 
+from pipeline.names import readable
+
 # The checksums that newer clients add to uploads are unknown to most object stores but Amazon's.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 
@@ -51,8 +53,8 @@ def location(where: Where) -> UPath:
     """A path of this machine, or a URI.
 
     Raises:
-        LocationError: a protocol that nothing here speaks, or an address that holds a password or a signature: it would
-            be kept in run folders and shown in logs.
+        LocationError: a protocol that nothing here speaks, a name that is no UTF-8, or an address that holds a password
+            or a signature: it would be kept in run folders and shown in logs.
     """
     if isinstance(where, UPath):
         return where
@@ -61,6 +63,8 @@ def location(where: Where) -> UPath:
         raise LocationError(
             f"an address by {protocol}:// holds credentials, or a query; leave them out: they come from the environment"
         )
+    if str(where) != readable(str(where)):
+        raise LocationError(f"{readable(str(where))} is no UTF-8, as run folders and reports are; rename it")
     try:
         return UPath(str(where), **(OPTIONS.get(protocol, {}) if separator else {}))
     except (ValueError, ImportError) as error:
@@ -127,6 +131,17 @@ def read(path: UPath) -> bytes:
     with reaching(path):
         content: bytes = path.fs.cat_file(path.path)
         return content
+
+
+def read_text(path: UPath) -> str:
+    """The content of a text file that a user may have written: UTF-8, with a byte order mark or without.
+
+    Raises:
+        FileNotFoundError: there is none.
+        LocationError: it cannot be read.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    return read(path).decode("utf-8-sig")
 
 
 def read_each(paths: Sequence[UPath]) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
-"""Certification logs of other tools: tab-separated, with idx, label, predict, radius, correct and time."""
+"""Certification logs of other tools: tab-separated, with idx, label, predict, radius, correct and maybe time."""
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
@@ -10,9 +10,10 @@ from typing import Any
 
 from upath import UPath
 
-from pipeline.locations import read
+from pipeline.locations import read_text
 
-COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
+COLUMNS = ("idx", "label", "predict", "radius", "correct")
+TIME_COLUMN = "time"
 LEVEL_COLUMN = "sigma_pixel"  # in this program's logs: idx then counts the run's images
 TIME = re.compile(r"(?:(\d+) days?, )?(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
 TRUTH = {"true": 1.0, "false": 0.0}
@@ -24,13 +25,16 @@ class LogError(ValueError):
 
 @dataclass(frozen=True)
 class LogRow:
-    """What a log says of an image at one noise level; `predicted` is None for an abstention."""
+    """What a log says of an image at one noise level.
+
+    `predicted` is None for an abstention, `seconds` where the log tells no time.
+    """
 
     index: int
     label: int
     predicted: int | None
     radius: float
-    seconds: float
+    seconds: float | None
 
     @property
     def right(self) -> bool:
@@ -49,6 +53,11 @@ class Log:
         """Whether this program wrote it."""
         return None not in self.levels
 
+    @property
+    def timed(self) -> bool:
+        """Whether it tells the time of every image."""
+        return all(row.seconds is not None for rows in self.levels.values() for row in rows)
+
 
 def read_log(path: UPath) -> Log:
     """The rows of a log. Radii are as written. `correct` must say of each row whether predict is label.
@@ -60,35 +69,42 @@ def read_log(path: UPath) -> Log:
             contradicts its row.
     """
     cells = _cells(path)
-    rows = [_row(row, f"{path}, line {number}") for number, row in enumerate(cells, start=2)]
+    rows = {number: _row(row, f"{path}, line {number}") for number, row in cells.items()}
     levels: dict[float | None, list[LogRow]] = {}
     seen = set()
-    for number, (row, of) in enumerate(zip(rows, cells, strict=True), start=2):
-        where = f"{path}, line {number}"
+    for number, row in rows.items():
+        where, of = f"{path}, line {number}", cells[number]
         level = _cell(of, LEVEL_COLUMN, _finite, "a noise level", where) if LEVEL_COLUMN in of else None
         if (level, row.index) in seen:
             raise LogError(f"{where}: idx {row.index} comes a second time at one noise level; keep one of the rows")
         seen.add((level, row.index))
         levels.setdefault(level, []).append(row)
-    return Log(levels, _remark_on_correct([row["correct"] for row in cells], rows, path))
+    return Log(levels, _remark_on_correct({number: row["correct"] for number, row in cells.items()}, rows, path))
 
 
-def _cells(path: UPath) -> list[dict[str, str]]:
-    """The cells of each row, by column."""
+def _cells(path: UPath) -> dict[int, dict[str, str]]:
+    """The cells of each row, by its line in the file and by column. Blank lines are no rows."""
     listed = ", ".join(COLUMNS)
     try:
-        lines = [line.split("\t") for line in read(path).decode().rstrip().splitlines()]
+        text = read_text(path)
     except UnicodeDecodeError as error:
-        raise LogError(f"{path} is no text, so no log; give a run's folder, or a log with {listed}") from error
-    header = [name.strip() for name in lines[0]] if lines else []
+        raise LogError(f"{path} is no text in UTF-8, so no log; give a run's folder, or a log with {listed}") from error
+    lines = {n: line.split("\t") for n, line in enumerate(text.splitlines(), start=1) if line.strip()}
+    head = next(iter(lines), 0)
+    header = [name.strip() for name in lines.pop(head, [])]
     if missing := [name for name in COLUMNS if name not in header]:
-        raise LogError(f"{path} has no column {', '.join(missing)}; a log has the tab-separated columns {listed}")
-    if len(lines) == 1:
+        raise LogError(
+            f"{path} has no column {', '.join(missing)}; a log has the tab-separated columns {listed}, and may have "
+            f"{TIME_COLUMN}"
+        )
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise LogError(f"{path} has two columns {twice[0]}; leave one out")
+    if not lines:
         raise LogError(f"{path} has no rows; give the log of a finished certification")
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in lines.items():
         if len(line) != len(header):
             raise LogError(f"{path}, line {number}: {len(line)} cells where the header has {len(header)}; mend the log")
-    return [dict(zip(header, map(str.strip, line), strict=True)) for line in lines[1:]]
+    return {number: dict(zip(header, map(str.strip, line), strict=True)) for number, line in lines.items()}
 
 
 def _row(cells: dict[str, str], where: str) -> LogRow:
@@ -98,7 +114,9 @@ def _row(cells: dict[str, str], where: str) -> LogRow:
         label=_cell(cells, "label", _count, "a class, counted from 0", where),
         predicted=predict if predict >= 0 else None,
         radius=_cell(cells, "radius", _finite, "a radius", where),
-        seconds=_cell(cells, "time", seconds_of, "a time as H:MM:SS.ffffff", where),
+        seconds=_cell(cells, TIME_COLUMN, seconds_of, "a time as H:MM:SS.ffffff or in seconds", where)
+        if cells.get(TIME_COLUMN)
+        else None,
     )
 
 
@@ -123,23 +141,23 @@ def _finite(text: str) -> float:
 
 
 def seconds_of(text: str) -> float:
-    """Seconds of a time as Python writes it: `H:MM:SS`, with a fraction or days or without."""
+    """Seconds of a time as Python writes it: `H:MM:SS`, with a fraction or days or without; or a number of seconds."""
     found = TIME.fullmatch(text)
     if not found:
-        raise ValueError(f"{text!r} is no time")
+        return _finite(text)
     days, hours, minutes, seconds = found.groups(default="0")
     time = timedelta(days=int(days), hours=int(hours), minutes=int(minutes), seconds=float(seconds))
     return time.total_seconds()
 
 
-def _remark_on_correct(column: Sequence[str], rows: Sequence[LogRow], path: UPath) -> str | None:
-    """None where `correct` fits every row; else what it holds instead.
+def _remark_on_correct(column: Mapping[int, str], rows: Mapping[int, LogRow], path: UPath) -> str | None:
+    """None where `correct` fits every row; else what it holds instead. Both are by line.
 
     Raises:
         LogError: it fits neither the rows nor a running count or accuracy of them.
     """
-    right = [row.right for row in rows]
-    wrong_at = next((k for k, text in enumerate(column) if not _shows(text, right[k])), None)
+    right = [row.right for row in rows.values()]
+    wrong_at = next((line for line, text in column.items() if not _shows(text, rows[line].right)), None)
     if wrong_at is None:
         return None
     counts = list(accumulate(map(int, right)))
@@ -149,9 +167,9 @@ def _remark_on_correct(column: Sequence[str], rows: Sequence[LogRow], path: UPat
         "accuracy": shares,
         "accuracy in percent": [100 * share for share in shares],
     }
-    row, where = rows[wrong_at], f"line {wrong_at + 2}"
+    row, where = rows[wrong_at], f"line {wrong_at}"
     for what, values in running.items():
-        if all(_shows(text, value) for text, value in zip(column, values, strict=True)):
+        if all(_shows(text, value) for text, value in zip(column.values(), values, strict=True)):
             return (
                 f"{path}: column `correct` holds the running {what}, not 0 or 1 for its own row ({where} has "
                 f"{column[wrong_at]}); it was left out, and recomputed from predict and label"

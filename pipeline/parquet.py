@@ -4,21 +4,25 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
 from pipeline.entries import DataError, Entry, Source, Split, checked_label, reading, shards
+from pipeline.names import COPY, Notes
 
 IMAGE_COLUMNS = ("image", "img", "bytes")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "fine_labels")
 BUFFER_BYTES = 2**20
 LISTED_AT_ONCE = 8192
+AT_ONCE = 16  # files of an object store
 DECODED_AT_ONCE = 64
 
 
@@ -40,7 +44,7 @@ def opened_parquet(shard: UPath) -> Iterator[pq.ParquetFile]:
     """
     # Read-ahead would fetch the pixels that lie between two pieces of a small column.
     with (
-        reading(shard, pa.ArrowException),
+        reading(shard, pa.ArrowException, UnicodeDecodeError),
         shard.fs.open(shard.path, "rb", cache_type="none") as stream,
         pq.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False) as file,
     ):
@@ -125,31 +129,68 @@ def paths_and_labels(file: pq.ParquetFile, group: int, columns: Columns) -> Iter
             yield from (((image or {}).get("path"), label) for image, label in zip(images, labels, strict=True))
 
 
-def content_id(content: bytes, label: Any, copies: Counter[str]) -> str:
-    """20 hex digits of SHA-256; the n-th further copy of an image with the same label has `-n` added.
+def content_id(path: str | None, content: bytes, label: Any, seen: Counter[str], counts: Counter[str]) -> str:
+    """The path, if there is one, and 20 hex digits of SHA-256; the n-th further copy of it has `-n` added.
 
-    The label belongs to it, so that the ids of an image that occurs with two labels do not depend on their order.
+    The label belongs to the digest, so that the ids of an image that occurs with two labels do not depend on their
+    order. A copy has path, content and label in common: which of them is which does not matter.
     """
     digest = hashlib.sha256(f"{label}\n".encode() + content).hexdigest()[:20]
-    further = copies[digest]
-    copies[digest] += 1
-    return f"{digest}-{further}" if further else digest
+    image_id = f"{path}-{digest}" if path else digest
+    further = seen[image_id]
+    seen[image_id] += 1
+    if not further:
+        return image_id
+    counts[COPY] += 1
+    return f"{image_id}-{further}"
+
+
+def repeated_paths(shards: list[UPath]) -> pa.Table:
+    """The paths that several rows have, in all files together, with their numbers of rows: `values` and `counts`.
+
+    Pixels are not touched.
+    """
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        paths = pa.chunked_array([chunk for found in pool.map(paths_in, shards) for chunk in found], pa.string())
+    counted = pa.Table.from_struct_array(pc.value_counts(paths.drop_null()))
+    return counted.filter(pc.field("counts") > 1)
+
+
+def paths_in(shard: UPath) -> list[pa.Array]:
+    with opened_parquet(shard) as file:
+        column = find_columns(file.schema_arrow, shard).path
+        if column is None:
+            return []
+        batches = file.iter_batches(LISTED_AT_ONCE, columns=[column])
+        return [pc.struct_field(batch.column(0), "path").cast(pa.string()) for batch in batches]
 
 
 def parquet(location: UPath, split: Split) -> Source:
     """One Parquet file, or those of a folder or pattern in the order of their names.
 
-    An image's id is its path where the row has one, and then listing does not touch the pixels; or else made from its
-    content. Either way it stays the same when the rows are stored in another order or in other files. Entries hold the
-    rows of one batch, and where there are no paths a digest of each image.
+    An image's id is its path where no other row has that path, and then listing does not touch the pixels. Where
+    several rows have it, as after Hugging Face's push_to_hub, which keeps base names only, it is the path and a digest
+    of label and content; where a row has none, the digest. All of it stays the same when the rows are stored in another
+    order or in other files. Entries hold the rows of one batch, and the paths that repeat.
     """
-    paths = shards(location, (".parquet",), split)
-    with opened_parquet(paths[0]) as file:
-        names = class_names(file.schema_arrow, find_columns(file.schema_arrow, paths[0]).label)
+    notes = Notes()
+    files = list(shards(location, (".parquet",), split, notes).values())
+    with opened_parquet(files[0]) as file:
+        names = class_names(file.schema_arrow, find_columns(file.schema_arrow, files[0]).label)
+
+    @cache
+    def repeated() -> frozenset[str]:
+        found = repeated_paths(files)
+        if found.num_rows:
+            notes.said["paths"] = (
+                f"images that share their path with others (such as {found['values'][0]}): "
+                f"{pc.sum(found['counts']).as_py():,}; their ids are the path and a digest of label and content"
+            )
+        return frozenset(found["values"].to_pylist())
 
     def entries() -> Iterator[Entry]:
-        copies: Counter[str] = Counter()
-        for shard in paths:
+        seen, counts = Counter[str](), notes.of_part("rows")
+        for shard in files:
             with opened_parquet(shard) as file:
                 columns = find_columns(file.schema_arrow, shard)
                 if class_names(file.schema_arrow, columns.label) != names:
@@ -159,7 +200,10 @@ def parquet(location: UPath, split: Split) -> Source:
                 for group in range(file.num_row_groups):
                     images = GroupImages(file, group, columns.content, shard)
                     for row, (path, label) in enumerate(paths_and_labels(file, group, columns)):
-                        image_id = path or content_id(images.content(row), label, copies)
+                        if path and path not in repeated():
+                            image_id = path
+                        else:
+                            image_id = content_id(path, images.content(row), label, seen, counts)
                         yield Entry(image_id, checked_label(label, image_id), partial(images.content, row))
 
-    return Source("parquet", entries, names)
+    return Source("parquet", entries, names, notes)

@@ -76,6 +76,7 @@ class PreparedRun:
         guess = "" if data.format or data.name in DATASETS else f", read as {self.source.format} (--format overrides)"
         resized = f", resized with the filter {data.filter}" if data.resize else ""
         lines = [f"data: {data.name}{guess}: {channels} x {height} x {width} pixels{resized}", self.labels]
+        lines += [f"data: {note}" for note in self.listing.notes]
         if self.measured is None or self.measured.device:  # a stated rate does not tell the rows
             lines += [
                 f"{self.config.compute.rows_per_pass} rows a forward pass, {self.config.votes.per_unit:,} draws a unit"

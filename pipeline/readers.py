@@ -1,13 +1,14 @@
 """Formats of data sets, and which one a location has."""
 
+import re
 from collections.abc import Callable
 
 from upath import UPath
 
-from pipeline.archives import TAR_ENDINGS, class_folders, edm_zip, image_folder, webdataset
+from pipeline.archives import TAR_ENDINGS, class_folders, edm_zip, image_folder, images_below, webdataset
 from pipeline.arrays import IMAGENET_TRAIN, imagenet64_npz, is_downsampled_imagenet, npy, npz
 from pipeline.cifar import cifar_binary, cifar_python
-from pipeline.entries import DataError, Source, Split, is_image, listing
+from pipeline.entries import DataError, Source, Split, is_pattern, listing
 from pipeline.locations import reaching
 from pipeline.parquet import parquet
 
@@ -21,7 +22,7 @@ def open_source(location: UPath, *, format: str | None, split: Split) -> Source:
     """
     if format is not None and format not in FORMATS:
         raise DataError(f"dataset.format {format!r} is unknown; there are: {', '.join(FORMATS)}")
-    if "*" not in location.name:
+    if not is_pattern(location):
         check_exists(location)
     return FORMATS[format or guess_format(location)](location, split)
 
@@ -55,32 +56,55 @@ def guess_format(location: UPath) -> str:
 
 def formats_of_file(location: UPath) -> list[str]:
     name = location.name.lower()
-    if name.endswith(TAR_ENDINGS):
-        kinds = [kind for kind in ("python", "binary") if name.startswith((f"cifar-10-{kind}", f"cifar-100-{kind}"))]
-        return [f"cifar-{kind}" for kind in kinds] or ["webdataset"]
+    if cifar := CIFAR_ARCHIVE.fullmatch(name):
+        return [f"cifar-{cifar[1]}"] if cifar[1] != "matlab" else []
     if name.endswith(".npz"):
         return ["imagenet64-npz" if is_downsampled_imagenet(location) else "npz"]
-    return [format for ending, format in ((".parquet", "parquet"), (".zip", "edm-zip")) if name.endswith(ending)]
+    return [format for ending, format in ENDINGS.items() if name.endswith(ending)]
 
 
 def formats_of_folder(location: UPath) -> list[str]:
+    """Those whose signs are among the names in a folder.
+
+    Raises:
+        DataError: the data lie in something that is in the folder.
+    """
     found = listing(location)
     files = set(found.files)
+    archives = {name for name in files if CIFAR_ARCHIVE.fullmatch(name.lower())}
+    cifar = sorted(archives | {name for name in found.folders if CIFAR_FOLDER.fullmatch(name)})
+    arrays = {name for name in files if name.endswith(".npy")}
     signs = {
         "parquet": any(name.lower().endswith(".parquet") for name in files),
-        "webdataset": any(name.lower().endswith(TAR_ENDINGS) for name in files),
+        "webdataset": any(name.lower().endswith(TAR_ENDINGS) for name in files - archives),
         "cifar-python": "data_batch_1" in files or {"train", "test"} <= files,
         "cifar-binary": "data_batch_1.bin" in files or {"train.bin", "test.bin"} <= files,
-        "npy": "images.npy" in files,
+        "npy": "images.npy" in arrays or ("labels.npy" in arrays and len(arrays) > 1),
         "imagenet64-npz": bool(files & {*IMAGENET_TRAIN, "val_data.npz"}),
     }
     candidates = [format for format, is_there in signs.items() if is_there]
-    if candidates or not found.folders:
+    if candidates:
         return candidates
-    first = next(iter(class_folders(location).values()))
-    return ["image-folder"] if any(is_image(path) for path in location.fs.find(first)) else []
+    if cifar:
+        raise DataError(
+            f"{location} holds CIFAR in {', '.join(cifar)}; point at "
+            f"{'it' if len(cifar) == 1 else 'one of them'}, such as {location / cifar[0]}"
+        )
+    if not found.folders:
+        return []
+    folders = class_folders(location).values()
+    return ["image-folder"] if any(not all(images_below(location, folder).values()) for folder in folders) else []
 
 
+# As its authors name what it comes in, and torchvision leaves it.
+CIFAR_ARCHIVE = re.compile(r"cifar-100?-(python|binary|matlab)[^-]*\.(?:tar|tar\.gz|tgz)")
+CIFAR_FOLDER = re.compile(r"cifar-100?-(python|binary|batches-py|batches-bin)")
+ENDINGS = {
+    **dict.fromkeys(TAR_ENDINGS, "webdataset"),
+    ".parquet": "parquet",
+    ".zip": "edm-zip",
+    ".npy": "npy",
+}
 FORMATS: dict[str, Callable[[UPath, Split], Source]] = {
     "image-folder": image_folder,
     "parquet": parquet,

@@ -83,6 +83,8 @@ def _on_logs(logs: Sequence[tuple[str, OpenedLog]], *, alone: bool) -> Iterator[
         yield f"Radii of {rounded} are as its log prints them; published logs give three digits, and may round up."
     if logs and alone:
         yield "No run is there to name the images: logs are taken to be about the same ones where idx and label agree."
+    if untimed := ", ".join(dict.fromkeys(name for name, log in logs if not log.log.timed)):
+        yield f"The log of {untimed} does not tell the time of each image: its seconds are unknown."
     for _, log in logs:
         if log.log.remark:
             yield f"Warning: {log.log.remark}."

@@ -27,6 +27,13 @@ def test_loading_twice_gives_the_same_network_ready_for_inference(checkpoint: Pa
     assert torch.equal(*(model(z, torch.ones(3), torch.eye(10)[:3]) for model in (first, second)))
 
 
+def test_a_description_may_begin_with_a_byte_order_mark(checkpoint: Path) -> None:
+    before = denoiser_digest(checkpoint)
+    path = checkpoint / "denoiser.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert denoiser_digest(checkpoint) == before
+
+
 def test_a_truncated_file_is_refused(checkpoint: Path) -> None:
     weights = checkpoint / "denoiser.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

@@ -145,18 +145,21 @@ def test_a_model_is_converted_and_images_are_chosen_by_id(ndc, tmp_path: Path) -
         (tmp_path / "data" / name).mkdir(parents=True)
         for index in range(3):
             Image.new("RGB", (20, 18), (25 * int(name), 80 * index, 0)).save(tmp_path / "data" / name / f"{index}.png")
-    (tmp_path / "ids.txt").write_text("7/1.png\n3/0.png\n")
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbf7/1.png\r\n3/0.png\r\n\r\n")
     plan = ["plan", "demo", "--model", "models/edm", "--data", "data", "--evaluations-per-second", "1"]
     small = ["--set", "dataset.resize=16", "--set", "dataset.filter=box", "--set", "unconditional=blended_label"]
     chosen = ndc(*plan, *small, "--ids", "ids.txt")
     assert chosen.returncode == 0, chosen.stderr
     assert "data: data, read as image-folder (--format overrides): 3 x 16 x 16 pixels, resized with" in chosen.stderr
     assert "2 images, " in chosen.stdout
+    assert "passed over" not in chosen.stderr
+    (tmp_path / "data" / "3" / "Thumbs.db").write_bytes(b"")
     absent = ndc(*plan, *small, "--data", "nowhere/images")
     assert absent.returncode == 1
     assert "nowhere/images does not exist" in absent.stderr
     some = ndc(*plan, *small, "--every", "5", "--offset", "1", "--limit", "4")
     assert "4 images, " in some.stdout
+    assert "data: passed over as no images: 1 (1 Thumbs.db)\n" in some.stderr
 
     (tmp_path / "data/4/2.png").write_bytes(b"not an image")
     corrupt = ndc(*plan, *small, "--limit", "30")

@@ -98,6 +98,25 @@ def test_numbers_intervals_and_sources_are_in_the_json(tmp_path: Path, out: Path
     assert log["best_sigma_per_radius_chosen_on_this_data"] is None
 
 
+def test_a_missing_time_is_missing_and_not_0(tmp_path: Path, out: Path) -> None:
+    run = finished_run(tmp_path / "a", WINS, "certificate.radii=[0.1]")
+    rows = log_text(LOG).splitlines()
+    logs = {
+        "none": [row.rpartition("\t")[0] for row in rows],
+        "some": [*rows[:-1], rows[-1].rpartition("\t")[0] + "\t"],
+        "seconds": [row.replace("0:00:10.500000", "10.5") for row in rows],
+    }
+    for name, lines in logs.items():
+        (tmp_path / f"{name}.tsv").write_text("\n".join(lines))
+    written = compared(run, *(f"{name}@0.25={tmp_path / name}.tsv" for name in logs), out=out)
+    found = json.loads((out / "compare.json").read_text())["methods"][1:]
+    assert [method["levels"][0]["certify"]["seconds"] for method in found] == [None, None, 10.5]
+    assert [row[-3] for row in written.tables[1].rows[3:]] == ["", "", "10.5"]
+    assert "The log of none, some does not tell the time of each image: its seconds are unknown." in (
+        written.comparison.remarks
+    )
+
+
 def test_all_formats_are_written_and_names_never_become_markup(tmp_path: Path, out: Path) -> None:
     run = finished_run(tmp_path / "a", SOME)
     written = compared(f"<b>|100% & $x_1$\\^~#={run}", run, out=out)

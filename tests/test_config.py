@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from ndc_core.grid import build_grid
+from pipeline.cli import as_toml
 from pipeline.config import ConfigError, load_config, preset_names
 
 
@@ -95,6 +96,22 @@ def test_unknown_presets_are_refused_with_the_known_ones(tmp_path: Path) -> None
     broken.write_text("seed = 3")
     with pytest.raises(ConfigError, match="key model is missing"):
         load_config(str(broken))
+    broken.write_bytes(b"model = 'caf\xe9'")
+    with pytest.raises(ConfigError, match=r"a\.toml is not TOML: it is no text in UTF-8"):
+        load_config(str(broken))
+
+
+def test_a_byte_order_mark_does_not_change_a_configuration(tmp_path: Path) -> None:
+    text = load_config("demo").to_toml()
+    (tmp_path / "marked.toml").write_text(text, encoding="utf-8-sig")
+    assert load_config(str(tmp_path / "marked.toml")) == load_config("demo")
+
+
+@pytest.mark.parametrize("name", ["donn\xe9es", "\U0001f600/a b", 'with "quotes" and \\', "tab\tand\nline"])
+def test_names_in_any_script_come_through_the_command_line(name: str) -> None:
+    given = [f"dataset.name={as_toml(name)}", f"dataset.ids={as_toml([name])}", "dataset.limit=1"]
+    dataset = load_config("demo", given).dataset
+    assert (dataset.name, dataset.ids) == (name, (name,))
 
 
 @pytest.mark.parametrize("sigma_pixel", [0.25, 0.5, 1.0])

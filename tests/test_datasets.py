@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.datasets import DatasetSpec, Example, Listing, examples_of, list_images, selected, source_of
+from pipeline.datasets import DatasetSpec, Example, Listing, examples_of, ids_in, list_images, selected, source_of
 from pipeline.entries import DataError
 from pipeline.locations import location
 from tests.runs import digits, listing_of
@@ -56,8 +56,41 @@ def test_images_are_chosen_by_place_or_by_id(folder: Path) -> None:
     assert everything == [f"{name}/{index}.png" for name in ("cat", "dog") for index in range(6)]
     assert ids(DatasetSpec(str(folder), offset=1, every=3, limit=3)) == everything[1::3][:3]
     assert ids(DatasetSpec(str(folder), ids=("dog/4.png", "cat/2.png"))) == ["cat/2.png", "dog/4.png"]
-    with pytest.raises(DataError, match=r"2 of 3 dataset\.ids are not in .*: cow/1\.png, dog/9\.png"):
+    with pytest.raises(DataError, match=r"2 of 3 dataset\.ids are not in .*: cow/1\.png, dog/9\.png$"):
         ids(DatasetSpec(str(folder), ids=("dog/9.png", "cat/2.png", "cow/1.png")))
+    with pytest.raises(DataError, match=r"1 of 1 dataset\.ids are not in .*: 0\.png; ids there are such as cat/0\.png"):
+        ids(DatasetSpec(str(folder), ids=("0.png",)))
+
+
+def test_a_list_of_ids_may_come_from_any_editor() -> None:
+    assert ids_in(b"\xef\xbb\xbfa b/0.png\r\n\r\nc.png \t\n  \n\n", where="ids.txt") == ["a b/0.png", "c.png"]
+    assert ids_in("d\u2028e.png".encode(), where="ids.txt") == ["d\u2028e.png"]
+    with pytest.raises(DataError, match=r"ids\.txt has no ids; write the ids of the images to take, one a line"):
+        ids_in(b"\n \n", where="ids.txt")
+    with pytest.raises(DataError, match=r"ids\.txt is no text in UTF-8"):
+        ids_in(b"caf\xe9", where="ids.txt")
+
+
+def test_what_was_decided_about_the_data_is_said_once_for_the_images_of_a_run(folder: Path) -> None:
+    assert listed(DatasetSpec(str(folder))).notes == ()
+    (folder / "cat" / "Thumbs.db").write_bytes(b"")
+    Image.new("RGBA", (8, 8)).save(folder / "dog" / "0.png")
+    dogs = DatasetSpec(str(folder), offset=6)
+    source = source_of(dogs)
+    for _ in range(2):
+        found = list_images(dogs, source, image_shape=(3, 8, 8), num_classes=2, noise="integer")
+        assert found.notes == (
+            "passed over as no images: 1 (1 Thumbs.db)",
+            "images that are transparent somewhere, which is dropped and not blended: 1",
+        )
+    assert listed(DatasetSpec(str(folder), limit=6)).notes == ("passed over as no images: 1 (1 Thumbs.db)",)
+
+
+def test_data_of_which_all_is_passed_over_are_empty_and_say_why(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        shard.addfile(tarfile.TarInfo("._a.png"))
+    with pytest.raises(DataError, match=r"empty: there is nothing to certify; passed over as no images: 1 \(1 \._\*\)"):
+        listed(DatasetSpec(str(tmp_path / "a.tar")))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +102,7 @@ def test_images_are_chosen_by_place_or_by_id(folder: Path) -> None:
         ({"resize": 8}, "dataset.resize and dataset.filter go together"),
         ({"ids": ("a", "b"), "limit": 1}, "leave out offset, every and limit"),
         ({"ids": ("a",), "every": 2}, "leave out offset, every and limit"),
-        ({"ids": ("a", "a")}, "names an image twice"),
+        ({"ids": ("b", "a", "a")}, "names an image twice: a"),
     ],
 )
 def test_choices_that_mean_nothing_are_refused(choice: dict, message: str) -> None:
@@ -128,13 +161,14 @@ def test_an_id_that_occurs_twice_and_no_images_at_all_are_refused(tmp_path: Path
     np.savez(tmp_path / "none.npz", images=np.zeros((0, 8, 8, 3), np.uint8), labels=np.zeros(0, np.int64))
     with pytest.raises(DataError, match="empty: there is nothing to certify"):
         listed(DatasetSpec(str(tmp_path / "none.npz")))
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    image = {"bytes": png(np.zeros((8, 8, 3), np.uint8)), "path": "a.png"}
-    pq.write_table(pa.table({"image": [image, image], "label": [0, 1]}), tmp_path / "twice.parquet")
-    with pytest.raises(DataError, match=r"image id a\.png occurs twice"):
-        listed(DatasetSpec(str(tmp_path / "twice.parquet")))
+    image = png(np.zeros((8, 8, 3), np.uint8))
+    with tarfile.open(tmp_path / "twice.tar", "w") as shard:
+        for name, content in (("a.png", image), ("a.cls", b"0"), ("b.png", image), ("b.cls", b"0")) * 2:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            shard.addfile(member, BytesIO(content))
+    with pytest.raises(DataError, match=r"image id a occurs twice in .*twice.tar; rename one: votes of the two"):
+        listed(DatasetSpec(str(tmp_path / "twice.tar")))
 
 
 def test_data_in_an_object_store_are_the_same_data(folder: Path, s3: str) -> None:

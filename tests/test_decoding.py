@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from pipeline.decoding import RESAMPLING, CorruptImageError, decode
+from pipeline.decoding import FRAMES, OTHER_COLOURS, RESAMPLING, TRANSPARENCY, CorruptImageError, decode
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (9, 7, 3), dtype=np.uint8)
@@ -24,11 +24,23 @@ def as_stored(raw: bytes | np.ndarray, channels: int = 3) -> np.ndarray:
     return decode(raw, channels=channels, size=None, resample=None)
 
 
+def losses(raw: bytes) -> list[str]:
+    """What is said to be lost."""
+    lost: list[str] = []
+    decode(raw, channels=3, size=None, resample=None, on_loss=lost.append)
+    return lost
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that announces a size and has no pixels."""
+    return png_of(width, height, b"", bits=8, kind=2)
+
+
+def png_of(width: int, height: int, rows: bytes, *, bits: int, kind: int) -> bytes:
+    """Rows begin with their filter's byte; kind 0 is grey, 2 colour, 4 grey with alpha, 6 colour with alpha."""
     chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(b"")),
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
         (b"IEND", b""),
     )
     body = b"".join(
@@ -102,6 +114,50 @@ def test_more_than_8_bits_of_grey_are_refused(mode: str) -> None:
     kind = "PNG" if mode == "I;16" else "TIFF"
     with pytest.raises(CorruptImageError, match="more than 8 bits"):
         as_stored(encoded(Image.new(mode, (4, 4)), kind))
+
+
+def tiff_of(*, bits: int, samples: int, kind: int) -> bytes:
+    """2 x 2 zeros; kind 1 is grey, 2 colour, 5 CMYK."""
+    pixels, each = bytes(4 * samples * bits // 8), struct.pack(f"<{samples}H", *[bits] * samples)
+    long_tags = {256: 2, 257: 2, 259: 1, 262: kind, 277: samples, 278: 2, 279: len(pixels)}
+    start = 8 + 2 + 12 * 9 + 4
+    offset_of_bits = start if len(each) > 4 else int.from_bytes(each, "little")
+    entries = {tag: (4, 1, value) for tag, value in long_tags.items()}
+    entries |= {258: (3, samples, offset_of_bits), 273: (4, 1, start + len(each))}
+    directory = b"".join(struct.pack("<HHII", tag, *entries[tag]) for tag in sorted(entries))
+    return b"II*\0" + struct.pack("<IH", 8, 9) + directory + bytes(4) + each + pixels
+
+
+@pytest.mark.parametrize(("kind", "samples"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_a_png_of_16_bits_is_refused_whatever_its_channels(kind: int, samples: int) -> None:
+    rows = (b"\0" + bytes(2 * 2 * samples)) * 2
+    with pytest.raises(CorruptImageError, match=r"more than 8 bits a channel \(16\); convert it first"):
+        as_stored(png_of(2, 2, rows, bits=16, kind=kind))
+    rows = (b"\0" + bytes(2 * samples)) * 2
+    assert as_stored(png_of(2, 2, rows, bits=8, kind=kind)).shape == (3, 2, 2)
+
+
+@pytest.mark.parametrize(("kind", "samples"), [(1, 1), (1, 2), (2, 3), (2, 4), (5, 4)])
+def test_a_tiff_of_16_bits_is_refused_whatever_its_channels(kind: int, samples: int) -> None:
+    # Pillow does not read grey with alpha.
+    with pytest.raises(CorruptImageError, match=r"more than 8 bits( a channel \(16\); convert it first)?$"):
+        as_stored(tiff_of(bits=16, samples=samples, kind=kind))
+    if (kind, samples) != (1, 2):
+        assert as_stored(tiff_of(bits=8, samples=samples, kind=kind)).shape == (3, 2, 2)
+
+
+def test_what_an_image_loses_is_said() -> None:
+    plain, other = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), (9, 9, 9))
+    for kind in ("PNG", "GIF", "WEBP", "TIFF"):
+        assert losses(encoded(plain, kind)) == []
+        assert losses(encoded(plain, kind, save_all=True, append_images=[other])) == [FRAMES]
+    assert losses(encoded(Image.new("RGBA", (4, 4), (1, 2, 3, 255)))) == []
+    assert losses(encoded(Image.new("RGBA", (4, 4), (1, 2, 3, 254)))) == [TRANSPARENCY]
+    assert losses(encoded(Image.new("P", (4, 4)), transparency=0)) == [TRANSPARENCY]
+    assert losses(encoded(plain, transparency=(0, 0, 0))) == [TRANSPARENCY]
+    for kind in ("JPEG", "TIFF"):
+        assert losses(encoded(plain.convert("CMYK"), kind)) == [OTHER_COLOURS]
+    assert losses(encoded(plain, "JPEG")) == []
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP"])

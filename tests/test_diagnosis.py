@@ -211,7 +211,7 @@ def test_the_command_writes_a_grid_that_a_run_takes(tiny_model: Path, tmp_path: 
 
 def test_images_are_of_the_training_split_and_spread_over_it(tiny_model: Path) -> None:
     ids = [example.image_id for example in digits("train")]
-    found = spread_images(DatasetSpec("digits", split="train", limit=10), load_denoiser(tiny_model), print)
+    found = spread_images(DatasetSpec("digits", split="train", limit=10), load_denoiser(tiny_model), say=print)
     places = [ids.index(example.image_id) for example in found]
     assert len(places) == 10
     assert (places[0], places[-1]) == (0, len(ids) - 1)

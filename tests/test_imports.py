@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 # A module may import only from lines above its own.
 ORDER = [
     {"ndc_core"},
+    {"names"},
     {"locations", "memory", "methods", "decoding", "journal", "tables"},
     {"entries", "lease", "run_log", "logs", "console"},
     {"archives", "classes", "parquet"},

@@ -105,6 +105,22 @@ def test_every_running_column_that_differs_from_its_rows_is_found(
     assert [row.right for row in log.levels[None]] == right
 
 
+def test_a_log_may_begin_with_a_byte_order_mark_and_have_blank_lines(tmp_path: Path) -> None:
+    text = f"\ufeff{HEADER}\n\n0\t1\t1\t0.5\t1\t0:00:02\n\t\n1\t1\t1\t0.5\t1\t0:00:02\n\n"
+    assert [row.index for row in read_text(tmp_path, text).levels[None]] == [0, 1]
+
+
+def test_times_may_be_seconds_or_missing(tmp_path: Path) -> None:
+    rows = ["0\t1\t1\t0.5\t1\t15.4", "1\t1\t1\t0.5\t1\t0:00:15.400000", "2\t1\t1\t0.5\t1\t"]
+    log = read_text(tmp_path, "\n".join([HEADER, *rows]))
+    assert [row.seconds for row in log.levels[None]] == [15.4, 15.4, None]
+    assert not log.timed
+    assert read_text(tmp_path, "\n".join([HEADER, *rows[:2]])).timed
+    without = read_text(tmp_path, "\n".join(line.rpartition("\t")[0] for line in [HEADER, *rows]))
+    assert [row.seconds for row in without.levels[None]] == [None, None, None]
+    assert [row.radius for row in without.levels[None]] == [0.5, 0.5, 0.5]
+
+
 @given(seconds=st.integers(0, 10**12))
 def test_every_time_that_python_writes_is_read(seconds: int) -> None:
     span = timedelta(microseconds=seconds)
@@ -117,7 +133,7 @@ ROW = "0\t1\t1\t0.5\t1\t0:00:01"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has no column idx, label, predict, radius, correct, time"),
+        ("", "has no column idx, label, predict, radius, correct; a log has"),
         (HEADER.replace("\tradius", "") + "\n", "has no column radius; a log has the tab-separated columns idx"),
         (HEADER + "\n", "has no rows"),
         (f"{HEADER}\n{ROW}\n0\t1\t1", "line 3: 3 cells where the header has 6"),
@@ -125,6 +141,11 @@ ROW = "0\t1\t1\t0.5\t1\t0:00:01"
         (f"{HEADER}\n{ROW.replace('0.5', 'nan')}", "line 2: radius is 'nan', not a radius"),
         (f"{HEADER}\n{ROW.replace('0.5', '-0.5')}", "line 2: radius is '-0.5'"),
         (f"{HEADER}\n{ROW.replace('0:00:01', '1.2 s')}", "line 2: time is '1.2 s', not a time as H:MM:SS"),
+        (f"{HEADER}\n{ROW.replace('0:00:01', 'nan')}", "line 2: time is 'nan', not a time as H:MM:SS.ffffff or in sec"),
+        (f"{HEADER}\n{ROW.replace('0:00:01', '-3')}", "line 2: time is '-3'"),
+        (f"{HEADER}\n\n{ROW}\n\n{ROW}", "line 5: idx 0 comes a second time at one noise level"),
+        (f"{HEADER}\n\n{ROW.replace('1', '0', 3)}", "line 3: correct is"),
+        (f"{HEADER}\tradius\n{ROW}\t1", "has two columns radius; leave one out"),
         (f"{HEADER}\n-1{ROW[1:]}", "line 2: idx is '-1', not a place in the data"),
         (f"{HEADER}\n0\tcat{ROW[3:]}", "line 2: label is 'cat', not a class"),
         (f"{HEADER}\tsigma_pixel\n{ROW}\tlow", "line 2: sigma_pixel is 'low', not a noise level"),

@@ -19,6 +19,8 @@ from pipeline import parquet
 from pipeline.classes import arranged
 from pipeline.decoding import decode
 from pipeline.entries import DataError
+from pipeline.locations import LocationError
+from pipeline.locations import location as as_location
 from pipeline.readers import FORMATS, guess_format, open_source
 
 RNG = np.random.default_rng(0)
@@ -395,6 +397,288 @@ def test_a_file_that_names_no_split_beside_others_that_do_is_not_passed_over(her
         observed(here / "hub")
 
 
+# What is no data
+
+
+def notes_of(location: UPath, format: str | None = None) -> str:
+    """What a whole pass says that it decided."""
+    source = open_source(location, format=format, split="test")
+    assert list(source.entries())
+    return "; ".join(source.notes.lines())
+
+
+JUNK = (
+    ".DS_Store",
+    "._ant",
+    ".ipynb_checkpoints/0-checkpoint.png",
+    "@eaDir/0.png",
+    "__MACOSX/ant/._0.png",
+    "ant/.ipynb_checkpoints/0-checkpoint.png",
+    "ant/@eaDir/1.PNG/SYNOPHOTO_THUMB_S.png",
+    "ant/._1.PNG",
+    "ant/Thumbs.db",
+    "ant/desktop.ini",
+    "ant/deep/er/.trash/0.png",
+)
+
+
+def test_what_systems_leave_in_class_folders_is_no_image(root: UPath) -> None:
+    folder = write_folder(root)
+    before = observed(folder)
+    for name in JUNK:
+        put(folder / name, ENCODED[0])
+    assert observed(folder) == before
+    assert open_source(folder, format=None, split="test").class_names == NAMES
+    # Of the three leftover folders beside the classes only the names are read. Two files are of the writer.
+    note = notes_of(folder)
+    assert "passed over as no images: 13 (" in note
+    assert "2 ._*, 2 .ipynb_checkpoints/, 2 @eaDir/" in note
+
+
+def test_what_systems_leave_in_a_zip_is_no_image(root: UPath) -> None:
+    before = observed(write_edm(root))
+    with zipfile.ZipFile(io.BytesIO((root / "edm.zip").read_bytes())) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    junk = dict.fromkeys([*JUNK, "__MACOSX/00000/._img00000000.png", "readme.txt"], ENCODED[0])
+    again = put(root / "again" / "edm.zip", zip_of(files | junk))
+    assert observed(again) == before
+    assert "passed over as no images: 13 (" in notes_of(again)
+    assert "1 *.txt" in notes_of(put(root / "b.zip", zip_of(files | {"readme.txt": b""})))
+
+
+def test_what_systems_leave_in_tars_is_no_sample(root: UPath) -> None:
+    before = observed(write_tars(root))
+    # macOS's tar writes `._name` before each name, between the parts of a sample too.
+    doubled = {
+        name: content
+        for path, part in samples(range(COUNT)).items()
+        for name, content in ((path.replace("s/", "s/._"), b"Mac OS X"), (path, part))
+    }
+    again = put(root / "again.tar", tar_of({"__MACOSX/s/00.png": b"", "s/@eaDir/00.png/T.png": b""} | doubled))
+    assert sorted(observed(again)) == sorted(before)
+    assert "passed over as no images: 26 (24 ._*, 1 __MACOSX/, 1 @eaDir/)" in notes_of(again)
+    batches = {"cifar-100-python/._test": b"", "cifar-100-python/test": python_batch(), "cifar-100-python/train": b""}
+    assert len(observed(put(root / "cifar-100-python.tar", tar_of(batches)))) == COUNT
+
+
+def test_what_systems_leave_beside_shards_is_no_shard(root: UPath) -> None:
+    hub = write_parquet(root)
+    before = observed(hub)
+    for name in ("_SUCCESS", ".part-0.crc", "_x.parquet", "._test-00000-of-00002.parquet", ".test.parquet"):
+        put(hub / name, b"no Parquet")
+    put(hub / "_delta_log" / "0.json", b"{}")
+    put(hub / "test-00002-of-00002.parquet.part", b"")
+    for location in (hub, hub / "*test*.parquet"):
+        assert sorted(observed(location)) == sorted(before)
+    assert "passed over as no images: 7 (" in notes_of(hub)
+    assert "1 *.part" in notes_of(hub)
+    assert "1 _delta_log/" in notes_of(hub)
+    assert "a Delta table: all its Parquet files are read" in notes_of(hub)
+
+
+def test_an_empty_class_folder_is_named_wherever_it_stands_in_the_order(here: UPath) -> None:
+    folder = write_folder(here)
+    put(folder / "aardvark" / "Thumbs.db", b"")
+    for format in (None, "image-folder"):
+        with pytest.raises(DataError, match="images/aardvark holds no image; fill the class folder or remove it"):
+            observed(folder, format)
+
+
+# Ids
+
+
+def basenames(here: UPath, *shards: list[tuple[int, int, str]]) -> UPath:
+    """A folder of Parquet files, of rows of (image, label, path)."""
+    folder = here / uuid.uuid4().hex
+    for number, rows in enumerate(shards):
+        images = [{"bytes": ENCODED[image], "path": path} for image, _, path in rows]
+        stream = io.BytesIO()
+        pq.write_table(pa.table({"image": images, "label": [label for _, label, _ in rows]}), stream, row_group_size=2)
+        put(folder / f"{number}.parquet", stream.getvalue())
+    return folder
+
+
+def test_paths_that_repeat_in_parquet_become_ids_that_do_not(here: UPath) -> None:
+    rows = [(0, 0, "0.png"), (1, 0, "1.png"), (2, 1, "0.png"), (3, 1, "3.png"), (4, 2, "0.png")]
+    location = basenames(here, rows)
+    whole = observed(location)
+    ids = [image_id for image_id, _, _ in whole]
+    assert (ids[1], ids[3]) == ("1.png", "3.png")  # unique ones are what they were
+    assert len(set(ids)) == len(ids)
+    assert all(len(image_id) == len("0.png-") + 20 and image_id.startswith("0.png-") for image_id in ids[::2])
+    assert sorted(observed(basenames(here, rows[3:], rows[2::-1]))) == sorted(whole)
+    first = next(open_source(location, format=None, split="test").entries())
+    assert first.image_id == ids[0]  # also of a pass that does not come to the others
+    note = "images that share their path with others (such as 0.png): 3; their ids are the path and a digest of label"
+    assert notes_of(location).startswith(note)
+    assert notes_of(basenames(here, rows[:2])) == ""
+
+
+def test_a_path_in_parquet_that_is_no_utf_8_is_an_error_of_its_file(here: UPath) -> None:
+    location = basenames(here, [(0, 0, "caf\xe9.png")])
+    path = Path(location.path, "0.parquet")
+    path.write_bytes(path.read_bytes().replace("\xe9".encode(), b"\xe9\xe9"))
+    with pytest.raises(DataError, match=r"0.parquet cannot be read \(.*restore it"):
+        observed(location)
+
+
+def test_true_copies_are_each_taken_and_counted(here: UPath) -> None:
+    rows = [(0, 0, "0.png"), (1, 0, "0.png"), (0, 0, "0.png"), (0, 1, "0.png"), (0, 0, "0.png")]
+    whole = observed(basenames(here, rows))
+    ids = [image_id for image_id, _, _ in whole]
+    assert (ids[2], ids[4]) == (f"{ids[0]}-1", f"{ids[0]}-2")
+    assert len(set(ids)) == 5
+    assert sorted(observed(basenames(here, rows[3:], rows[:3]))) == sorted(whole)
+    assert "copies, with content, label and path of an image before: 2; each is taken" in notes_of(
+        basenames(here, rows)
+    )
+
+
+def restarting(root: UPath) -> UPath:
+    for name, rows in (("a.tar", range(6)), ("b.tgz", range(6, COUNT))):
+        files = samples(rows)
+        renamed = {f"{int(path[2:4]) % 6:02d}{path[4:]}": content for path, content in files.items()}
+        put(root / "restart" / name, tar_of(renamed, "w:gz" if name == "b.tgz" else "w"))
+    return root / "restart"
+
+
+def test_keys_that_restart_in_each_shard_are_told_apart_by_the_shards_names(root: UPath) -> None:
+    location = restarting(root)
+    whole = observed(location)
+    assert [image_id for image_id, _, _ in whole] == [f"{shard}/{key:02d}" for shard in "ab" for key in range(6)]
+    assert sorted((label, pixels) for _, label, pixels in whole) == EXPECTED
+    assert observed(location / "*.t*", "webdataset") == whole
+    first = next(open_source(location, format=None, split="test").entries())
+    assert first.image_id == "a/00"  # also of a pass that stays in the first shard
+    assert "keys restart in the shards (00 comes again): ids are the shard's name and the key" in notes_of(location)
+    assert observed(location / "a.tar")[0][0] == "00"
+    assert "restart" not in notes_of(write_tars(root))
+
+
+def test_only_the_beginning_of_other_shards_is_read_for_ids(here: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(here / "shards" / "0.tar", tar_of(samples(range(2))))
+    put(here / "shards" / "1.tar", tar_of(samples(range(2, 3)) | {"s/99.bin": RNG.bytes(3_000_000)}))
+    fetched = []
+
+    class Counting(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            content = super().read(size)
+            fetched.append(len(content) if str(self.name).endswith("1.tar") else 0)
+            return content
+
+    def opened(fs: object, path: str, mode: str, **options: str) -> Counting:
+        assert path.endswith("0.tar") or options == {"cache_type": "none"}, "a cache would read ahead"
+        return Counting(path)
+
+    monkeypatch.setattr(type(here.fs), "open", opened)  # each thread has a file system of its own
+    assert next(open_source(here / "shards", format=None, split="test").entries()).image_id == "s/00"
+    assert 0 < sum(fetched) < 100_000
+
+
+def test_shards_in_several_folders_are_told_apart_by_their_folders(root: UPath) -> None:
+    for name, row in (("cat", 0), ("dog", 1)):
+        put(root / "by-class" / name / "0.tar", tar_of({"000.png": ENCODED[row], "000.cls": b"%d" % row}))
+    assert [image_id for image_id, _, _ in observed(root / "by-class" / "*" / "*.tar", "webdataset")] == [
+        "cat/0/000",
+        "dog/0/000",
+    ]
+
+
+def test_a_zip_that_says_something_twice_is_refused(here: UPath) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("dataset.json", json.dumps({"labels": [["a.png", 1]]}))
+        archive.writestr("a.png", ENCODED[0])
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("a.png", ENCODED[1])
+    with pytest.raises(DataError, match=r"a.zip holds a.png twice"):
+        observed(put(here / "a.zip", stream.getvalue()))
+    labels = json.dumps({"labels": [["a.png", 1], ["a.png", 2]]}).encode()
+    with pytest.raises(DataError, match=r"dataset.json gives a.png two labels, 1 and 2"):
+        observed(put(here / "b.zip", zip_of({"dataset.json": labels, "a.png": ENCODED[0]})))
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_a_name_that_is_no_utf_8_has_an_id_that_is(here: UPath, kind: str) -> None:
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    if kind == "tar":
+        location = put(here / "a.tar", tar_of({f"{name}/0.png": ENCODED[0], f"{name}/0.cls": b"0"}))
+    else:
+        location = put(here / "set" / name / "0.png", ENCODED[0]).parent.parent
+    [(image_id, label, pixels)] = observed(location)
+    assert (image_id.removesuffix(".png"), label, pixels) == (r"caf\xe9/0", 0, PIXELS[0].tobytes())
+    assert pa.array([image_id]).to_pylist() == [image_id]
+    assert r"not UTF-8" in notes_of(location)
+    names = open_source(location, format=None, split="test").class_names
+    assert names == (None if kind == "tar" else (r"caf\xe9",))
+
+
+def test_an_image_with_a_name_that_is_no_utf_8_is_named_where_it_is_at_fault(here: UPath) -> None:
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    put(write_folder(here) / name, ENCODED[0])
+    with pytest.raises(DataError, match=r"caf\\xe9\.png lies outside of the class folders"):
+        observed(here / "images")
+    with pytest.raises(LocationError, match=r"images/caf\\xe9\.png is no UTF-8, .*; rename it"):
+        as_location(f"{here}/images/{name}")
+
+
+def test_a_byte_order_mark_does_not_change_what_is_read(here: UPath) -> None:
+    bom = b"\xef\xbb\xbf"
+    marked = {
+        name: bom + content if name.endswith(("cls", "json")) else content
+        for name, content in samples(range(COUNT)).items()
+    }
+    assert observed(put(here / "a.tar", tar_of(marked))) == observed(put(here / "b.tar", tar_of(samples(range(COUNT)))))
+    before = observed(write_edm(here))
+    with zipfile.ZipFile(io.BytesIO((here / "edm.zip").read_bytes())) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    assert observed(put(here / "m.zip", zip_of(files | {"dataset.json": bom + files["dataset.json"]}))) == before
+    folder = write_cifar_100_binary(here)
+    put(folder / "fine_label_names.txt", bom + b"ant\r\nbee\r\ncat\r\n")
+    assert open_source(folder, format=None, split="test").class_names == NAMES
+
+
+# What is taken for what
+
+
+def test_a_folder_with_cifar_in_it_says_where(root: UPath) -> None:
+    archive = {"cifar-10-batches-py/test_batch": python_batch()}
+    put(root / "data" / "cifar-10-python.tar.gz", tar_of(archive, "w:gz"))
+    with pytest.raises(DataError, match=r"holds CIFAR in cifar-10-python.tar.gz; point at it, such as .*data/cifar-10"):
+        observed(root / "data")
+    put(root / "data" / "cifar-10-batches-py" / "test_batch", python_batch())
+    with pytest.raises(DataError, match=r"in cifar-10-batches-py, cifar-10-python.tar.gz; point at one of them"):
+        observed(root / "data")
+    assert len(observed(root / "data" / "cifar-10-python.tar.gz")) == COUNT
+    renamed = put(root / "c.tar.gz", tar_of(archive, "w:gz"))
+    with pytest.raises(DataError, match=r"holds CIFAR's batches \(cifar-10-batches-py/test_batch\)"):
+        observed(renamed)
+    with pytest.raises(DataError, match="is none of image-folder"):
+        observed(put(root / "cifar-10-matlab.tar.gz", tar_of({"a.mat": b""}, "w:gz")))
+
+
+def test_arrays_beside_their_labels_are_told_apart_by_name(root: UPath) -> None:
+    """As CIFAR-10-C has them: a file for each corruption, and labels.npy."""
+    folder = root / "cifar-c"
+    put(folder / "gaussian_noise.npy", npy_of(PIXELS.transpose(0, 2, 3, 1).copy()))
+    put(folder / "labels.npy", npy_of(np.array(LABELS)))
+    for format in (None, "npy"):
+        only = observed(folder, format)
+        assert only[0][0] == "gaussian_noise-00000000"
+        assert sorted((label, pixels) for _, label, pixels in only) == EXPECTED
+    put(folder / "fog.npy", npy_of(PIXELS))
+    for format in (None, "npy"):
+        with pytest.raises(
+            DataError, match=r"one .npy of images \(uint8\).* several: fog.npy, gaussian_noise.npy. Point .*c/fog.npy"
+        ):
+            observed(folder, format)
+    assert observed(folder / "gaussian_noise.npy") == only
+    put(folder / "images.npy", npy_of(PIXELS))
+    assert observed(folder)[0][0] == "images-00000000"
+    with pytest.raises(DataError, match=r"beside labels.npy; there are none"):
+        observed(put(root / "empty" / "labels.npy", npy_of(np.array(LABELS))).parent, "npy")
+
+
 # Memory, and what is left unread
 
 
@@ -412,15 +696,15 @@ def test_listing_parquet_with_paths_leaves_the_pixels_alone(here: UPath, monkeyp
             fetched.append(len(content))
             return content
 
-    def opened(path: str, mode: str, *, cache_type: str) -> Counting:
+    def opened(fs: object, path: str, mode: str, *, cache_type: str) -> Counting:
         assert cache_type == "none", "a cache would read ahead, over the pixels"
         return Counting(path)
 
-    monkeypatch.setattr(here.fs, "open", opened)
+    monkeypatch.setattr(type(here.fs), "open", opened)  # each thread has a file system of its own
     entries = open_source(here / "big.parquet", format=None, split="test").entries()
     assert [next(entries).image_id for _ in range(20)] == [str(row) for row in range(20)]
-    # The footer is fetched with the 64 KiB before it, once when it is opened and once for the pass.
-    assert 0 < sum(fetched) < 200_000
+    # The footer is fetched with the 64 KiB before it: when it is opened, to see which paths repeat, and for the pass.
+    assert 0 < sum(fetched) < 260_000
     assert next(entries).read() == noise[20]
     assert max(fetched) < 1_100_000 < sum(fetched)
 
@@ -678,6 +962,9 @@ def test_damaged_archives_say_so(here: UPath) -> None:
     damaged[damaged.index(ENCODED[0][20:40])] ^= 1
     with pytest.raises(DataError, match=r"img00000000.png cannot be read \(Bad CRC"):
         observed(put(here / "damaged.zip", bytes(damaged)))
+    misnamed = zip_of({"\xe9.png": ENCODED[0]}).replace("\xe9".encode(), b"\xe9\xe9")
+    with pytest.raises(DataError, match=r"misnamed.zip cannot be read \('utf-8' codec"):
+        observed(put(here / "misnamed.zip", misnamed))
     for name in ("a.zip", "a.npz", "a.parquet", "a.tar"):
         with pytest.raises(DataError, match=f"{name} cannot be read"):
             observed(put(here / name, b"none of these"))
