@@ -195,7 +195,7 @@ def parquet(location: UPath, split: Split) -> Source:
                 columns = find_columns(file.schema_arrow, shard)
                 if class_names(file.schema_arrow, columns.label) != names:
                     raise DataError(
-                        f"{shard} names other classes than {paths[0]}, or none; make the files of a set alike"
+                        f"{shard} names other classes than {files[0]}, or none; make the files of a set alike"
                     )
                 for group in range(file.num_row_groups):
                     images = GroupImages(file, group, columns.content, shard)
