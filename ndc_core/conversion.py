@@ -82,7 +82,7 @@ def read_file(source: Path) -> Model:
     if network.averaged:
         notes["remarks"].append(f"took {network.place}, the average" + (f"; left {', '.join(left)}" if left else ""))
     elif network.place:
-        notes["remarks"].append(f"took {network.place}: the file has no average (ema) of the raw weights")
+        notes["remarks"].append(f"took {network.place}: no average (ema) stands beside it in the file")
     if isinstance(network.content, Instance):
         return from_preconditioned(network.content, notes)
     return from_state_dict(network.tensors(), notes)

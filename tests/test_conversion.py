@@ -102,7 +102,7 @@ def test_a_training_state_gives_its_raw_weights_and_says_so(legacy: bool, marker
     found = convert(tmp_path / "training-state.pt", tmp_path / "out")
     check_outputs(tmp_path / "out", name)
     assert found["notes"]["taken"] == "net"
-    assert found["notes"]["remarks"][0] == "took net: the file has no average (ema) of the raw weights"
+    assert found["notes"]["remarks"][0] == "took net: no average (ema) stands beside it in the file"
 
 
 def edm2_model(marker: Path, *, channels: int = 3) -> tuple[Persistent, EDM2UNet]:
