@@ -12,7 +12,7 @@ from ndc_core.ballots import NOBODY
 from ndc_core.randomness import Phase
 from ndc_core.rows import Rate, fastest_rows, rate_of
 from ndc_core.voting import Poll, VoteCounts, Voter, hold_polls
-from pipeline.config import RunConfig
+from pipeline.config import Device, RunConfig
 from pipeline.memory import keep_freed_memory
 from pipeline.models import build_classifier
 from pipeline.votes import pick_device
@@ -60,7 +60,7 @@ class ToMeasure:
     most_evaluations_per_vote: int
 
 
-def measure(asked: ToMeasure) -> Measured:
+def measure(asked: ToMeasure, device: Device = "auto") -> Measured:
     """Finds the rows of a pass, unless they are set, and the rate; then, if that takes seconds, votes on the images.
 
     Raises:
@@ -71,17 +71,17 @@ def measure(asked: ToMeasure) -> Measured:
     threads = torch.get_num_threads()
     torch.set_num_threads(config.compute.threads_per_actor)
     try:
-        device = pick_device(config.compute.gpus_per_actor)
-        rate = _rate(config, device=device)
+        picked = pick_device(device, share=config.compute.gpus_per_actor or 1)
+        rate = _rate(config, device=picked)
         per_second, cells = rate.rows_per_second, tuple[SampledCell, ...]()
         cells_asked = len(asked.images) * len(config.sigma_pixel)
         votes = SECONDS_OF_VOTES * per_second / asked.most_evaluations_per_vote
         draws = min(MOST_DRAWS, int(votes / (2 * cells_asked))) if cells_asked else 0
         if draws >= FEWEST_DRAWS:
             compute = config.compute.model_copy(update={"rows_per_pass": rate.rows})
-            classifier = build_classifier(config.model_copy(update={"compute": compute}), device=device)
+            classifier = build_classifier(config.model_copy(update={"compute": compute}), device=picked)
             cells, per_second = _votes(classifier, config, asked.images, draws)
-        return Measured(device, rate.rows, per_second, cells)
+        return Measured(picked, rate.rows, per_second, cells)
     finally:
         torch.set_num_threads(threads)
 
