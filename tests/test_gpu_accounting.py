@@ -86,24 +86,23 @@ def _one(value) -> np.ndarray:
     return np.array([value])
 
 
-@pytest.mark.parametrize(("rows", "together", "calls"), [(5, 1, [1] * 5), (50, 3, [3] * 16 + [2]), (20, 8, [1] * 20)])
+@pytest.mark.parametrize(("rows", "together", "calls", "gpus"), [(5, 1, [1] * 5, 0.5), (35, 3, [2] * 17 + [1], 1)])
 def test_receipts_come_one_by_one_and_no_actor_is_sent_several_blocks(
-    workplace: Path, rows: int, together: int, calls: list[int]
+    workplace: Path, rows: int, together: int, calls: list[int], gpus: float
 ) -> None:
-    for gpus in (1, 0):
-        pool = connect_ray(ComputeConfig(device="cpu", gpus_per_actor=gpus), say=print)
-        sent = [{"unit": f"{rows}-{gpus}-{number}"} for number in range(rows)]
-        settings = {"pool": pool, "stuck_seconds": 600, "rows_together": together, "say": print}
-        received = []
-        for receipt in stream(sent, Counting, str(workplace), **settings):
-            (workplace / receipt["unit"]).touch()
-            received.append(receipt)
-        assert sorted(receipt["unit"] for receipt in received) == sorted(row["unit"] for row in sent)
-        assert not any(receipt["late"] for receipt in received), "a receipt waited for the others of its call"
-        assert {receipt["gpus"] for receipt in received} == {gpus}
-        sizes = Counter((receipt["task"], receipt["rows"]) for receipt in received)
-        assert sorted((size for _, size in sizes), reverse=True) == calls
-        assert all(count == size for (_, size), count in sizes.items()), "a task has one call"
+    pool = connect_ray(ComputeConfig(device="cpu", gpus_per_actor=gpus, actors=2), say=print)
+    sent = [{"unit": f"{rows}-{number}"} for number in range(rows)]
+    settings = {"pool": pool, "stuck_seconds": 600, "rows_together": together, "say": print}
+    received = []
+    for receipt in stream(sent, Counting, str(workplace), **settings):
+        (workplace / receipt["unit"]).touch()
+        received.append(receipt)
+    assert sorted(receipt["unit"] for receipt in received) == sorted(row["unit"] for row in sent)
+    assert not any(receipt["late"] for receipt in received), "a receipt waited for the others of its call"
+    assert {receipt["gpus"] for receipt in received} == {1}, "whole or a part, an actor sees one"
+    sizes = Counter((receipt["task"], receipt["rows"]) for receipt in received)
+    assert sorted((size for _, size in sizes), reverse=True) == calls
+    assert all(count == size for (_, size), count in sizes.items()), "a task has one call"
 
 
 def test_a_call_has_the_rows_that_were_asked_for_unless_actors_would_have_few_turns() -> None:
@@ -157,7 +156,7 @@ def test_a_run_on_counted_gpus_is_attacked_and_verified(finished: tuple[RunStore
     settings = AttackSettings(restarts=2, steps=1, draws=2, votes=8)
     _, summary = attack_run(location(store.folder), settings, limit=2, say=said.append)
     assert summary["images"] == 2
-    assert said[0] == "2 GPUs, 2 actors"
+    assert said[0] == "2 GPUs, 2 actors, 0.5 of a GPU each"
     verify_run(location(store.folder), redraw=1, say=print)
 
 
