@@ -117,9 +117,9 @@ def _seconds(one_pass: Pass, rows: int, *, before: Pass | None = None) -> float:
     started = time.perf_counter()
     seconds: list[float] = []
     while not seconds or time.perf_counter() - started < SECONDS_A_SIZE:
-        before = time.perf_counter()
+        began = time.perf_counter()
         one_pass(rows)
-        seconds.append(time.perf_counter() - before)
+        seconds.append(time.perf_counter() - began)
     return min(seconds)
 
 
