@@ -97,6 +97,8 @@ def plan_run(
         pool = connect_ray(config.compute, say=say)
         for remark in pool.remarks:
             say(remark)
+        if pool.device == "cuda" and pool.gpus_per_actor < 1:
+            say("one actor was measured, with the GPU to itself: those that share one take longer than the plan says")
         each = pool.gpus_per_actor
         workers = gpus or max(1, round(pool.most * (each or 1)))
     return plan_of(run, units_done=done, gpus=workers, gpus_per_actor=each, price_per_hour=price_per_hour)
