@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ndc_core.attacks import ScoreObjective
 from ndc_core.baselines import Baseline
 from ndc_core.checkpoints import load_denoiser
+from ndc_core.classifier_checkpoints import load_classifier
 from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.denoiser import EDMDenoiser
 from ndc_core.diagnosis import measure
@@ -27,6 +29,7 @@ from ndc_core.rows import _one_gradient, _one_pass
 from ndc_core.sift import LabelGradientSpec, SiftSpec
 from ndc_core.unconditional import UNCONDITIONALS
 from ndc_core.voting import Poll, Voter, hold_polls
+from pipeline.image_classifiers import export, take_in
 from tests.test_networks import NAMES, golden_network
 
 GRID = GridSpec(points=4, sigma_model_min=0.6, sigma_model_max=3.0, spacing="log")
@@ -92,6 +95,24 @@ def test_baselines_vote_on_their_device(tiny_model: Path, steps: int) -> None:
     vote(Baseline(network, rows_per_pass=16, device="meta"))
     estimator = UNCONDITIONALS["null_label"](load_denoiser(tiny_model, device="meta"))
     vote(Baseline(network, estimator, steps, steps, rows_per_pass=16, device="meta"))
+
+
+class WithPositions(nn.Module):
+    """As a vision transformer does, it makes indices of nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(x.flatten(1) + torch.arange(64, device=x.device) / 64)
+
+
+def test_an_exported_classifier_is_taken_to_the_device_with_all_that_its_graph_makes(tmp_path: Path) -> None:
+    export(WithPositions().eval(), tmp_path / "model.pt2", image_shape=(1, 8, 8))
+    scale = {"image_shape": (1, 8, 8), "mean": [0.5], "std": [0.5]}
+    take_in(str(tmp_path / "model.pt2"), tmp_path / "taken", **scale)
+    vote(Baseline(load_classifier(tmp_path / "taken", device="meta"), rows_per_pass=16, device="meta"))
 
 
 @pytest.mark.parametrize("name", NAMES[:1] + NAMES[2:])
