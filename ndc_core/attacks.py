@@ -4,20 +4,21 @@ The gradient goes through the whole score: the noise of the input and of every s
 ascent (expectation over transformation, Athalye et al. 2018), and the U-Net is differentiated, not approximated.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ndc_core.baselines import Baseline
 from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.passes import answer_differentiably
+from ndc_core.passes import Ask, Task, answer_differentiably
+from ndc_core.scores import ask_losses
 from ndc_core.smoothing import LEVELS
 from ndc_core.space import bytes_to_pixels, pixels_to_model, sigma_to_model
-from ndc_core.unconditional import Unconditional, estimates
+from ndc_core.unconditional import estimates
 from ndc_core.voting import Voter
 
 Pixels = Float[Tensor, "restarts c h w"]
@@ -25,6 +26,7 @@ Objective = Callable[[Pixels], Float[Tensor, " restarts"]]  # what the attack ra
 
 # The first steps go far, the last ones settle: the step falls linearly from this share of the radius.
 FIRST_STEP = 0.5
+DIFFERENTIATED = 4  # rows of a vote's pass for a row of one that is differentiated
 
 
 def ascend(
@@ -113,7 +115,8 @@ class ScoreObjective:
         tau_model = sigma_to_model(self.sigma_pixel)
         noise = torch.randn(len(z), classifier.noise_steps[0], *z.shape[1:], generator=self.generator).to(device)
         if isinstance(classifier, Baseline):
-            found = answer_differentiably(classifier.scores(z, tau_model=tau_model, noise=noise))
+            asking = classifier.scores(z, tau_model=tau_model, noise=noise)
+            found = answer_differentiably(asking, rows_at_once=_rows_at_once(classifier))
             return found.mean(dim=1)[:, list(self.classes)].double().cpu()
         return self._score(classifier, z, noise, tau_model)
 
@@ -124,29 +127,27 @@ class ScoreObjective:
         noise: Float[Tensor, "draws steps c h w"],
         tau_model: float,
     ) -> Float[Tensor, "draws classes"]:
-        device = z.device
-        clean = _estimate(classifier.estimator, z, tau_model) if classifier.formula.needs_estimate else None
+        rows_at_once = _rows_at_once(classifier)
+        clean = None
+        if classifier.formula.needs_estimate:
+            asking = estimates(
+                classifier.estimator, z, tau_model, rows_per_pass=len(z) * classifier.estimator.evaluations
+            )
+            clean = answer_differentiably(asking, rows_at_once=rows_at_once)
         path, weight = classifier.path(z, clean, classifier.grid, noise, tau_model=tau_model)
         steps = len(path.level)
-        draw, label, step = _rows(len(z), self.classes, steps, device=device)
-        one_hot = torch.eye(classifier.denoiser.num_classes, device=device)[label]
-        found = classifier.denoiser(*path.noisy(draw, step), one_hot)
-        losses = path.squared_errors(found, draw=draw, step=step)
+        draw, place, step = (ids.ravel() for ids in np.indices((len(z), len(self.classes), steps)))
+        asked = ask_losses(classifier.denoiser, path, draw, step, np.array(self.classes)[place])
+        losses = answer_differentiably(_only(asked), rows_at_once=rows_at_once)
         if classifier.loss_cap is not None:
             losses = losses.clamp_max(classifier.loss_cap * z[0].numel())
-        return -(losses.view(len(z), len(self.classes), steps) @ torch.as_tensor(weight[0], device=device)).cpu()
+        return -(losses.view(len(z), len(self.classes), steps) @ torch.as_tensor(weight[0], device=z.device)).cpu()
 
 
-def _estimate(
-    estimator: Unconditional, z: Float[Tensor, "draws c h w"], tau_model: float
-) -> Float[Tensor, "draws c h w"]:
-    return answer_differentiably(estimates(estimator, z, tau_model, rows_per_pass=len(z) * estimator.evaluations))
+def _only(asked: Ask) -> Task[Tensor]:
+    return (yield asked)
 
 
-def _rows(
-    draws: int, classes: Sequence[int], steps: int, *, device: torch.device
-) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"], Int[Tensor, " rows"]]:
-    """Draw, class and step of every combination, the step running fastest."""
-    columns = (torch.arange(draws), torch.tensor(classes), torch.arange(steps))
-    draw, label, step = torch.cartesian_prod(*columns).T.to(device)
-    return draw, label, step
+def _rows_at_once(classifier: Voter) -> int:
+    """There is memory for a vote's passes, and one that is differentiated keeps all layers' outputs at once."""
+    return max(1, classifier.rows_per_pass // DIFFERENTIATED)

@@ -45,6 +45,7 @@ class Baseline:
     device: str = "cpu"
     one_path: ClassVar[bool] = False
     votes_cost_alike: ClassVar[bool] = True
+    asks_for_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         refuse_steps(self.steps, self.paths)

@@ -69,7 +69,7 @@ class _Exported(nn.Module):
         return self
 
 
-def _small(path: Path, description: ClassifierDescription) -> nn.Module:
+def _small(path: Path, description: ClassifierDescription, device: str) -> nn.Module:
     try:
         network = SmallClassifier(
             image_shape=description.image_shape, num_classes=description.num_classes, **description.arguments
@@ -82,24 +82,32 @@ def _small(path: Path, description: ClassifierDescription) -> nn.Module:
     return network
 
 
-def _torchscript(path: Path, description: ClassifierDescription) -> nn.Module:
+def _torchscript(path: Path, description: ClassifierDescription, device: str) -> nn.Module:
     try:
-        return nn.Sequential(torch.jit.load(path, map_location="cpu"))  # which takes what a ScriptModule refuses
+        return nn.Sequential(torch.jit.load(path, map_location=device))  # which takes what a ScriptModule refuses
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a TorchScript file: {_first_line(error)}") from error
 
 
-def _exported(path: Path, description: ClassifierDescription) -> nn.Module:
+def _exported(path: Path, description: ClassifierDescription, device: str) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own serialisation
             program = torch.export.load(path)
     except Exception as error:  # whatever a damaged archive makes of torch's reader
         raise CheckpointError(f"{path} is not a file of torch.export: {_first_line(error)}") from error
+    if device != "cpu":  # what its graph makes of nothing, such as indices, stays where it was exported
+        try:
+            from torch.export.passes import move_to_device_pass
+        except ImportError as error:
+            raise CheckpointError(
+                f"{path} can be used on a {device} with torch 2.6 or newer, here is {torch.__version__}"
+            ) from error
+        program = move_to_device_pass(program, device)
     return _Exported(program.module())
 
 
-KINDS: dict[str, Callable[[Path, ClassifierDescription], nn.Module]] = {
+KINDS: dict[str, Callable[[Path, ClassifierDescription, str], nn.Module]] = {
     "small": _small,
     "torchscript": _torchscript,
     "torch.export": _exported,
@@ -287,7 +295,7 @@ def load_classifier(folder: Path, *, device: str = "cpu", execution: Execution |
 
 
 def _built(path: Path, description: ClassifierDescription, execution: Execution, *, device: str) -> ImageNetwork:
-    network = KINDS[description.kind](path, description)
+    network = KINDS[description.kind](path, description, device)
     classifier = ImageNetwork(
         execution.apply(network, device=device),
         image_shape=description.image_shape,

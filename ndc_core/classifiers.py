@@ -175,6 +175,11 @@ class DiffusionClassifier:
         spec = self.label_gradient
         return spec if spec and spec.keep < self.denoiser.num_classes and not self.all_at_once else None
 
+    @property
+    def asks_for_gradients(self) -> bool:
+        """Whether some of its passes are differentiated."""
+        return self.active_label_gradient is not None
+
     def grid_start(self, tau_model: float) -> float:
         """DC takes whatever noise z has for image: its grid does not start at it."""
         return 0.0 if self.name == "dc" else tau_model

@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ndc_core.denoiser import Denoiser, EveryClass
 from ndc_core.image_classifier import ImageClassifier
@@ -82,16 +83,23 @@ def answer(task: Task[Result], *, rows_per_pass: int, device: torch.device) -> R
     return result
 
 
-def answer_differentiably(task: Task[Result]) -> Result:
-    """The result of one task in the caller's autograd: passes have whatever rows are asked for, so it is no vote's."""
+def answer_differentiably(task: Task[Result], *, rows_at_once: int) -> Result:
+    """The result of one task in the caller's autograd: passes have whatever rows are asked for, so it is no vote's.
+
+    Of more rows than `rows_at_once`, what autograd needs of a pass is computed again when it is needed: memory does not
+    grow with the rows.
+    """
     found: Tensor | None = None
     while True:
         try:
             ask = task.send(cast(Tensor, found))  # a generator's first `send` takes None
         except StopIteration as stop:
             return cast(Result, stop.value)
-        window = slice(0, ask.rows)
-        found = ask.read(_outputs(ask.kind, ask.network, *ask.inputs(window)), window)
+        windows = [slice(first, min(first + rows_at_once, ask.rows)) for first in range(0, ask.rows, rows_at_once)]
+        if len(windows) == 1:
+            found = _read_of(ask, windows[0])
+        else:
+            found = torch.cat([checkpoint(_read_of, ask, window, use_reentrant=False) for window in windows])
 
 
 class _Gatherer(Generic[Name, Result]):
@@ -215,6 +223,10 @@ class _Gatherer(Generic[Name, Result]):
             running.answer.append(found)
             if sum(len(one) for one in running.answer) == running.ask.rows:
                 self._go_on(running, torch.cat(running.answer))
+
+
+def _read_of(ask: Ask, window: slice) -> Tensor:
+    return ask.read(_outputs(ask.kind, ask.network, *ask.inputs(window)), window)
 
 
 def _outputs(kind: Kind, network: Denoiser | ImageClassifier, z: Tensor, sigma_model: Tensor, label: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pipeline.attackers import (
     cell_row,
     summary_of,
 )
-from pipeline.cluster import Say, stop_on_signals, stream
+from pipeline.cluster import Say, connect_ray, stop_on_signals, stream
 from pipeline.config import load_config
 from pipeline.lease import held
 from pipeline.locations import absolute, publish
@@ -85,10 +85,16 @@ def _results(
         for item in certified
         if item.image_id in chosen
     ]
-    voter = VoterSettings(run.config, absolute(run.folder), run.law, run.fingerprint, num_classes=run.num_classes)
+    compute = run.config.compute
+    pool = connect_ray(compute, say=say)
+    for remark in pool.remarks:
+        say(remark)
+    voter = VoterSettings(
+        run.config, absolute(run.folder), run.law, run.fingerprint, run.num_classes, device=pool.device
+    )
     progress, results, failed = CountProgress("attacked", len(rows)), [], []
     attackers = AttackerSettings(voter, settings)
-    for receipt in stream(rows, AttackActor, attackers, compute=run.config.compute, say=say):
+    for receipt in stream(rows, AttackActor, attackers, pool=pool, stuck_seconds=compute.stuck_seconds, say=say):
         progress.add()
         if receipt["error"]:
             failed.append(receipt["error"])

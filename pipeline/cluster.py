@@ -8,13 +8,17 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from dataclasses import replace
+from functools import cache, cached_property
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-from pipeline.config import ComputeConfig
+import pyarrow as pa
+
+from pipeline.config import ComputeConfig, Device
 from pipeline.journal import Journal, Ledger, Place
-from pipeline.votes import rows_of
+from pipeline.pools import Node, Pool, pool_of
+from pipeline.votes import rows_of, why_no_cuda
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets every other process push in front of the actors
@@ -30,6 +34,7 @@ TURNS_OF_AN_ACTOR = 8  # at the least, so that none is left alone with much of t
 IN_FLIGHT = 2  # the unit behind the one in work has not begun, so nothing of it is lost with its actor
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 SECONDS_BETWEEN_WATCHES = 5.0
+SECONDS_TO_A_GPU = 20.0  # after which it is said that one is waited for
 # What leads actors to stores and is no secret: Ray shows a job's environment to all who see its dashboard.
 HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION")
 
@@ -49,35 +54,59 @@ def stop_on_signals() -> None:
         signal.signal(signal.SIGTERM, _interrupt)
 
 
-def connect_ray(compute: ComputeConfig, *, say: Say) -> tuple[int, int]:
-    """Joins the cluster of RAY_ADDRESS, or starts a local one; gives the fewest and the most actors to hold there.
+def connect_ray(compute: ComputeConfig, *, say: Say) -> Pool:
+    """Joins the cluster of RAY_ADDRESS, or starts a local one; gives the pool of actors to hold there.
 
     Raises:
-        ValueError: GPUs are asked for, and there are none and none to come.
+        ValueError: GPUs are asked for, and there are none and none to come, or none that torch can use.
     """
+    _join(compute, say=say)
+    pool = pool_of(compute, _nodes(), why_no_cuda=lambda gpus: _why_no_cuda(gpus, say))
+    open_to_gpus = compute.device == "auto" and compute.gpus_per_actor is None
+    if os.environ.get("RAY_ADDRESS") and open_to_gpus and not pool.remarks:
+        later = (
+            "no GPU on this cluster now, so actors take CPUs; with compute.gpus_per_actor = 1 they wait for GPU nodes"
+        )
+        return replace(pool, remarks=(later,))
+    return pool
+
+
+def _join(compute: ComputeConfig, *, say: Say) -> None:
     import ray
 
-    if not ray.is_initialized():
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if os.environ.get("RAY_ADDRESS"):
-            link = ray.init(**quiet, **_environment()).dashboard_url
-            say(f"on the Ray cluster whose dashboard is http://{link}" if link else "on a Ray cluster")
-        else:
-            _start_local(compute, quiet)
-    fewest, most = compute.actors if isinstance(compute.actors, tuple) else (compute.actors, compute.actors)
-    resources = ray.cluster_resources()
-    if compute.gpus_per_actor and not resources.get("GPU") and fewest == most:
-        raise ValueError(
-            "compute.gpus_per_actor is above 0, but Ray sees no GPU here; set it to 0, or on a cluster that starts "
-            "GPU nodes when asked set compute.actors to the fewest and the most actors, as [1, 64]"
-        )
-    if fewest is not None and most is not None:
-        return fewest, most
-    if compute.gpus_per_actor:
-        of_each = resources["GPU"] / compute.gpus_per_actor
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        link = ray.init(**quiet, **_environment()).dashboard_url
+        say(f"on the Ray cluster whose dashboard is http://{link}" if link else "on a Ray cluster")
     else:
-        of_each = (resources.get("CPU", 1) - 1) / compute.threads_per_actor
-    return max(1, int(of_each)), max(1, int(of_each))
+        _start_local(compute, quiet)
+
+
+def _nodes() -> list[Node]:
+    import ray
+
+    there = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in there]
+
+
+@cache
+def _looking_for_cuda(gpus: float, session: str) -> Any:
+    import ray
+
+    return ray.remote(why_no_cuda).options(num_cpus=0, num_gpus=gpus).remote()
+
+
+def _why_no_cuda(gpus: float, say: Say) -> str:
+    """Why torch cannot use so much of a GPU where Ray places an actor with it; looked up once in a session of Ray."""
+    import ray
+
+    looking = _looking_for_cuda(gpus, ray.get_runtime_context().get_node_id())
+    if not ray.wait([looking], timeout=SECONDS_TO_A_GPU)[0]:
+        say("waiting for a GPU: all are taken by other jobs, or torch takes long to start there")
+    why: str = ray.get(looking)
+    return why
 
 
 def connect_most(computes: Sequence[ComputeConfig], *, say: Say) -> None:
@@ -86,7 +115,9 @@ def connect_most(computes: Sequence[ComputeConfig], *, say: Say) -> None:
     Raises:
         ValueError: see `connect_ray`.
     """
-    connect_ray(max(computes, key=lambda compute: _actors(compute) * compute.threads_per_actor), say=say)
+    _join(max(computes, key=lambda compute: _actors(compute) * compute.threads_per_actor), say=say)
+    for compute in dict.fromkeys(computes):
+        connect_ray(compute, say=say)
 
 
 def _actors(compute: ComputeConfig) -> int:
@@ -116,19 +147,20 @@ def _environment() -> dict[str, Any]:
     return {"runtime_env": {"env_vars": variables}} if variables else {}
 
 
-def run_once(function: Callable[[Asked], Answer], asked: Asked, *, compute: ComputeConfig, say: Say) -> Answer:
-    """What a function gives in a process that has an actor's resources: the driver's node may have no GPU.
+def run_once(function: Callable[[Asked, Device], Answer], asked: Asked, *, compute: ComputeConfig, say: Say) -> Answer:
+    """What a function gives, told the device, in a process that has an actor's resources: the driver's node may have no
+    GPU.
 
     Raises:
         ValueError: as the function raises it, or for GPUs that are nowhere.
     """
     import ray
 
-    connect_ray(compute, say=say)
+    pool = connect_ray(compute, say=say)
     stop_on_signals()
-    task = ray.remote(function).options(num_cpus=compute.threads_per_actor, num_gpus=compute.gpus_per_actor or None)
+    task = ray.remote(function).options(num_cpus=pool.cpus_per_actor, num_gpus=pool.gpus_per_actor or None)
     try:
-        answer: Answer = ray.get(task.remote(asked))
+        answer: Answer = ray.get(task.remote(asked, pool.device))
         return answer
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, ValueError) else error) from None
@@ -235,36 +267,45 @@ def stream(
     actor: type,
     settings: object,
     *,
-    compute: ComputeConfig,
+    pool: Pool,
+    stuck_seconds: float,
     rows_together: int = 1,
     say: Say,
 ) -> Iterator[dict[str, Any]]:
     """Maps rows over a pool of `actor(settings, journal)` and yields the rows that they return, as each is there.
 
-    An actor is sent at most `rows_together` rows at a time, and fewer where there are few for each. The pool grows to
-    its most as nodes come, and goes on with those that are left when nodes go.
+    An actor is sent at most `rows_together` rows at a time (more only of more than MAX_BLOCKS times as many), and fewer
+    where there are few for each. The pool grows to its most as nodes come, and goes on with those that are left when
+    nodes go.
     """
-    fewest, most = (min(bound, len(rows)) for bound in connect_ray(compute, say=say))
-    blocks = min(len(rows), MAX_BLOCKS, max(math.ceil(len(rows) / rows_together), TURNS_OF_AN_ACTOR * most))
+    fewest, most = (min(bound, len(rows)) for bound in (pool.fewest, pool.most))
+    together = rows_of_a_call(len(rows), actors=most, rows_together=rows_together)
+    blocks = [pa.Table.from_pylist(rows[first : first + together]) for first in range(0, len(rows), together)]
     stop_on_signals()  # again: Ray has put handlers of its own in place, which abort
     import ray.data
 
     _set_up_ray_data()
-    with watched(stuck_seconds=compute.stuck_seconds, say=say) as journal, warnings.catch_warnings():
+    with watched(stuck_seconds=stuck_seconds, say=say) as journal, warnings.catch_warnings():
         # Ray deprecates max_restarts and max_task_retries here without another way to say them.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        receipts = ray.data.from_items(list(rows), override_num_blocks=blocks).map_batches(
+        receipts = ray.data.from_arrow(blocks).map_batches(
             actor,
             fn_constructor_args=(settings, journal),
-            batch_size=None,
+            # With GPUs Ray wants a number, and gathers blocks up to it: all but the last have just so many.
+            batch_size=together,
             compute=ray.data.ActorPoolStrategy(min_size=fewest, max_size=most, max_tasks_in_flight_per_actor=IN_FLIGHT),
-            num_cpus=compute.threads_per_actor,
-            num_gpus=compute.gpus_per_actor or None,
+            num_cpus=pool.cpus_per_actor,
+            num_gpus=pool.gpus_per_actor or None,
             max_restarts=FOR_EVER,
             max_task_retries=FOR_EVER,
         )
         for batch in receipts.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
             yield from rows_of(batch)
+
+
+def rows_of_a_call(rows: int, *, actors: int, rows_together: int) -> int:
+    """As many as asked for, unless an actor would have few turns or Ray too many blocks."""
+    return max(math.ceil(rows / MAX_BLOCKS), min(rows_together, rows // (TURNS_OF_AN_ACTOR * actors)), 1)
 
 
 def _set_up_ray_data() -> None:

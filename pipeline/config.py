@@ -29,6 +29,7 @@ from pipeline.readers import FORMATS
 
 STRICT = ConfigDict(extra="forbid")
 MOST_SIGMAS = 7.8  # no radius reaches further: the bound on a probability would have to exceed 1 - 2^-48
+Device = Literal["auto", "cpu", "cuda"]
 # Keys whose values are names of a registry.
 NAMES_OF: dict[str, Collection[str]] = {
     "dataset.format": FORMATS,
@@ -142,7 +143,7 @@ class CertificateConfig(Section):
 
 
 class ComputeConfig(Section):
-    """How the network is run, and by how many actors; the last three keys may change on resume."""
+    """How the network is run, where, and by how many actors; the last four keys may change on resume."""
 
     rows_per_pass: int | None = Field(default=None, ge=1)
     """Rows of every forward pass; left out, a run searches for the fastest when it first starts."""
@@ -154,8 +155,10 @@ class ComputeConfig(Section):
     """Run the network through `torch.compile`."""
     threads_per_actor: int = Field(default=1, ge=1)
     """Threads, and CPUs, of an actor."""
-    gpus_per_actor: float = Field(default=0, ge=0)
-    """GPUs of an actor, which may be a fraction."""
+    device: Device = "auto"
+    """`auto` takes GPUs where Ray sees some, and on resume what the run began on; `cpu` at most counts them."""
+    gpus_per_actor: float | None = Field(default=None, ge=0, le=1)
+    """GPU of an actor, which may be a fraction; left out, a whole one where GPUs are used."""
     actors: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """Their number, or the fewest and the most: the pool grows as nodes come; left out, one for each CPU (or GPU)."""
     stuck_seconds: float = Field(default=1800, gt=0)
@@ -166,6 +169,23 @@ class ComputeConfig(Section):
         if isinstance(self.actors, tuple) and self.actors[0] > self.actors[1]:
             raise ValueError(f"actors are the fewest and the most: {list(self.actors)} is the wrong way round")
         return self
+
+    @model_validator(mode="after")
+    def _cuda_needs_gpus(self) -> Self:
+        if self.device == "cuda" and self.gpus_per_actor == 0:
+            raise ValueError("device 'cuda' needs GPUs, and gpus_per_actor is 0; leave that out")
+        return self
+
+    @property
+    def grows(self) -> bool:
+        """Whether actors may come while the run goes on, on nodes that come."""
+        return isinstance(self.actors, tuple) and self.actors[0] < self.actors[1]
+
+    def bounds(self, room: int) -> tuple[int, int]:
+        """The fewest and the most actors, where there is room for so many now."""
+        if isinstance(self.actors, tuple):
+            return self.actors
+        return self.actors or room, self.actors or room
 
 
 class RunConfig(Section):

@@ -35,6 +35,7 @@ from pipeline.memory import keep_freed_memory
 from pipeline.models import load_pair
 from pipeline.progress import CountProgress
 from pipeline.train import cores
+from pipeline.votes import pick_device
 
 SHOWN_EVALUATIONS = 16  # how far accuracy is followed, if the budget ends before
 FEWEST_IMAGES = 4  # a grid is chosen on half of them and judged on the other, with a standard error
@@ -84,7 +85,8 @@ def diagnose_model(
     """
     levels = candidate_levels(settings.sigma_pixel)
     settings = replace(settings, sigma_pixel=tuple(sorted(settings.sigma_pixel)))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device("auto")
+    say(f"on the {'GPU' if device == 'cuda' else 'CPU'}")
     denoiser, unconditional = load_pair(model, settings.unconditional, classifier=settings.classifier, device=device)
     classifier = DiffusionClassifier(
         denoiser,

@@ -10,9 +10,9 @@ import torch
 
 from ndc_core.ballots import NOBODY
 from ndc_core.randomness import Phase
-from ndc_core.rows import Rate, fastest_rows, rate_of
+from ndc_core.rows import Rate, fastest_rows, is_out_of_memory, rate_of
 from ndc_core.voting import Poll, VoteCounts, Voter, hold_polls
-from pipeline.config import RunConfig
+from pipeline.config import Device, RunConfig
 from pipeline.memory import keep_freed_memory
 from pipeline.models import build_classifier
 from pipeline.votes import pick_device
@@ -60,7 +60,7 @@ class ToMeasure:
     most_evaluations_per_vote: int
 
 
-def measure(asked: ToMeasure) -> Measured:
+def measure(asked: ToMeasure, device: Device = "auto") -> Measured:
     """Finds the rows of a pass, unless they are set, and the rate; then, if that takes seconds, votes on the images.
 
     Raises:
@@ -71,25 +71,40 @@ def measure(asked: ToMeasure) -> Measured:
     threads = torch.get_num_threads()
     torch.set_num_threads(config.compute.threads_per_actor)
     try:
-        device = pick_device(config.compute.gpus_per_actor)
-        rate = _rate(config, device=device)
+        picked = pick_device(device, share=config.compute.gpus_per_actor or 1)
+        rate = _rate(config, device=picked)
         per_second, cells = rate.rows_per_second, tuple[SampledCell, ...]()
         cells_asked = len(asked.images) * len(config.sigma_pixel)
         votes = SECONDS_OF_VOTES * per_second / asked.most_evaluations_per_vote
         draws = min(MOST_DRAWS, int(votes / (2 * cells_asked))) if cells_asked else 0
         if draws >= FEWEST_DRAWS:
-            compute = config.compute.model_copy(update={"rows_per_pass": rate.rows})
-            classifier = build_classifier(config.model_copy(update={"compute": compute}), device=device)
-            cells, per_second = _votes(classifier, config, asked.images, draws)
-        return Measured(device, rate.rows, per_second, cells)
+            cells, per_second = _sampled(config, rate.rows, asked.images, draws, device=picked)
+        return Measured(picked, rate.rows, per_second, cells)
     finally:
         torch.set_num_threads(threads)
 
 
 def _rate(config: RunConfig, *, device: str) -> Rate:
     """Of passes of the rows that are set, or else of the fastest; the models are let go of."""
-    network, rows = build_classifier(config, device=device).main_network, config.compute.rows_per_pass
-    return fastest_rows(network, device=device) if rows is None else rate_of(network, rows, device=device)
+    classifier, rows = build_classifier(config, device=device), config.compute.rows_per_pass
+    network, label_gradient = classifier.main_network, classifier.asks_for_gradients
+    if rows is None:
+        return fastest_rows(network, device=device, label_gradient=label_gradient)
+    return rate_of(network, rows, device=device, label_gradient=label_gradient)
+
+
+def _sampled(
+    config: RunConfig, rows: int, images: Sequence[tuple[str, np.ndarray]], draws: int, *, device: str
+) -> tuple[tuple[SampledCell, ...], float]:
+    """Raises ValueError where there is memory for the passes, and not for what votes need beside them."""
+    compute = config.compute.model_copy(update={"rows_per_pass": rows})
+    classifier = build_classifier(config.model_copy(update={"compute": compute}), device=device)
+    try:
+        return _votes(classifier, config, images, draws)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    raise ValueError(f"there is no memory for votes in passes of {rows:,} rows; set compute.rows_per_pass lower")
 
 
 def _votes(

@@ -92,18 +92,25 @@ def plan_run(
         say(line)
     store = RunStore(folder)
     done = len(store.all_evidence(fingerprint=run.fingerprint)) if store.is_declared() else 0
-    workers = gpus or 1
-    if not gpus and not evaluations_per_second:
-        _, actors = connect_ray(config.compute, say=say)
-        workers = max(1, round(actors * (config.compute.gpus_per_actor or 1)))
-    return plan_of(run, units_done=done, gpus=workers, price_per_hour=price_per_hour)
+    workers, each = gpus or 1, config.compute.gpus_per_actor or 0.0
+    if not evaluations_per_second:
+        pool = connect_ray(config.compute, say=say)
+        for remark in pool.remarks:
+            say(remark)
+        if pool.device == "cuda" and pool.gpus_per_actor < 1:
+            say("one actor was measured, with the GPU to itself: those that share one take longer than the plan says")
+        each = pool.gpus_per_actor
+        workers = gpus or max(1, round(pool.most * (each or 1)))
+    return plan_of(run, units_done=done, gpus=workers, gpus_per_actor=each, price_per_hour=price_per_hour)
 
 
-def plan_of(run: PreparedRun, *, units_done: int, gpus: int, price_per_hour: float | None) -> Plan:
+def plan_of(
+    run: PreparedRun, *, units_done: int, gpus: int, gpus_per_actor: float, price_per_hour: float | None
+) -> Plan:
     assert run.measured is not None
     votes, evaluations = _amounts(run, run.measured.cells)
     sampled = bool(run.measured.cells)
-    share = run.config.compute.gpus_per_actor or 1
+    share = gpus_per_actor or 1
     hours = evaluations.times(share / (3600 * run.measured.evaluations_per_second))
     return Plan(
         images=len(run.records),
@@ -118,7 +125,7 @@ def plan_of(run: PreparedRun, *, units_done: int, gpus: int, price_per_hour: flo
         device=run.measured.device,
         evaluations_per_second=run.measured.evaluations_per_second,
         hours=hours,
-        gpus_per_actor=run.config.compute.gpus_per_actor,
+        gpus_per_actor=gpus_per_actor,
         workers=gpus,
         wall_hours=hours.times(1 / gpus),
         price=hours.times(price_per_hour) if price_per_hour else None,

@@ -16,6 +16,7 @@ from pipeline.gallery import MOST_IMAGES
 from pipeline.law import refuse_undeclared_radii
 from pipeline.lease import Lease, held
 from pipeline.locations import LocationError, absolute
+from pipeline.pools import NoGpuError, Pool, as_begun, kinds_of
 from pipeline.prepare import PreparedRun, refuse_other_law
 from pipeline.progress import VoteProgress
 from pipeline.reduce import certify_images
@@ -114,7 +115,36 @@ class Session:
         elif votes_done:
             self.say(f"going on at {votes_done:,} of {self.run.at_most}{self.run.votes:,} votes")
         if missing:
-            self._vote_on(list(missing.values()), votes_done)
+            self._vote_on(list(missing.values()), votes_done, self._pool(kinds_of(evidence.devices)))
+
+    def _pool(self, begun: Sequence[str]) -> Pool:
+        """Actors on the device that drew the votes so far, unless another one is asked for: never mixed unsaid.
+
+        Raises:
+            ValueError: the votes so far were drawn on a GPU, and none can be used here.
+        """
+        asked_for = self.run.config.compute
+        compute = as_begun(asked_for, begun)
+        so_far = f"the votes so far were drawn on {' and '.join(begun)}"
+        try:
+            pool = connect_ray(compute, say=self.say)
+        except NoGpuError as error:
+            if compute == asked_for:
+                raise
+            raise NoGpuError(
+                f"{so_far}, and no GPU can be used here; a CPU may decide near-ties otherwise: with --set "
+                "compute.device=cpu the run goes on on it, and its certificates are of votes on both"
+            ) from error
+        for remark in pool.remarks:
+            self.say(remark)
+        if begun and pool.device not in begun:
+            self.say(
+                f"{so_far}, the others are drawn on {pool.device}, which may decide near-ties otherwise: certificates "
+                "are of votes on both (docs/soundness.md)"
+            )
+        elif pool.remarks and compute != asked_for and pool.device == "cpu":
+            self.say(f"{so_far}, and so are the others; --set compute.device=cuda draws them on GPUs nevertheless")
+        return pool
 
     def _borrow(self, evidence: EvidenceTable, lender: UPath) -> EvidenceTable:
         run = self.run
@@ -130,11 +160,11 @@ class Session:
         with suppress(LocationError, FileNotFoundError):  # it can wait until the run is started again
             self.store.compact(fingerprint=self.run.fingerprint)
 
-    def _vote_on(self, units: list[WorkUnit], votes_done: int) -> None:
+    def _vote_on(self, units: list[WorkUnit], votes_done: int, pool: Pool) -> None:
         run, failed, done = self.run, [], 0
         self.log.add("start", units=len(units), fingerprint=run.fingerprint)
         with VoteProgress(votes=run.votes, votes_done_before=votes_done, at_most=run.at_most) as progress:
-            for receipt in stream_receipts(run, units, say=self.say):
+            for receipt in stream_receipts(run, units, pool=pool, say=self.say):
                 self.lease.check()
                 progress.add(receipt)
                 self.log.add("unit", **asdict(receipt))
@@ -156,7 +186,7 @@ class Session:
             )
 
 
-def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, say: Say) -> Iterator[Receipt]:
+def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, say: Say) -> Iterator[Receipt]:
     """Sends units to a pool of actors and yields a receipt for each as soon as it is published.
 
     Where what is drawn depends on the votes, an actor is sent one unit of each image and noise level, and goes on from
@@ -175,10 +205,13 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, say: Say) ->
         for unit in sorted(units, key=lambda unit: (unit.sigma_pixel if follows else 0, unit.draws), reverse=True)
     }
     rows = [unit_row(unit, record_of[unit.image_id]) for unit in sent.values()]
-    settings = VoterSettings(run.config, absolute(run.folder), run.law, run.fingerprint, num_classes=run.num_classes)
+    settings = VoterSettings(
+        run.config, absolute(run.folder), run.law, run.fingerprint, run.num_classes, device=pool.device
+    )
     actor, together = (WaveActor, IMAGES_TOGETHER) if follows else (VoteActor, 1)
+    stuck_seconds = run.config.compute.stuck_seconds
     metrics = Metrics(str(run.folder))
-    for row in stream(rows, actor, settings, compute=run.config.compute, rows_together=together, say=say):
+    for row in stream(rows, actor, settings, pool=pool, stuck_seconds=stuck_seconds, rows_together=together, say=say):
         receipt = Receipt(**row)
         if receipt.error:
             metrics.add(failed_units=1)

@@ -27,7 +27,7 @@ from pipeline.units import WorkUnit, draws_a_unit
 
 DECLARATION = "declared.json"
 # What decides how fast passes are, and how many rows are fastest.
-OF_THE_NETWORK = ("precision", "channels_last", "compile", "threads_per_actor", "gpus_per_actor")
+OF_THE_NETWORK = ("precision", "channels_last", "compile", "threads_per_actor", "device", "gpus_per_actor")
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,8 @@ class TrainingBar:
         columns = TextColumn(what), BarColumn(), TextColumn("{task.fields[text]}")
         self.bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
         self.task = self.bar.add_task("", total=1.0, text="")
+        if torch.cuda.is_available():
+            print(f"{what} on the CPU: the GPU stays idle, only votes and `ndc diagnose` use it", file=sys.stderr)
 
     def __enter__(self) -> "TrainingBar":
         self.bar.start()

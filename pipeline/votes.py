@@ -14,7 +14,7 @@ import torch
 from ndc_core.ballots import NOBODY
 from ndc_core.randomness import Phase
 from ndc_core.voting import Poll, VoteCounts, Voter, hold_polls
-from pipeline.config import RunConfig
+from pipeline.config import Device, RunConfig
 from pipeline.datasets import ImageRecord
 from pipeline.evidence import Evidence
 from pipeline.journal import LOADING, Journal
@@ -58,6 +58,7 @@ class VoterSettings:
     law: dict[str, Any]
     fingerprint: str
     num_classes: int
+    device: Device = "auto"
 
 
 def unit_row(unit: WorkUnit, record: ImageRecord) -> dict[str, Any]:
@@ -77,30 +78,50 @@ def rows_of(batch: Columns) -> Iterator[dict[str, Any]]:
         yield dict(zip(columns, values, strict=True))
 
 
-def pick_device(gpus_per_actor: float) -> str:
-    """CUDA where GPUs are asked for (untested here: no GPU was at hand), else the CPU.
+def pick_device(device: Device, *, share: float = 1.0) -> str:
+    """ "auto" is CUDA where torch can use it. The process takes no more than its share of the GPU's memory.
 
     Raises:
-        ValueError: GPUs are asked for and there are none.
+        ValueError: CUDA is asked for, and torch cannot use it.
     """
-    if gpus_per_actor > 0 and not torch.cuda.is_available():
-        raise ValueError("compute.gpus_per_actor is above 0, but this node has no CUDA device; set it to 0")
-    return "cuda" if gpus_per_actor > 0 else "cpu"
+    why = "" if device == "cpu" else why_no_cuda()
+    if device == "cuda" and why:
+        raise ValueError(
+            f"compute.device is 'cuda', but {why}; install a build of torch for the GPU there, or set it to 'cpu'"
+        )
+    if device == "cpu" or why:
+        return "cpu"
+    if share < 1:
+        torch.cuda.set_per_process_memory_fraction(share)
+    return "cuda"
+
+
+def why_no_cuda() -> str:
+    """Why torch cannot use a GPU in this process; empty if it can."""
+    where = f"torch {torch.__version__} on {socket.gethostname()}"
+    if not torch.cuda.is_available():
+        return f"{where} sees no CUDA device"
+    try:
+        torch.zeros(1, device="cuda").add_(1)
+    except RuntimeError as error:
+        return f"{where} cannot use its CUDA device: {str(error).splitlines()[0]}"
+    return ""
 
 
 def load_voter(settings: VoterSettings) -> Voter:
     """The run's classifier on this node's device, in a process that does nothing else.
 
     Raises:
-        ValueError: the model on this node is not the run's.
+        ValueError: the model on this node is not the run's, or the device is not there.
     """
     keep_freed_memory()
-    torch.set_num_threads(settings.config.compute.threads_per_actor)
+    compute = settings.config.compute
+    torch.set_num_threads(compute.threads_per_actor)
     for name, digest in model_digests(settings.config).items():
         if digest != settings.law[name]:
             where = checkpoints_of(settings.config)[name]
             raise ValueError(f"the model at {where} is not the one this run was started with")
-    return build_classifier(settings.config, device=pick_device(settings.config.compute.gpus_per_actor))
+    return build_classifier(settings.config, device=pick_device(settings.device, share=compute.gpus_per_actor or 1))
 
 
 def votes_of_unit(

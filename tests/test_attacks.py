@@ -69,6 +69,32 @@ def test_rounding_to_8_bits_never_leaves_the_ball(image: list[int], change: list
     assert np.abs(rounded / 255 - adversarial).max() < 1 / 255 + 1e-12
 
 
+class Recorded:
+    """A denoiser that notes how many rows it is given."""
+
+    def __init__(self, denoiser) -> None:
+        self.denoiser, self.rows = denoiser, []
+        self.image_shape, self.num_classes = denoiser.image_shape, denoiser.num_classes
+
+    def __call__(self, z, sigma_model, label):
+        self.rows.append(len(z))
+        return self.denoiser(z, sigma_model, label)
+
+
+@pytest.mark.parametrize("name", ["epndc", "apndc"])
+def test_an_attack_takes_no_more_memory_for_more_rows_and_has_the_same_gradient(tiny_model, name: str) -> None:
+    gradients = []
+    for rows_per_pass in (40, 4000):
+        denoiser = Recorded(load_denoiser(tiny_model))
+        classifier = DiffusionClassifier(denoiser, name, grid=GRID, weight="edm", rows_per_pass=rows_per_pass)
+        x = torch.full((2, 1, 8, 8), 0.5, dtype=torch.float64, requires_grad=True)
+        objective = ScoreObjective(classifier, (0, 1, 2), 0.25, 3, True, seeded())
+        gradients.append(torch.autograd.grad(objective(x).sum(), x)[0])
+        assert max(denoiser.rows) == min(rows_per_pass // 4, 2 * 3 * 3 * GRID.steps)
+    of_few, of_all = gradients
+    assert (of_few - of_all).norm() < 1e-3 * of_all.norm(), "but for rounding"
+
+
 def test_scores_of_the_attack_are_those_of_the_votes(tiny_model) -> None:
     """The same noise gives the same scores, so the gradient is that of what is certified."""
     for name in ("dc", "epndc", "apndc", "apndc-ensemble"):

@@ -54,8 +54,9 @@ def test_a_unit_that_kills_its_actor_and_one_that_hangs_are_given_up_and_the_oth
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))  # Ray's workers import this module
     units = ["deadly", "hanging", *(f"unit {number}" for number in range(20))]
     said: list[str] = []
-    compute = ComputeConfig(actors=2, stuck_seconds=2)
-    receipts = list(stream([{"unit": unit} for unit in units], Poisoned, None, compute=compute, say=said.append))
+    pool = connect_ray(ComputeConfig(actors=2), say=said.append)
+    rows = [{"unit": unit} for unit in units]
+    receipts = list(stream(rows, Poisoned, None, pool=pool, stuck_seconds=2, say=said.append))
     assert sorted(receipt["unit"] for receipt in receipts) == sorted(units)
     failed = {receipt["unit"]: receipt["error"] for receipt in receipts if receipt["error"]}
     assert set(failed) == {"deadly", "hanging"}
@@ -133,7 +134,7 @@ def test_a_full_disk_stops_a_run_which_goes_on_when_there_is_room(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     run = declared(small_config(tiny_model), tmp_path / "run")
 
-    def on_a_disk_that_fills(run, units, *, say):
+    def on_a_disk_that_fills(run, units, *, pool, say):
         actor = run_module.VoteActor(settings_of(run, tmp_path / "run"))
         for index, unit in enumerate(units):
             with monkeypatch.context() as patch:
@@ -179,9 +180,9 @@ def test_failed_units_alone_are_tried_again(tiny_model: Path) -> None:
         sent: list[int] = []
         stream_all = run_module.stream_receipts
 
-        def counting(run, units, *, say):
+        def counting(run, units, *, pool, say):
             sent.append(len(units))
-            return stream_all(run, units, say=say)
+            return stream_all(run, units, pool=pool, say=say)
 
         patch.setattr(run_module, "stream_receipts", counting)
         store.evidence_files()[0].unlink()

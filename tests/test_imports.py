@@ -23,7 +23,7 @@ ORDER = [
     {"datasets"},
     {"config"},
     {"sweep_file"},
-    {"models", "units", "law", "images"},
+    {"models", "units", "law", "images", "pools"},
     {"evidence"},
     {"store"},
     {"waves"},
@@ -49,7 +49,13 @@ HOMES = {
     "ray": {"pipeline/cluster.py"},
     "mlflow": {"pipeline/tracking.py"},
     "click": {"pipeline/cli.py", "pipeline/cli_models.py"},
-    "pyarrow": {"pipeline/store.py", "pipeline/evidence.py", "pipeline/images.py", "pipeline/parquet.py"},
+    "pyarrow": {
+        "pipeline/cluster.py",  # Ray Data's blocks are its tables
+        "pipeline/store.py",
+        "pipeline/evidence.py",
+        "pipeline/images.py",
+        "pipeline/parquet.py",
+    },
     "PIL": {"pipeline/decoding.py"},
     "fsspec": set(),
     "s3fs": set(),

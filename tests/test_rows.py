@@ -4,8 +4,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from ndc_core import rows as rows_module
+from ndc_core.checkpoints import load_denoiser
 from ndc_core.rows import Rate, choose, measured
 from pipeline.locations import location
 from pipeline.prepare import prepare
@@ -39,7 +41,7 @@ def test_rates_are_rows_over_seconds_and_end_where_a_pass_takes_too_long(monkeyp
 def test_the_rate_of_long_passes_is_that_of_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
 
-    def seconds(one_pass, rows: int) -> float:
+    def seconds(one_pass, rows: int, *, before) -> float:
         tried.append(rows)
         return rows / speed
 
@@ -50,6 +52,63 @@ def test_the_rate_of_long_passes_is_that_of_short_ones(monkeypatch: pytest.Monke
     speed = 1000.0
     assert rows_module.rate_of(None, 512, device="cpu") == Rate(512, 1000.0)
     assert tried == [16, 16, 512]
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+def test_a_size_for_which_there_is_no_memory_ends_the_search_and_leaves_room_below(error: Exception) -> None:
+    def pass_up_to(most: int):
+        def one_pass(rows: int) -> None:
+            time.sleep(0.002)  # so that more rows always pay
+            if rows > most:
+                raise error
+
+        return one_pass
+
+    assert choose(measured(pass_up_to(128))).rows == 64, "128 fit, and nothing beside them"
+    assert choose(measured(pass_up_to(16))).rows == 16
+    assert choose(measured(pass_up_to(1024), before=pass_up_to(64))).rows == 32
+    with pytest.raises(ValueError, match=r"no memory for passes of 16 rows; set compute.rows_per_pass lower"):
+        choose(measured(pass_up_to(8)))
+
+
+def test_other_errors_of_a_pass_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(rows: int) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        choose(measured(broken))
+
+
+def test_rows_that_are_set_and_do_not_fit_are_an_error_with_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_pass(network, rows: int, *, device: str) -> None:
+        if rows > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(rows_module, "_one_pass", one_pass)
+    with pytest.raises(ValueError, match=r"no memory for passes of 512 rows on this cuda; set compute.rows_per_pass"):
+        rows_module.rate_of(None, 512, device="cuda")
+
+
+def test_a_run_with_label_gradients_is_sized_by_passes_that_are_differentiated(tiny_model: Path) -> None:
+    denoiser = load_denoiser(tiny_model)
+    tried = set()
+
+    def noted(z, sigma_model, label):
+        tried.add((len(z), label.requires_grad))
+        return denoiser(z, sigma_model, label)
+
+    noted.image_shape, noted.num_classes = denoiser.image_shape, denoiser.num_classes  # type: ignore[attr-defined]
+    rows_module.rate_of(noted, 8, device="cpu", label_gradient=True)
+    assert tried == {(8, False), (8, True)}
 
 
 def test_a_run_keeps_the_rows_that_it_was_declared_with(tiny_model: Path, tmp_path: Path) -> None:

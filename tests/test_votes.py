@@ -147,6 +147,14 @@ def test_an_actor_refuses_another_model_than_the_runs(tiny_model: Path, tmp_path
 
 def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert pick_device(0) == "cpu"
-    with pytest.raises(ValueError, match="no CUDA device"):
-        pick_device(0.5)
+    assert pick_device("cpu") == pick_device("auto") == "cpu"
+    with pytest.raises(ValueError, match=r"compute.device is 'cuda', but torch .* sees no CUDA device; .* 'cpu'"):
+        pick_device("cuda")
+
+
+def test_actors_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr("pipeline.votes.why_no_cuda", lambda: "")
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", shares.append)
+    assert pick_device("auto", share=1.0) == pick_device("cuda", share=0.5) == "cuda"
+    assert shares == [0.5]

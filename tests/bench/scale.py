@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.cluster import stream
+from pipeline.cluster import connect_ray, stream
 from pipeline.config import ComputeConfig, load_config
 from pipeline.datasets import Example, ImageRecord, Listing
 from pipeline.evidence import Evidence, table_of
@@ -146,7 +146,9 @@ def step_send(store: RunStore) -> str:
     planned = plan(store.manifest()["law"], store.pictures.records())
     records = {record.image_id: record for record in store.pictures.records()}
     rows = [{**unit_row(unit, records[unit.image_id]), "unit": str(unit)} for unit in planned.values()]
-    receipts = stream(rows, Idle, None, compute=ComputeConfig(actors=IDLE_ACTORS), say=print)
+    compute = ComputeConfig(actors=IDLE_ACTORS)
+    pool = connect_ray(compute, say=print)
+    receipts = stream(rows, Idle, None, pool=pool, stuck_seconds=compute.stuck_seconds, say=print)
     next(receipts)
     started, worked = time.perf_counter(), time.process_time()
     received = sum(1 for _ in islice(receipts, RATED_UNITS))
