@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # A module may import only from lines above its own.
 ORDER = [
     {"ndc_core"},
-    {"locations", "memory", "methods", "decoding", "journal", "tables"},
+    {"locations", "memory", "methods", "decoding", "devices", "journal", "tables"},
     {"entries", "lease", "run_log", "logs", "console"},
     {"archives", "parquet"},
     {"arrays"},
