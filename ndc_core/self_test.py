@@ -1,8 +1,8 @@
 """Whether a device gives a row's results again, bit for bit: in the same pass, at another place, among other rows.
 
-On a CPU all three were so wherever it was tried. On a GPU they depend on precision, shapes and library versions: a
-kernel may cut its sums otherwise at some places of a pass, or add up in the order in which threads arrive. What that
-moves is at the level of rounding, but a near-tie's vote can go with it (docs/soundness.md, "What a device decides").
+That depends on precision, shapes and library versions: a kernel may cut its sums otherwise at some places of a pass, or
+add up in the order in which threads arrive. What moves is at the level of rounding, but a near-tie's vote can go with
+it (docs/soundness.md, "What a device decides").
 """
 
 import time
@@ -19,7 +19,7 @@ from ndc_core.denoiser import Denoiser
 from ndc_core.image_classifier import ImageClassifier
 from ndc_core.passes import Ask, Inputs, Kind, Task, answer
 
-PATIENCE_SECONDS = 5.0  # on a CPU, where networks may be slow and no difference was ever seen
+PATIENCE_SECONDS = 5.0  # on a CPU, where networks may be slow
 
 
 @dataclass(frozen=True)

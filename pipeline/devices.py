@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class DeviceRecord:
     torch: str = ""
     cuda: str = ""
     cudnn: str = ""
-    exactness: Exactness = Exactness()
+    exactness: Exactness = field(default_factory=Exactness)
 
     @classmethod
     def parse(cls, text: str) -> "DeviceRecord":

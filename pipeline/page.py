@@ -113,6 +113,7 @@ def html_page(
     certified: Sequence[CertifiedImage],
     images: Sequence[StoredImage],
     law: dict[str, Any],
+    devices: Sequence[str] = (),
 ) -> str:
     """One page that needs no other file: curves, costs, table, what was declared, and a gallery of images."""
     items = shown_items(certified, images)
@@ -130,6 +131,7 @@ def html_page(
                 alpha=alpha,
                 scope=scope,
                 law=law,
+                devices=devices,
                 data=data | {"pictures": pictures},
             )
         )

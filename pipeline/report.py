@@ -141,8 +141,9 @@ def write_report(
     title: str,
     evidence_digest: str,
     empirical: Empirical | None = None,
+    devices: Sequence[str] = (),
 ) -> Report:
-    """Writes certificates, tables, pictures and the page into a folder."""
+    """Writes certificates, tables, pictures and the page into a folder; `devices` are remarks for the page."""
     levels = by_level(certified, maximum_over_sigmas=law["certificate"]["maximum_over_sigmas"])
     summary = summarise(levels, alpha=alpha, radii=radii, empirical=empirical)
     write_certificates(folder / "certificates.parquet", certificate_rows(certified), evidence_digest=evidence_digest)
@@ -165,6 +166,7 @@ def write_report(
             certified=certified,
             images=images,
             law=law,
+            devices=devices,
         ),
     }
     for name, text in texts.items():

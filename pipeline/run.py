@@ -11,6 +11,7 @@ from upath import UPath
 from pipeline.attackers import empirical_accuracy
 from pipeline.cluster import Metrics, Say, connect_ray, stop_on_signals, stream
 from pipeline.datasets import examples_of
+from pipeline.devices import device_lines
 from pipeline.evidence import EvidenceTable
 from pipeline.gallery import MOST_IMAGES
 from pipeline.law import refuse_undeclared_radii
@@ -215,4 +216,5 @@ def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[f
         title=f"Certified robustness: {store.folder.name}",
         evidence_digest=evidence.digest,
         empirical=empirical_accuracy(store.folder, fingerprint=fingerprint),
+        devices=device_lines(evidence.devices),
     )

@@ -28,7 +28,7 @@ ORDER = [
     {"waves"},
     {"votes", "reduce", "sharing"},
     {"curves"},
-    {"cluster", "figures", "gallery", "progress", "measure"},
+    {"redraw", "cluster", "figures", "gallery", "progress", "measure"},
     {"page", "sweep_figure"},
     {"attackers", "report", "status", "train", "diagnosis_figures"},
     {"logged"},

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 
 from ndc_core.checkpoints import load_denoiser, save_denoiser
+from ndc_core.self_test import Exactness
+from pipeline.devices import DeviceRecord
 from pipeline.evidence import Evidence
 from pipeline.law import fingerprint_of
 from pipeline.locations import location
 from pipeline.prepare import prepare
+from pipeline.redraw import bits_can_be_equal
 from pipeline.run import certify_run, reduce_and_report
+from pipeline.status import status_lines, status_of
 from pipeline.store import RunStore
 from pipeline.verify import VerificationError, verify_run
 from tests.runs import small_config
@@ -187,6 +193,94 @@ def test_swapped_pixels_are_found(run: RunStore) -> None:
     assert f"image {rows[1]['image_id']} is not the one that the run was declared with" in problems_of(run)
 
 
+# What another device computed
+
+H100 = DeviceRecord("cuda", "NVIDIA H100", "2.11.0", "12.8", "91002", Exactness(0.0, 9e-4, 0.0))
+
+
+def made_on(run: RunStore, device: DeviceRecord, change: Callable[[Evidence], Evidence] = lambda item: item) -> None:
+    """The run as if another device had made it, with some counts changed; its report follows."""
+    for item in evidence_of(run):
+        forge(run, replace(change(item), device=device.text()))
+    reduce_and_report(run, alpha=None, radii=(0.0, 0.1), folder=run.folder)
+
+
+def test_evidence_says_what_computed_it(run: RunStore) -> None:
+    ((record, units),) = run.all_evidence(fingerprint=run.manifest()["fingerprint"]).devices
+    assert units == 6
+    assert (record.kind, record.torch) == ("cpu", torch.__version__)
+    assert record.exactness.exact  # on this CPU
+
+
+def test_a_near_tie_that_flipped_on_another_device_is_stated_and_passes(run: RunStore) -> None:
+    moved = next(item for item in evidence_of(run) if item.unit.phase == "estimation").unit
+    made_on(run, H100, lambda item: another_count(item) if item.unit == moved else item)
+    said: list[str] = []
+    verify_run(run.folder, redraw=99, say=said.append)
+    (line,) = [line for line in said if "drawn again" in line]
+    assert line.startswith("ok ")
+    assert "made on NVIDIA H100, torch 2.11.0, CUDA 12.8, cuDNN 91002, drawn again on " in line
+    assert "1 of 100 votes differ" in line
+    assert any(
+        line.startswith("note ") and "NVIDIA H100" in line and "certificates hold up to near-ties" in line
+        for line in said
+    )
+
+
+def test_counts_that_another_device_cannot_explain_are_found(run: RunStore) -> None:
+    def shuffled(item: Evidence) -> Evidence:
+        return replace(item, votes={(class_id + 1) % 10: votes for class_id, votes in item.votes.items()})
+
+    made_on(run, H100, shuffled)
+    verify_run(run.folder, redraw=0, say=lambda line: None)
+    found = problems_of(run, redraw=99)
+    assert "votes that were drawn again differ, more than near-ties explain" in found
+    assert "the model gives" in found
+
+
+def test_one_unit_whose_counts_are_wrong_is_found_among_many(run: RunStore) -> None:
+    wrong = next(item for item in evidence_of(run) if item.unit.phase == "estimation").unit
+
+    def all_for_another_class(item: Evidence) -> Evidence:
+        return replace(item, votes={9: item.unit.draws}) if item.unit == wrong else item
+
+    made_on(run, H100, all_for_another_class)
+    assert f"{wrong}: votes" in problems_of(run, redraw=99)
+
+
+def test_bits_are_compared_on_the_same_kind_of_device_only() -> None:
+    exact = replace(H100, exactness=Exactness(0.0, 0.0, 0.0))
+    assert bits_can_be_equal(exact, exact)
+    assert not bits_can_be_equal(H100, exact)
+    assert not bits_can_be_equal(exact, H100)
+    for other in ({"name": "NVIDIA H200"}, {"torch": "2.12.0"}, {"cuda": "13.0"}, {"cudnn": "9"}):
+        assert not bits_can_be_equal(replace(exact, **other), exact)
+    assert not bits_can_be_equal(DeviceRecord("cpu"), DeviceRecord("cpu"))  # evidence without versions
+
+
+def test_several_devices_are_named_with_their_units(run: RunStore) -> None:
+    item = evidence_of(run)[0]
+    forge(run, replace(item, device=H100.text()))
+    found = status_of(run.folder)
+    assert any("NVIDIA H100, torch 2.11.0, CUDA 12.8, cuDNN 91002 (1 units): not exact" in x for x in found.devices)
+    assert any("(5 units): exact" in line for line in found.devices)
+    assert set(found.devices) <= set(status_lines(found))
+    reduce_and_report(run, alpha=None, radii=(0.0, 0.1), folder=run.folder)
+    page = (run.folder / "report.html").read_text()
+    assert "Computed on NVIDIA H100, torch 2.11.0, CUDA 12.8, cuDNN 91002 (1 units): not exact" in page
+
+
+def test_old_evidence_without_a_record_still_reads(run: RunStore) -> None:
+    for item in evidence_of(run):
+        forge(run, replace(item, device="cpu"))
+    ((record, units),) = run.all_evidence(fingerprint=run.manifest()["fingerprint"]).devices
+    assert (record, units) == (DeviceRecord("cpu"), 6)
+    reduce_and_report(run, alpha=None, radii=(0.0, 0.1), folder=run.folder)
+    said: list[str] = []
+    verify_run(run.folder, redraw=2, say=said.append)
+    assert any("made on cpu, drawn again on" in line and line.startswith("ok ") for line in said)
+
+
 @pytest.mark.usefixtures("ray_workplace")
 def test_scores_are_compared_too(tiny_model: Path, tmp_path: Path) -> None:
     from pipeline.config import load_config
@@ -201,3 +295,10 @@ def test_scores_are_compared_too(tiny_model: Path, tmp_path: Path) -> None:
     forge(run, replace(item, scores=item.scores + np.eye(1, 10) * 1e-9))
     reduce_and_report(run, alpha=None, radii=(0.0,), folder=run.folder)
     assert f"{item.unit}: the scores are not those that the model gives" in problems_of(run, redraw=9)
+    # Rounding of another device would explain it; ten per cent of a score it would not.
+    forge(run, replace(item, scores=item.scores + np.eye(1, 10) * 1e-9, device=H100.text()))
+    reduce_and_report(run, alpha=None, radii=(0.0,), folder=run.folder)
+    verify_run(run.folder, redraw=9, say=lambda line: None)
+    forge(run, replace(item, scores=item.scores * 1.1, device=H100.text()))
+    reduce_and_report(run, alpha=None, radii=(0.0,), folder=run.folder)
+    assert "scores differ by 0.1 of the largest, which is more than rounding" in problems_of(run, redraw=9)
