@@ -55,8 +55,9 @@ def device_record(classifier: Voter) -> DeviceRecord:
     """Tries a loaded classifier's device: seconds. On a CPU it stops early where passes are slow."""
     device = torch.device(classifier.device)
     on_gpu = device.type == "cuda"
+    patience_seconds = float("inf") if on_gpu else PATIENCE_SECONDS * torch.get_num_threads()
     try:
-        exactness = self_test(classifier, patience_seconds=float("inf") if on_gpu else PATIENCE_SECONDS)
+        exactness = self_test(classifier, patience_seconds=patience_seconds)
     except Exception:  # votes meet the same fault, and say which unit has it
         exactness = Exactness()
     if not on_gpu:

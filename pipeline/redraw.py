@@ -25,8 +25,8 @@ from pipeline.votes import votes_of_unit
 
 FALSE_ALARM = 1e-3  # the probability, at most, that a run is refused of whose votes the tolerated share may flip
 # Of the votes, and of the largest score for each score; docs/soundness.md says where they come from.
-TOLERATED_SHARE: dict[Precision, float] = {"float32": 1e-3, "tf32": 5e-3, "bfloat16": 2e-2, "float16": 5e-3}
-TOLERATED_SCORE: dict[Precision, float] = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 1e-1, "float16": 1e-2}
+TOLERATED_SHARE: dict[Precision, float] = {"float32": 1e-3, "tf32": 1e-3, "bfloat16": 1e-2, "float16": 1e-3}
+TOLERATED_SCORE: dict[Precision, float] = {"float32": 1e-4, "tf32": 2e-3, "bfloat16": 2e-2, "float16": 2e-3}
 
 Redrawn = tuple[Evidence, VoteCounts]
 Name = Callable[[Evidence], str]

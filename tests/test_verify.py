@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 
 from ndc_core.checkpoints import load_denoiser, save_denoiser
@@ -17,14 +16,12 @@ from ndc_core.self_test import Exactness
 from pipeline.devices import DeviceRecord
 from pipeline.evidence import Evidence
 from pipeline.law import fingerprint_of
-from pipeline.locations import location
-from pipeline.prepare import prepare
 from pipeline.redraw import bits_can_be_equal
-from pipeline.run import certify_run, reduce_and_report
+from pipeline.run import reduce_and_report
 from pipeline.status import status_lines, status_of
 from pipeline.store import RunStore
 from pipeline.verify import VerificationError, verify_run
-from tests.runs import small_config
+from tests.runs import computed, small_config
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +29,7 @@ def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """One image, 50 votes, with a model of its own beside it."""
     place = tmp_path_factory.mktemp("verify")
     shutil.copytree(tiny_model, place / "model")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        certify_run(
-            prepare(small_config(place / "model", "dataset.limit=2"), location(place / "run")), say=lambda line: None
-        )
-        ray.shutdown()
+    computed(small_config(place / "model", "dataset.limit=2"), place / "run")
     return place
 
 
@@ -281,14 +271,13 @@ def test_old_evidence_without_a_record_still_reads(run: RunStore) -> None:
     assert any("made on cpu, drawn again on" in line and line.startswith("ok ") for line in said)
 
 
-@pytest.mark.usefixtures("ray_workplace")
 def test_scores_are_compared_too(tiny_model: Path, tmp_path: Path) -> None:
     from pipeline.config import load_config
 
     small = ["dataset.limit=1", "votes.selection=10", "votes.estimation=100", "certificate.radii=[0.0]"]
+    small += ["votes.per_unit=50", "compute.rows_per_pass=32"]
     config = load_config("lipschitz", [f"model={tiny_model}", *small, "classifier.grid.points=4"])
-    certify_run(prepare(config, location("run")), say=lambda line: None)
-    run = RunStore(tmp_path / "run")
+    run = computed(config, tmp_path / "run")
     verify_run(run.folder, redraw=9, say=lambda line: None)
     item = next(item for item in evidence_of(run) if item.unit.phase == "estimation")
     assert item.scores is not None
