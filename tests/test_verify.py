@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +12,17 @@ import pytest
 import torch
 
 from ndc_core.checkpoints import load_denoiser, save_denoiser
+from ndc_core.execution import Precision
 from ndc_core.self_test import Exactness
+from ndc_core.voting import VoteCounts
 from pipeline.devices import DeviceRecord
 from pipeline.evidence import Evidence
 from pipeline.law import fingerprint_of
-from pipeline.redraw import bits_can_be_equal
+from pipeline.redraw import bits_can_be_equal, flipped, judged
 from pipeline.run import reduce_and_report
 from pipeline.status import status_lines, status_of
 from pipeline.store import RunStore
+from pipeline.units import WorkUnit
 from pipeline.verify import VerificationError, verify_run
 from tests.runs import computed, small_config
 
@@ -284,10 +287,51 @@ def test_scores_are_compared_too(tiny_model: Path, tmp_path: Path) -> None:
     forge(run, replace(item, scores=item.scores + np.eye(1, 10) * 1e-9))
     reduce_and_report(run, alpha=None, radii=(0.0,), folder=run.folder)
     assert f"{item.unit}: the scores are not those that the model gives" in problems_of(run, redraw=9)
-    # Rounding of another device would explain it; ten per cent of a score it would not.
-    forge(run, replace(item, scores=item.scores + np.eye(1, 10) * 1e-9, device=H100.text()))
-    reduce_and_report(run, alpha=None, radii=(0.0,), folder=run.folder)
-    verify_run(run.folder, redraw=9, say=lambda line: None)
-    forge(run, replace(item, scores=item.scores * 1.1, device=H100.text()))
-    reduce_and_report(run, alpha=None, radii=(0.0,), folder=run.folder)
-    assert "scores differ by 0.1 of the largest, which is more than rounding" in problems_of(run, redraw=9)
+
+
+def drawn_again(counts: Mapping[int, int], *, draws: int = 1000, scores: np.ndarray | None = None) -> VoteCounts:
+    votes = np.zeros(10, np.int64)
+    for class_id, count in counts.items():
+        votes[class_id] = count
+    assert votes.sum() == draws
+    return VoteCounts(votes, 1, scores)
+
+
+def unit_of(counts: Mapping[int, int], scores: np.ndarray | None = None) -> Evidence:
+    unit = WorkUnit("img", 1, 0.25, "estimation", 0, sum(counts.values()))
+    return Evidence(unit, dict(counts), 1, 1.0, 1.0, H100.text(), scores)
+
+
+def problems_among(pairs: Sequence[tuple[Evidence, VoteCounts]], precision: Precision = "float32") -> list[str]:
+    return judged(pairs, precision, str, of=len(pairs), why="on another device").problems
+
+
+def test_as_many_flips_as_near_ties_make_pass_and_more_fail() -> None:
+    evidence, few, many = unit_of({1: 900, 2: 100}), {1: 899, 2: 100, 3: 1}, {1: 880, 2: 120}
+    assert flipped(evidence.votes, few) == 1
+    assert flipped(evidence.votes, many) == 20
+    assert not problems_among([(evidence, drawn_again(few))])
+    assert len(problems_among([(evidence, drawn_again(many))])) == 2  # the unit, and all of them
+    assert not problems_among([(evidence, drawn_again(many))], "bfloat16")
+    assert problems_among([(evidence, drawn_again({1: 100, 2: 900}))], "bfloat16")
+
+
+def test_a_few_votes_too_many_in_every_unit_are_found_in_all_together() -> None:
+    pair = unit_of({1: 900, 2: 100}), drawn_again({1: 896, 2: 104})
+    assert not problems_among([pair])
+    assert problems_among([pair] * 20) == [
+        "80 of 20,000 votes that were drawn again differ, more than near-ties explain"
+    ]
+
+
+def test_scores_may_differ_by_rounding_only() -> None:
+    scores = np.random.default_rng(0).normal(size=(4, 10))
+    for change, precision, refused in (
+        (1e-6, "float32", False),
+        (1e-3, "float32", True),
+        (1e-3, "tf32", False),
+        (1e-1, "bfloat16", True),
+    ):
+        pair = unit_of({1: 4}, scores), drawn_again({1: 4}, draws=4, scores=scores * (1 + change))
+        assert bool(problems_among([pair], precision)) == refused
+    assert problems_among([(unit_of({1: 4}, scores), drawn_again({1: 4}, draws=4))])
