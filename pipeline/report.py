@@ -124,6 +124,7 @@ class Report:
     summary: Summary
     levels: dict[str, list[CertifiedImage]]
     folder: UPath
+    devices: tuple[str, ...] = ()  # what computed it, where that needs to be said
 
     @property
     def page(self) -> UPath:
@@ -172,4 +173,4 @@ def write_report(
     for name, text in texts.items():
         publish(folder / name, text.encode())
     publish(folder / "curve.png", figure.png)
-    return Report(summary, levels, folder)
+    return Report(summary, levels, folder, tuple(devices))

@@ -67,6 +67,8 @@ def certify_run(
         try:
             Session(run, store, lease, log, say, lenders).vote(only_failed=retry_failed)
             report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=run.folder)
+            for line in report.devices:
+                say(line)
         except BaseException as error:
             with suppress(Exception):  # a full disk is told by what hit it first
                 tracker.stopped(failed=isinstance(error, Exception))

@@ -258,7 +258,8 @@ def test_several_devices_are_named_with_their_units(run: RunStore) -> None:
     assert any("NVIDIA H100, torch 2.11.0, CUDA 12.8, cuDNN 91002 (1 units): not exact" in x for x in found.devices)
     assert any("(5 units): exact" in line for line in found.devices)
     assert set(found.devices) <= set(status_lines(found))
-    reduce_and_report(run, alpha=None, radii=(0.0, 0.1), folder=run.folder)
+    report = reduce_and_report(run, alpha=None, radii=(0.0, 0.1), folder=run.folder)
+    assert report.devices == found.devices
     page = (run.folder / "report.html").read_text()
     assert "Computed on NVIDIA H100, torch 2.11.0, CUDA 12.8, cuDNN 91002 (1 units): not exact" in page
 
