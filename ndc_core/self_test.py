@@ -65,8 +65,8 @@ def self_test(
     """Tries every kind of pass that a classifier's votes need, with `rows_per_pass` rows of noise.
 
     That takes four passes of each kind, three if it is the label's gradient. No further pass begins once
-    `patience_seconds` of the processor's time are spent, however long others had it meanwhile. NaN and infinity are taken
-    as they come: they are for votes to refuse.
+    `patience_seconds` of the processor's time are spent, however long others had it meanwhile. NaN and infinity are
+    taken as they come: they are for votes to refuse.
     """
     ends = time.process_time() + patience_seconds
     found = Exactness()

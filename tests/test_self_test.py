@@ -13,6 +13,7 @@ from ndc_core.grid import GridSpec
 from ndc_core.self_test import Exactness, passes_of, self_test
 from ndc_core.sift import LabelGradientSpec
 from ndc_core.unconditional import null_label
+from pipeline.devices import DeviceRecord, device_lines, device_record, exactness_line
 from tests.fakes import many_gaussians, two_gaussians
 
 GRID = GridSpec(points=4, sigma_model_max=1.5)
@@ -166,3 +167,34 @@ def test_image_classifiers_and_their_denoisers_are_tried() -> None:
         found = self_test(classifier)
         assert found.repeated == 0
         assert found.moved
+
+
+def test_a_record_of_a_device_is_read_back_as_it_was_written() -> None:
+    record = device_record(classifier_of(by_place))
+    assert (record.kind, record.torch, record.cuda) == ("cpu", torch.__version__, "")
+    assert record.name
+    assert record.exactness.moved
+    assert DeviceRecord.parse(record.text()) == record
+    assert DeviceRecord.parse("cuda") == DeviceRecord("cuda")  # evidence from before there were records
+    for damaged in ("{", "{}", '{"kind": "cpu"}', '{"kind": "cpu", "exactness": {"other": 1}}'):
+        with pytest.raises(ValueError, match="is no record of a device"):
+            DeviceRecord.parse(damaged)
+
+
+def test_a_self_test_that_fails_ends_no_actor() -> None:
+    def fail(z: Tensor) -> Tensor:
+        raise RuntimeError("out of memory")
+
+    record = device_record(classifier_of(fail))
+    assert record.exactness == Exactness()
+    assert exactness_line(record) == "no self-test is known"
+
+
+def test_a_device_is_spoken_of_where_it_is_not_exact_or_not_alone() -> None:
+    exact = DeviceRecord("cuda", "A", "2", exactness=EXACT)
+    moving = replace(exact, name="B", exactness=replace(EXACT, moved=9e-4))
+    assert device_lines([(exact, 5)]) == []
+    assert device_lines([(exact, 5), (replace(exact, name="C"), 1)])[1].startswith("computed on C, torch 2 (1 units)")
+    (line,) = device_lines([(moving, 5)])
+    assert "results move with a row's place in the pass by 0.0009 of the largest" in line
+    assert "certificates hold up to near-ties" in line
