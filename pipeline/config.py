@@ -148,7 +148,8 @@ class ComputeConfig(Section):
     rows_per_pass: int | None = Field(default=None, ge=1)
     """Rows of every forward pass; left out, a run searches for the fastest when it first starts."""
     precision: Precision = "float32"
-    """Of the network; all around it is single or double precision."""
+    """Of the network; all around it is single or double precision. `tf32` rounds the factors of products on GPUs that
+    can, and is `float32` elsewhere."""
     channels_last: bool = False
     """Layout of images in memory."""
     compile: bool = False

@@ -123,7 +123,7 @@ class OpenedRun:
                 {item.image_id: outcome_of(item, None if level == LARGEST else evidence) for item in items},
                 scope=items[0].certificate.scope,
                 network=self.network,
-                devices=evidence.devices,
+                devices=tuple(sorted({record.name or record.kind for record, _ in evidence.devices})),
                 attacked=empirical.get(level),
             )
             for level, items in levels.items()

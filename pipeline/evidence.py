@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ndc_core.self_test import Exactness
+from pipeline.devices import DeviceRecord
 from pipeline.images import parquet_bytes, parquet_table
 from pipeline.units import WorkUnit
 
@@ -37,13 +39,15 @@ EVIDENCE_SCHEMA = pa.schema(
         ("checksum", pa.string()),
     ]
 )
+DEVICE = EVIDENCE_SCHEMA.get_field_index("device")
 
 
 @dataclass(frozen=True)
 class Evidence:
     """Integer vote counts of one unit (classes without a vote are left out), and what they cost.
 
-    The scores of each draw are there only where the run's certificate is made from them.
+    The scores of each draw are there only where the run's certificate is made from them. `device` is the text of a
+    `DeviceRecord`.
     """
 
     unit: WorkUnit
@@ -120,6 +124,7 @@ def checked_rows(table: pa.Table, *, fingerprint: str) -> Iterator[Evidence]:
         evidence = Evidence(unit, votes, *cost, scores)
         if evidence.row(row["unit_id"]) != row:
             raise ValueError("its checksum does not fit its content: it was changed after it was written")
+        DeviceRecord.parse(evidence.device)
         yield evidence
 
 
@@ -144,6 +149,8 @@ class EvidenceTable:
 
     def __init__(self, tables: Sequence[pa.Table]) -> None:
         table = pa.concat_tables([*tables, EVIDENCE_SCHEMA.empty_table()]).combine_chunks()
+        # A run has few devices, and the text of each is long.
+        table = table.set_column(DEVICE, "device", table["device"].dictionary_encode())
         image = table["image_id"].combine_chunks().dictionary_encode()
         codes, sigma = image.indices.to_numpy(), table["sigma_pixel"].to_numpy()
         estimation = pc.equal(table["phase"], "estimation").to_numpy()
@@ -220,10 +227,18 @@ class EvidenceTable:
         ids: list[str] = self.table["unit_id"].to_pylist()
         return ids
 
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """Where it was computed."""
-        return tuple(sorted(pc.unique(self.table["device"]).to_pylist()))
+    @cached_property
+    def devices(self) -> tuple[tuple[DeviceRecord, int], ...]:
+        """What computed it, with the number of units, most first. A device whose self-tests differ counts once, with
+        the larger differences."""
+        found: dict[DeviceRecord, tuple[DeviceRecord, int]] = {}
+        for value in pc.value_counts(self.table["device"]).to_pylist():
+            record = DeviceRecord.parse(value["values"])
+            same = replace(record, exactness=Exactness())
+            known, units = found.get(same, (same, 0))
+            merged = replace(record, exactness=record.exactness.merged(known.exactness))
+            found[same] = merged, units + value["counts"]
+        return tuple(sorted(found.values(), key=lambda counted: (-counted[1], str(counted[0]))))
 
     def cost_of_a_selection_draw(self, cell: tuple[float, str]) -> tuple[float, float]:
         """Evaluations and seconds of one draw of the selection phase, the mean over a cell's."""

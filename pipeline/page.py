@@ -117,6 +117,7 @@ def html_page(
     warnings: Sequence[str] = (),
     classes: str = "",
     class_names: Sequence[str] = (),
+    devices: Sequence[str] = (),
 ) -> str:
     """One page that needs no other file: curves, costs, table, what was declared, and a gallery of images.
 
@@ -140,6 +141,7 @@ def html_page(
                 law=law,
                 warnings=warnings,
                 classes=classes,
+                devices=devices,
                 data=data | {"pictures": pictures},
             )
         )

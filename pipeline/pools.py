@@ -1,9 +1,10 @@
 """On which device actors vote, how many there are, and what each takes of a Ray node. Nothing here knows Ray."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import ComputeConfig, Device
+from pipeline.devices import DeviceRecord
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,9 @@ def _share(each: float) -> str:
     return f", {each:g} of a GPU each" if each != 1 else ""
 
 
-def kinds_of(devices: Sequence[str]) -> tuple[str, ...]:
-    """The kinds of devices that evidence names, as in "cuda: NVIDIA H100"."""
-    return tuple(sorted({"cuda" if device.startswith("cuda") else "cpu" for device in devices}))
+def kinds_of(devices: Iterable[tuple[DeviceRecord, int]]) -> tuple[str, ...]:
+    """The kinds among the devices that made evidence, as it counts them."""
+    return tuple(sorted({record.kind for record, _ in devices}))
 
 
 def as_begun(compute: ComputeConfig, begun: Sequence[str]) -> ComputeConfig:

@@ -81,6 +81,8 @@ class PreparedRun:
             lines += [
                 f"{self.config.compute.rows_per_pass} rows a forward pass, {self.config.votes.per_unit:,} draws a unit"
             ]
+        if self.config.compute.precision == "tf32":
+            lines.append("compute.precision is tf32: on a CPU, or a GPU from before Ampere, that is float32")
         corrupt = self.listing.corrupt
         return lines + ([f"left out {len(corrupt):,} corrupt images: {', '.join(corrupt)}"] if corrupt else [])
 

@@ -138,6 +138,7 @@ class Report:
     summary: Summary
     levels: dict[str, list[CertifiedImage]]
     folder: UPath
+    devices: tuple[str, ...] = ()  # what computed it, where that needs to be said
 
     @property
     def page(self) -> UPath:
@@ -156,8 +157,10 @@ def write_report(
     evidence_digest: str,
     empirical: Empirical | None = None,
     class_names: Sequence[str] | None = None,
+    devices: Sequence[str] = (),
 ) -> Report:
-    """Writes certificates, tables, pictures and the page into a folder; `class_names` are by label."""
+    """Writes certificates, tables, pictures and the page into a folder; `class_names` are by label, `devices` are
+    remarks for the page."""
     levels = by_level(certified, maximum_over_sigmas=law["certificate"]["maximum_over_sigmas"])
     summary = summarise(levels, alpha=alpha, radii=radii, empirical=empirical, class_names=class_names)
     write_certificates(folder / "certificates.parquet", certificate_rows(certified), evidence_digest=evidence_digest)
@@ -185,9 +188,10 @@ def write_report(
             warnings=summary.warnings,
             classes=classes,
             class_names=class_names or (),
+            devices=devices,
         ),
     }
     for name, text in texts.items():
         publish(folder / name, text.encode())
     publish(folder / "curve.png", figure.png)
-    return Report(summary, levels, folder)
+    return Report(summary, levels, folder, tuple(devices))

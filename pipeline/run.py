@@ -11,6 +11,7 @@ from upath import UPath
 from pipeline.attackers import empirical_accuracy
 from pipeline.cluster import Metrics, Say, connect_ray, stop_on_signals, stream
 from pipeline.datasets import examples_of
+from pipeline.devices import device_lines
 from pipeline.evidence import EvidenceTable
 from pipeline.gallery import MOST_IMAGES
 from pipeline.law import refuse_undeclared_radii
@@ -67,6 +68,8 @@ def certify_run(
         try:
             Session(run, store, lease, log, say, lenders).vote(only_failed=retry_failed)
             report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=run.folder)
+            for line in report.devices:
+                say(line)
         except BaseException as error:
             with suppress(Exception):  # a full disk is told by what hit it first
                 tracker.stopped(failed=isinstance(error, Exception))
@@ -249,4 +252,5 @@ def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[f
         evidence_digest=evidence.digest,
         empirical=empirical_accuracy(store.folder, fingerprint=fingerprint),
         class_names=manifest["data"].get("classes"),
+        devices=device_lines(evidence.devices),
     )

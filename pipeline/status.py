@@ -6,6 +6,7 @@ from typing import Any
 
 from upath import UPath
 
+from pipeline.devices import device_lines
 from pipeline.lease import LEASE_FILE, described, holder_of
 from pipeline.progress import duration
 from pipeline.store import RunStore
@@ -31,6 +32,7 @@ class RunStatus:
     failures: list[dict[str, Any]]
     driver: str | None  # who works on it, as far as is known
     at_most: str  # where certificates may stop early: "at most "
+    devices: tuple[str, ...]  # what computed it, a line each, where that needs to be said
 
     @property
     def complete(self) -> bool:
@@ -73,6 +75,7 @@ def status_of(folder: UPath, *, now_unix: float | None = None) -> RunStatus:
         failures=list(store.failures()),
         driver=driver_of(folder, now_unix=now),
         at_most="at most " if manifest["plan"]["stops_early"] else "",
+        devices=tuple(device_lines(evidence.devices)),
     )
 
 
@@ -100,4 +103,4 @@ def status_lines(found: RunStatus) -> list[str]:
         )
     if found.driver and not found.complete:
         lines.append(f"driver: {found.driver}")
-    return lines
+    return [*lines, *found.devices]

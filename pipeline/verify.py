@@ -13,15 +13,16 @@ from upath import UPath
 
 from pipeline.config import RunConfig, load_config
 from pipeline.datasets import ImageRecord, Listing, list_images, source_of
+from pipeline.devices import device_lines
 from pipeline.evidence import Evidence, EvidenceTable, checked_rows
 from pipeline.law import VOTE_VERSION, differences, fingerprint_of, law_of
-from pipeline.locations import absolute, exists, location, read
+from pipeline.locations import exists, location, read
 from pipeline.models import build_classifier, model_digests
+from pipeline.redraw import Comparison, redrawn
 from pipeline.reduce import certificate_rows, certify_images
 from pipeline.run import reduce_and_report
 from pipeline.store import RunStore, StoreError, read_certificates
 from pipeline.units import plan_units
-from pipeline.votes import VoterSettings, load_voter, votes_of_unit
 from pipeline.waves import Cells, IncompleteRunError, cells_of
 
 COMPARED_FILES = ("certificates.tsv", "summary.json", "table.md", "table.tex")
@@ -78,12 +79,12 @@ def verify_run(folder: UPath, *, redraw: int, say: Callable[[str], None]) -> Non
             "certificates.parquet: every certificate follows from the evidence", _certificates(store, evidence)
         )
         findings.check(", ".join(COMPARED_FILES) + ": follow from the evidence", _report_problems(store, config))
+    for line in device_lines(evidence.devices):
+        say(f"{'note':7}  {line}")
     if redraw and same and evidence:
         chosen = random.SystemRandom().sample(list(evidence), min(redraw, len(evidence)))
-        findings.check(
-            f"{len(chosen):,} of {len(evidence):,} units drawn again from the model: equal bit for bit",
-            list(_redrawn(chosen, config, records, cells, store, manifest)),
-        )
+        for compared in _redrawn(chosen, config, records, cells, store, of=len(evidence)):
+            findings.check(compared.what, compared.problems)
     elif redraw:
         say("left out: drawing again, which needs the run's own model, data and evidence")
     findings.end(folder)
@@ -191,33 +192,25 @@ def _report_problems(store: RunStore, config: RunConfig) -> list[str]:
         ]
 
 
-def _scores_or_none(scores: np.ndarray | None) -> np.ndarray:
-    return np.empty(0) if scores is None else scores
-
-
 def _redrawn(
     chosen: Sequence[Evidence],
     config: RunConfig,
     records: Sequence[ImageRecord],
     cells: Cells,
     store: RunStore,
-    manifest: dict[str, Any],
-) -> Iterator[str]:
-    record_of = {record.image_id: record for record in records}
-    law, fingerprint = manifest["law"], manifest["fingerprint"]
-    settings = VoterSettings(config, absolute(store.folder), law, fingerprint, num_classes=manifest["plan"]["classes"])
-    classifier = load_voter(settings)
-    for item in chosen:
-        record = record_of[item.unit.image_id]
-        candidate = (
-            cells[item.unit.cell].candidate if config.follows_images and item.unit.phase == "estimation" else None
-        )
-        drawn = votes_of_unit(classifier, config, item.unit, record, store.pictures.pixels(record), candidate=candidate)
-        votes = {int(c): int(drawn.votes[c]) for c in drawn.votes.nonzero()[0]}
-        where = store.evidence_path(item.unit.unit_id(fingerprint))
-        if votes != item.votes:
-            yield f"{where}: {item.unit}: votes {json.dumps(item.votes)}, the model gives {json.dumps(votes)}"
-        elif drawn.evaluations != item.evaluations and not config.one_path:  # shared among levels there
-            yield f"{where}: {item.unit}: {item.evaluations} evaluations, the model takes {drawn.evaluations}"
-        elif not np.array_equal(_scores_or_none(drawn.scores), _scores_or_none(item.scores)):
-            yield f"{where}: {item.unit}: the scores are not those that the model gives"
+    *,
+    of: int,
+) -> Iterator[Comparison]:
+    record_of, fingerprint = {record.image_id: record for record in records}, store.manifest()["fingerprint"]
+
+    def pixels(image_id: str) -> tuple[ImageRecord, np.ndarray]:
+        return record_of[image_id], store.pictures.pixels(record_of[image_id])
+
+    def candidate(item: Evidence) -> int | None:
+        follows = config.follows_images and item.unit.phase == "estimation"
+        return cells[item.unit.cell].candidate if follows else None
+
+    def path(item: Evidence) -> UPath:
+        return store.evidence_path(item.unit.unit_id(fingerprint))
+
+    yield from redrawn(chosen, config=config, pixels=pixels, candidate=candidate, path=path, of=of)

@@ -16,6 +16,7 @@ from ndc_core.randomness import Phase
 from ndc_core.voting import Poll, VoteCounts, Voter, hold_polls
 from pipeline.config import Device, RunConfig
 from pipeline.datasets import ImageRecord
+from pipeline.devices import device_record
 from pipeline.evidence import Evidence
 from pipeline.journal import LOADING, Journal
 from pipeline.locations import LocationError, NoSpaceError, is_local
@@ -206,6 +207,7 @@ class VoteActor:
         self.journal = journal or Journal()
         self.journal.arrive()
         self.classifier = load_voter(settings)
+        self.device = device_record(self.classifier).text()
         self.journal.end(LOADING)
         self.store = RunStore(settings.run_folder)
         self.clock = time.perf_counter()
@@ -273,7 +275,7 @@ class VoteActor:
         seconds, self.clock = (now - self.clock) / len(counts), now
         for unit, counted in zip(ballot.units, counts, strict=True):
             votes = {int(c): int(counted.votes[c]) for c in counted.votes.nonzero()[0]}
-            cost = counted.evaluations, seconds, time.time(), self.classifier.device
+            cost = counted.evaluations, seconds, time.time(), self.device
             self.store.publish(Evidence(unit, votes, *cost, counted.scores), fingerprint=self.settings.fingerprint)
             self.journal.end(str(unit))
             self._log("published", unit, evaluations=counted.evaluations, seconds=seconds)

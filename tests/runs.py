@@ -5,6 +5,11 @@ from pathlib import Path
 from pipeline.config import RunConfig, load_config
 from pipeline.datasets import DatasetSpec, Example, Listing, examples_of, source_of
 from pipeline.entries import Split
+from pipeline.locations import location
+from pipeline.prepare import prepare
+from pipeline.run import reduce_and_report
+from pipeline.store import RunStore
+from pipeline.votes import VoteActor, VoterSettings, WaveActor
 
 SMALL = [
     "sigma_pixel=[0.25]",
@@ -51,3 +56,19 @@ def fast_config(model: Path, *assignments: str) -> RunConfig:
         "compute.rows_per_pass=32",
     ]
     return load_config("fast", [f"model={model}", *small, *assignments])
+
+
+def computed(config: RunConfig, folder: Path) -> RunStore:
+    """A finished run with its report, by one actor in this process: no Ray, so the sizes must be set."""
+    run = prepare(config, location(folder))
+    store = RunStore(run.folder)
+    examples = examples_of(config.dataset, run.source, channels=run.listing.image_shape[0], corrupt=[])
+    store.declare(run.manifest(), config_toml=config.to_toml(), records=run.records, examples=examples)
+    settings = VoterSettings(config, str(folder), run.law, run.fingerprint, num_classes=run.num_classes)
+    record_of = {record.image_id: record for record in run.records}
+    units = {unit.cell if config.follows_images else unit: unit for unit in run.units.values()}
+    actor = (WaveActor if config.follows_images else VoteActor)(settings)
+    errors = [receipt.error for receipt in actor.receipts((unit, record_of[unit.image_id]) for unit in units.values())]
+    assert not any(errors), errors
+    reduce_and_report(store, alpha=None, radii=config.certificate.radii, folder=run.folder)
+    return store

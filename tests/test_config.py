@@ -33,7 +33,7 @@ def test_overrides_are_toml_or_plain_strings() -> None:
         ("classifier.weight=uniform", "classifier.weight 'uniform' is unknown"),
         ("dataset.format=zip", "dataset.format 'zip' is unknown; there are: image-folder, parquet, webdataset"),
         ("dataset.resize=8", "dataset.resize and dataset.filter go together"),
-        ("compute.precision=float8", "compute.precision: Input should be 'float32', 'bfloat16' or 'float16'"),
+        ("compute.precision=float8", "compute.precision: Input should be 'float32', 'tf32', 'bfloat16' or 'float16'"),
         ("certificate.method=magic", "certificate.method 'magic' is unknown"),
         ("certificate.alpha=0", "certificate.alpha: Input should be greater than 0"),
         ("certificate.alpha=1.5", "certificate.alpha: Input should be less than 1"),

@@ -20,6 +20,7 @@ from pipeline.cluster import connect_ray, rows_of_a_call, stream
 from pipeline.config import ComputeConfig
 from pipeline.journal import LOADING
 from pipeline.locations import location
+from pipeline.pools import kinds_of
 from pipeline.prepare import prepare
 from pipeline.run import certify_run
 from pipeline.store import RunStore
@@ -215,4 +216,4 @@ def test_a_run_that_began_on_another_device_does_not_go_on_without_a_word(
     said: list[str] = []
     certify_run(prepare(small_config(tiny_model, "compute.device=cpu"), location("run")), say=said.append)
     assert any("drawn on cuda, the others are drawn on cpu, which may decide near-ties" in line for line in said)
-    assert set(store.all_evidence(fingerprint=fingerprint).devices) == {"cpu", "cuda"}
+    assert kinds_of(store.all_evidence(fingerprint=fingerprint).devices) == ("cpu", "cuda")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     {"ndc_core"},
     {"names"},
-    {"locations", "memory", "methods", "decoding", "journal", "tables"},
+    {"locations", "memory", "methods", "decoding", "devices", "journal", "tables"},
     {"entries", "lease", "run_log", "logs", "console"},
     {"archives", "classes", "parquet"},
     {"arrays"},
@@ -29,7 +29,7 @@ ORDER = [
     {"waves"},
     {"votes", "reduce", "sharing"},
     {"chance", "curves"},
-    {"cluster", "figures", "gallery", "progress", "measure"},
+    {"redraw", "cluster", "figures", "gallery", "progress", "measure"},
     {"page", "sweep_figure"},
     {"attackers", "report", "status", "train", "diagnosis_figures"},
     {"logged"},

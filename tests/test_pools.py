@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.config import ComputeConfig
+from pipeline.devices import DeviceRecord
 from pipeline.pools import Node, NoGpuError, Pool, as_begun, kinds_of, pool_of
 
 
@@ -105,7 +106,8 @@ def test_cuda_without_gpus_of_rays_is_a_contradiction() -> None:
 
 
 def test_a_run_goes_on_with_the_kind_of_device_that_it_began_on_unless_another_is_asked_for() -> None:
-    assert kinds_of(["cuda: NVIDIA H100", "cuda", "cpu"]) == ("cpu", "cuda")
+    h100 = DeviceRecord("cuda", "NVIDIA H100")
+    assert kinds_of([(h100, 3), (DeviceRecord.parse("cuda"), 1), (DeviceRecord("cpu"), 2)]) == ("cpu", "cuda")
     assert as_begun(ComputeConfig(), ["cuda"]).device == "cuda"
     assert as_begun(ComputeConfig(), ["cpu"]).device == "cpu"
     for asked_for in (ComputeConfig(device="cpu"), ComputeConfig(gpus_per_actor=1), ComputeConfig(gpus_per_actor=0)):
