@@ -179,6 +179,8 @@ class RunConfig(Section):
     """`integer` lies on the grid of 8-bit images and is exact; `none` is for the lipschitz certificate."""
     experiment: str = "ndc"
     """The MLflow experiment."""
+    tracking: Literal["mlflow", "none"] = "mlflow"
+    """Where runs are compared; with `none` MLflow is not needed, and told nothing. It may change on resume."""
     sweep: str | None = Field(default=None, min_length=1)
     """A name under which runs that belong together are found in MLflow."""
     dataset: DatasetConfig

@@ -19,13 +19,13 @@ from ndc_core.grid import GridSpec
 from ndc_core.grid_choice import Choice, GridSearch
 from ndc_core.scores import NonFiniteScoreError
 from ndc_core.space import sigma_to_model
+from pipeline.cores import usable_cores
 from pipeline.datasets import DATASETS, DatasetSpec, Example, check_classes, check_example, examples_of, source_of
 from pipeline.diagnosis_figures import diagnosis_figure
 from pipeline.entries import DataError
 from pipeline.memory import keep_freed_memory
 from pipeline.models import load_pair
 from pipeline.progress import CountProgress
-from pipeline.train import cores
 
 SHOWN_EVALUATIONS = 16  # how far accuracy is followed, if the budget ends before
 FEWEST_IMAGES = 4  # a grid is chosen on half of them and judged on the other, with a standard error
@@ -87,7 +87,7 @@ def diagnose_model(
     )
     examples = spread_images(data, denoiser)
     keep_freed_memory()
-    torch.set_num_threads(cores())
+    torch.set_num_threads(usable_cores())
     diagnosis = diagnose(model, data, settings, classifier, examples)
     write(diagnosis, out)
     report(diagnosis, out, say)

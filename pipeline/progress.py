@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +21,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
+def show(line: str) -> None:
+    """On standard error, which may be gone, or full where it is redirected."""
+    with suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
 class CountProgress:
     """A line every few seconds: how many of how many, and the time left."""
 
@@ -33,7 +40,7 @@ class CountProgress:
         if now - self.last_line >= SECONDS_BETWEEN_LINES or self.done == self.total:
             self.last_line = now
             left = (self.total - self.done) * (now - self.started) / self.done
-            print(f"{self.what} {self.done:,} of {self.total:,}, {duration(left)} left", file=sys.stderr, flush=True)
+            show(f"{self.what} {self.done:,} of {self.total:,}, {duration(left)} left")
 
 
 class ReadingProgress:
@@ -45,7 +52,7 @@ class ReadingProgress:
     def __call__(self, count: int) -> None:
         if time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
-            print(f"read {count:,} images", file=sys.stderr, flush=True)
+            show(f"read {count:,} images")
 
 
 class VoteProgress:
@@ -101,6 +108,4 @@ class VoteProgress:
             self.bar.update(self.task, completed=self.votes_done, rate=self.rate())
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
-            print(
-                f"votes {self.votes_done:,} of {self.at_most}{self.votes:,}, {self.rate()}", file=sys.stderr, flush=True
-            )
+            show(f"votes {self.votes_done:,} of {self.at_most}{self.votes:,}, {self.rate()}")
