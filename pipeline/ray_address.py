@@ -11,7 +11,6 @@ import tempfile
 import threading
 from pathlib import Path
 
-ADDRESS = "RAY_ADDRESS"
 HERE = ("", "local")
 CONNECTING_SECONDS = 5.0
 ANSWERING_SECONDS = 8.0  # in all: a name may have several addresses, and be looked up for long
@@ -30,7 +29,7 @@ class RayAddressError(ValueError):
 
 def cluster_address() -> str | None:
     """The cluster of RAY_ADDRESS, without spaces; None where a run starts a Ray of its own."""
-    address = os.environ.get(ADDRESS, "").strip()
+    address = os.environ.get("RAY_ADDRESS", "").strip()
     return None if address in HERE else address
 
 
@@ -52,10 +51,10 @@ def check_cluster(address: str) -> None:
     if "://" in address:
         kind = "a Ray Client's address" if address.startswith("ray://") else "a URL, as `ray job` takes it"
         raise RayAddressError(
-            f"{ADDRESS}={address} is {kind}, and runs are driven from within a cluster: submit this one, `ray job "
-            f"submit --address http://HOST:8265 -- ndc certify ...`, or set {ADDRESS}=auto on a node of the cluster"
+            f"RAY_ADDRESS={address} is {kind}, and runs are driven from within a cluster: submit this one, `ray job "
+            f"submit --address http://HOST:8265 -- ndc certify ...`, or set RAY_ADDRESS=auto on a node of the cluster"
         )
-    said = f"{ADDRESS}={address}"
+    said = f"RAY_ADDRESS={address}"
     if address == "auto":
         kept = ray_folder() / "ray_current_cluster"
         if not kept.is_file():  # Ray looks for one among this machine's processes, and says so if there is none
@@ -67,7 +66,7 @@ def check_cluster(address: str) -> None:
         raise RayAddressError(f"{said} is not of the form HOST:PORT, as 10.0.0.1:6379; nor is it `auto` or `local`")
     if problem := _problem(host.strip("[]"), int(port)):
         raise RayAddressError(
-            f"{said} {problem}; check that the cluster runs and that its head is reached from here, or unset {ADDRESS} "
+            f"{said} {problem}; check that the cluster runs and that its head is reached from here, or unset RAY_ADDRESS "
             "to start Ray on this machine"
         )
 

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -30,8 +29,8 @@ class SideChannel:
             return False
         if not self.failed:
             self.failed = True
-            with suppress(Exception):  # what is said is a side channel, too
-                self.say(f"{self.what} failed, and the run goes on without: {in_one_line(error)}")
+            # What is said is a side channel, too.
+            safely(self.say)(f"{self.what} failed, and the run goes on without: {in_one_line(error)}")
         return True
 
 

@@ -110,6 +110,10 @@ def explained(error: Exception, uri: str) -> TrackingError:
             f"the certificate of the MLflow server {place} is not trusted here; set MLFLOW_TRACKING_SERVER_CERT_PATH "
             f"to the file of who signed it, {WITHOUT}"
         )
+    if server and "error responses" in said:
+        return TrackingError(
+            f"the MLflow server {place} answers with an error ({_cause(said)}); see its log, {WITHOUT}"
+        )
     if server and ("timed out" in said or "timeout" in said or "failed with exception" in said):
         return TrackingError(
             f"the MLflow server {place} does not answer ({_cause(said)}); start it, or unset MLFLOW_TRACKING_URI to "
@@ -124,8 +128,9 @@ def explained(error: Exception, uri: str) -> TrackingError:
 
 
 def _cause(said: str) -> str:
-    """The end of a chain of exceptions in one text, which says most."""
-    return said.splitlines()[0].rpartition(": ")[2].strip("'\")> ") or "no cause is given"
+    """The innermost of a chain of exceptions that are one text."""
+    innermost = said.splitlines()[0].rpartition("Caused by ")[2].rpartition(": ")[2].rpartition("('")[2]
+    return innermost.strip("'\")> ") or "no cause is given"
 
 
 def refuse_deleted(name: str, experiment_id: str, uri: str) -> TrackingError:
