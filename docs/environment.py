@@ -21,8 +21,7 @@ MEANINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "how often MLflow asks a server again",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "MLflow prints no links: `ndc` prints its own",
     "MLFLOW_TRACKING_URI": "MLflow's server or database; left out, `mlflow.db` in the working folder",
-    "RAY_ADDRESS": "the cluster to join, `HOST:PORT` or `auto`; left out or `local`, Ray is started here and ends with the "
-    "run",
+    "RAY_ADDRESS": "the cluster to join, `HOST:PORT` or `auto`; left out or `local`, Ray is started here, for the run",
     "RAY_AUTH_MODE": "`disabled` lets all users of this machine into a Ray that is started on it",
     "RAY_AUTH_TOKEN": "Ray's token; where home cannot be written `ndc` makes one that ends with the run",
     "RAY_BACKEND_LOG_LEVEL": "how much Ray's processes say on the driver's terminal",

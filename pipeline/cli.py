@@ -186,6 +186,9 @@ def certify(dry_run: bool, retry_failed: bool, force: bool, **options: Any) -> N
     The argument is a preset, a TOML file, or the folder of a run that was started before. Left out, it is the preset
     that goes with --certificate.
     """
+    from pipeline.ray_address import check_ray
+
+    check_ray()  # ahead of imports that take seconds
     from pipeline.plan import plan_lines, plan_run
     from pipeline.prepare import prepare
     from pipeline.run import certify_run, how_to_go_on

@@ -112,14 +112,17 @@ def _start_local(compute: ComputeConfig, quiet: dict[str, Any], say: Say) -> Non
 
     if done := lend_token():
         say(done)
-    # One CPU more than the actors take: without a free one, Ray Data's own tasks never start.
-    ray.init(
-        address="local",
-        num_cpus=_actors(compute) * compute.threads_per_actor + 1,
-        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        **quiet,
-    )
+    try:
+        # One CPU more than the actors take: without a free one, Ray Data's own tasks never start.
+        ray.init(
+            address="local",
+            num_cpus=_actors(compute) * compute.threads_per_actor + 1,
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            **quiet,
+        )
+    except Exception as error:  # of many kinds, with many lines
+        raise RayAddressError(f"Ray cannot be started on this machine: {in_one_line(error)}") from error
 
 
 def _join(address: str, quiet: dict[str, Any], say: Say) -> None:

@@ -2,13 +2,14 @@
 
 import sys
 import time
-from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from pipeline.side_channel import safely
 from pipeline.votes import Receipt
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -23,8 +24,7 @@ def duration(seconds: float) -> str:
 
 def show(line: str) -> None:
     """On standard error, which may be gone, or full where it is redirected."""
-    with suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
+    safely(partial(print, file=sys.stderr, flush=True))(line)
 
 
 class CountProgress:

@@ -66,7 +66,7 @@ def check_cluster(address: str) -> None:
         raise RayAddressError(f"{said} is not of the form HOST:PORT, as 10.0.0.1:6379; nor is it `auto` or `local`")
     if problem := _problem(host.strip("[]"), int(port)):
         raise RayAddressError(
-            f"{said} {problem}; check that the cluster runs and that its head is reached from here, or unset RAY_ADDRESS "
+            f"{said} {problem}; check that the cluster runs and its head is reached from here, or unset RAY_ADDRESS "
             "to start Ray on this machine"
         )
 

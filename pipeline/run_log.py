@@ -9,7 +9,6 @@ import os
 import socket
 import sys
 import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -29,7 +28,7 @@ def line(event: str, run: str, **fields: Any) -> str:
 
 
 def log_of_actor(event: str, run: str, **fields: Any) -> None:
-    with suppress(Exception):  # where it could be said is where it fails
+    with SideChannel("an actor's log", lambda said: None):  # where it could be said is where it fails
         print(line(event, run, process=os.getpid(), **fields), file=sys.stderr, flush=True)
 
 

@@ -133,6 +133,9 @@ def test_what_joining_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv("RAY_ADDRESS", head)
         with pytest.raises(RayAddressError, match=f"{head} cannot be joined: RuntimeError: Version mismatch:$"):
             cluster.connect_ray(ComputeConfig(), say=print)
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(RayAddressError, match="cannot be started on this machine: RuntimeError: Version mismatch:$"):
+        cluster.connect_ray(ComputeConfig(), say=print)
 
 
 DEAF = """

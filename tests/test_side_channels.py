@@ -19,6 +19,7 @@ from pipeline.locations import location
 from pipeline.prepare import PreparedRun, prepare
 from pipeline.run import certify_run
 from pipeline.side_channel import Listeners, SideChannel, in_time, safely
+from pipeline.store import RunStore
 from pipeline.tracked_votes import TrackedVotes
 from pipeline.votes import Receipt, rows_of
 from tests.runs import small_config
@@ -128,7 +129,12 @@ def run(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pr
     monkeypatch.setattr(run_module, "stream", here)
     monkeypatch.setattr(Metrics, "add", quiet)
     monkeypatch.setattr(run_module, "tracker_of", lambda run: StubTracker())
+    monkeypatch.setattr(run_module, "reduce_and_report", units_kept)
     return prepare(small_config(tiny_model, "dataset.limit=1"), location(tmp_path / "größe\n1"))
+
+
+def units_kept(store: RunStore, **_: object) -> int:
+    return len(store.all_evidence(fingerprint=store.manifest()["fingerprint"]))
 
 
 def here(rows, actor, settings, **_: object):
@@ -174,8 +180,7 @@ def test_a_side_channel_that_fails_is_said_once_and_the_run_ends_as_it_would(
     what, break_it = BREAKS[name]
     break_it(monkeypatch)
     said: list[str] = []
-    report, _ = certify_run(run, say=said.append)
-    assert report.summary.levels[0].images == 1
+    assert certify_run(run, say=said.append)[0] == 3
     assert said == [f"{what} failed, and the run goes on without: Panic: broken"]
 
 
@@ -189,8 +194,7 @@ def test_a_run_goes_on_without_a_terminal(run: PreparedRun, monkeypatch: pytest.
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)
     with monkeypatch.context() as patch:
         patch.setattr("sys.stderr", Gone())
-        report, _ = certify_run(run, say=panic)
-    assert report.summary.levels[0].images == 1
+        assert certify_run(run, say=panic)[0] == 3
 
 
 def test_the_failure_of_a_run_is_what_is_raised_whatever_else_fails(
@@ -242,12 +246,12 @@ def test_a_stopped_run_tells_mlflow_what_it_has_and_that_it_was_stopped(
         patch.setattr(run_module, "stream", stopped)
         with pytest.raises(KeyboardInterrupt):
             certify_run(run, say=quiet)
-    assert (tracker.told, tracker.step) == (["progress", "stopped"], 30)
+    assert (tracker.told, tracker.step) == (["progress", "stopped"], 20)
     certify_run(run, say=quiet)
     assert tracker.told[2:] == ["progress", "finish"]
     assert tracker.step == 50
     logged = [json.loads(line) for path in (run.folder / "logs").glob("*") for line in path.read_text().splitlines()]
-    assert sum(line["event"] == "unit" for line in logged) == 3
+    assert [line["event"] for line in logged] == ["start", "unit", "end", "note", "start", "unit", "end"]
 
 
 def test_a_slow_mlflow_slows_no_votes() -> None:
