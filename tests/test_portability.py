@@ -2,6 +2,9 @@
 
 import ast
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +60,43 @@ def test_sources_need_no_newer_python_and_nothing_that_only_linux_has(path: Path
             and node.value.startswith(("/proc/", "/dev/shm"))
         ):
             pytest.fail(f"{relative}:{node.lineno}: {node.value} is Linux's")
+
+
+VERSIONS = ("3.12", "3.13")
+# What needs the standard library alone runs under another Python without installing anything.
+ALONE = ["cores", "deaf", "journal", "memory", "ray_address", "side_channel", "tracking_address"]
+OTHER_PYTHON = """
+import ast, importlib, importlib.util, pathlib, sys
+root, known, *alone = sys.argv[1:]
+folders = [pathlib.Path(root, name) for name in ("ndc_core", "pipeline", "docs", "tests")]
+for path in [path for folder in folders for path in folder.rglob("*.py")]:
+    tree = compile(path.read_text(), str(path), "exec", ast.PyCF_ONLY_AST)
+    compile(tree, str(path), "exec")
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+        for name in names:
+            if name.partition(".")[0] in known.split(","):
+                assert importlib.util.find_spec(name), f"{path}: {name} is gone"
+sys.path.insert(0, root)
+for name in alone:
+    importlib.import_module(f"pipeline.{name}")
+print(*sys.version_info[:2], sep=".")
+"""
+
+
+def interpreter(version: str) -> str:
+    """A Python of that version on this machine."""
+    kept = sorted(Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin/python3"))
+    for candidate in [*map(str, kept), shutil.which(f"python{version}") or ""]:
+        if candidate and subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:
+            return candidate
+    pytest.skip(f"no Python {version} on this machine")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_sources_compile_without_a_warning_under_a_newer_python_that_is_at_hand(version: str) -> None:
+    known = ",".join(sorted(sys.stdlib_module_names))
+    command = [interpreter(version), "-W", "error", "-B", "-c", OTHER_PYTHON, str(ROOT), known, *ALONE]
+    done = subprocess.run(command, capture_output=True, text=True, env={"HOME": os.environ.get("HOME", "/")})
+    assert done.stdout.strip() == version, done.stderr

@@ -134,7 +134,7 @@ def test_what_joining_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(RayAddressError, match=f"{head} cannot be joined: RuntimeError: Version mismatch:$"):
             cluster.connect_ray(ComputeConfig(), say=print)
     monkeypatch.delenv("RAY_ADDRESS")
-    with pytest.raises(RayAddressError, match="cannot be started on this machine: RuntimeError: Version mismatch:$"):
+    with pytest.raises(RayAddressError, match=r"cannot be started on this machine: RuntimeError: Version mismatch:$"):
         cluster.connect_ray(ComputeConfig(), say=print)
 
 

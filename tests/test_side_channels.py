@@ -238,7 +238,7 @@ def test_a_stopped_run_tells_mlflow_what_it_has_and_that_it_was_stopped(
 
     def stopped(*arguments: object, **options: object):
         for number, row in enumerate(here(*arguments, **options)):
-            if number == 2:
+            if number == 1:
                 raise KeyboardInterrupt
             yield row
 

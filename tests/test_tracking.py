@@ -5,7 +5,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 from upath import UPath
 
 from pipeline.config import load_config
@@ -29,14 +28,6 @@ LAW = {
 LEVELS = {"0.25": ITEMS, "0.5": HALF}
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new database of MLflow, which takes ten seconds to make."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in."""
@@ -46,9 +37,9 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def workplace(empty: Path, database: Path) -> Path:
+def workplace(empty: Path, mlflow_database: Path) -> Path:
     """The same with a database in it."""
-    shutil.copy(database, empty)
+    shutil.copy(mlflow_database, empty)
     return empty
 
 
@@ -235,13 +226,13 @@ def test_a_run_is_found_by_whichever_path_its_folder_is_reached(workplace: Path)
     assert tracker("link/a").run_id == found.run_id
 
 
-def test_asking_for_the_link_of_a_run_that_was_never_logged_creates_nothing(empty: Path, database: Path) -> None:
+def test_asking_for_the_link_of_a_run_that_was_never_logged_creates_nothing(empty: Path, mlflow_database: Path) -> None:
     workplace = empty
     folder = declared(workplace / "runs/a", "other")
     with pytest.raises(TrackingError, match=rf"runs/a was never logged .* sqlite:///{workplace}/mlflow.db; set MLFLOW"):
         link_of_run(folder)
     assert [path.name for path in workplace.iterdir()] == ["runs"]
-    shutil.copy(database, workplace)
+    shutil.copy(mlflow_database, workplace)
     found = tracker("runs/b")
     with pytest.raises(TrackingError, match="log it there: `ndc certify"):
         link_of_run(folder)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from mlflow import MlflowClient
 
 from pipeline import cli
 from pipeline.config import load_config
@@ -24,13 +23,6 @@ from pipeline.tracking_address import IMPATIENT, TrackingError, explained, track
 
 CONFIG = load_config("demo")
 SETTINGS = ["INSECURE_TLS", "SERVER_CERT_PATH", "USERNAME", "PASSWORD", "TOKEN", "URI"]
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
 
 
 @pytest.fixture(autouse=True)
@@ -61,13 +53,13 @@ def test_a_check_creates_nothing(workplace: Path) -> None:
     assert list(workplace.iterdir()) == []
 
 
-def test_a_database_of_this_mlflow_is_taken(workplace: Path, database: Path) -> None:
-    shutil.copy(database, workplace)
+def test_a_database_of_this_mlflow_is_taken(workplace: Path, mlflow_database: Path) -> None:
+    shutil.copy(mlflow_database, workplace)
     check_tracking(CONFIG)
 
 
-def test_a_database_of_another_mlflow_is_upgraded_by_a_command_that_is_named(workplace: Path, database: Path) -> None:
-    shutil.copy(database, workplace)
+def test_a_database_of_another_mlflow_is_upgraded_by_a_named_command(workplace: Path, mlflow_database: Path) -> None:
+    shutil.copy(mlflow_database, workplace)
     executed(workplace / "mlflow.db", "UPDATE alembic_version SET version_num = '90e64c465722'")
     assert f"keep a copy and run `mlflow db upgrade sqlite:///{workplace}/mlflow.db`" in refusal()
 
@@ -87,8 +79,8 @@ def test_a_damaged_database_is_named(workplace: Path, content: bytes) -> None:
     assert "mlflow.db is damaged, or no database" in refusal()
 
 
-def test_a_database_damaged_further_in_is_named(workplace: Path, database: Path) -> None:
-    content = bytearray(database.read_bytes())
+def test_a_database_damaged_further_in_is_named(workplace: Path, mlflow_database: Path) -> None:
+    content = bytearray(mlflow_database.read_bytes())
     content[8192:] = b"\xff" * (len(content) - 8192)
     (workplace / "mlflow.db").write_bytes(content)
     assert "mlflow.db" in refusal()
