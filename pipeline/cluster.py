@@ -112,7 +112,7 @@ def _start_local(compute: ComputeConfig, quiet: dict[str, Any], say: Say) -> Non
 
     if done := lend_token():
         say(done)
-    try:
+    with _starting("Ray cannot be started on this machine"):
         # One CPU more than the actors take: without a free one, Ray Data's own tasks never start.
         ray.init(
             address="local",
@@ -121,22 +121,32 @@ def _start_local(compute: ComputeConfig, quiet: dict[str, Any], say: Say) -> Non
             include_dashboard=False,
             **quiet,
         )
-    except Exception as error:  # of many kinds, with many lines
-        raise RayAddressError(f"Ray cannot be started on this machine: {in_one_line(error)}") from error
 
 
 def _join(address: str, quiet: dict[str, Any], say: Say) -> None:
     import ray
 
-    stop_on_signals()
-    try:
-        with heard(within_seconds=JOINING_SECONDS, doing=f"joining the Ray cluster at {address}"):
-            joined = ray.init(address=address, **quiet, **_environment())
-    except Exception as error:  # of many kinds, with many lines
-        raise RayAddressError(f"the Ray cluster at {address} cannot be joined: {in_one_line(error)}") from error
+    doing = f"joining the Ray cluster at {address}"
+    with (
+        _starting(f"the Ray cluster at {address} cannot be joined"),
+        heard(within_seconds=JOINING_SECONDS, doing=doing),
+    ):
+        joined = ray.init(address=address, **quiet, **_environment())
     with SideChannel("the dashboard's address", say):
         link = joined.dashboard_url
         say(f"on the Ray cluster whose dashboard is http://{link}" if link else "on a Ray cluster")
+
+
+@contextmanager
+def _starting(failure: str) -> Iterator[None]:
+    """Turns what Ray raises, of many kinds and with many lines, into one."""
+    stop_on_signals()
+    try:
+        yield
+    except SystemExit:  # Ray's answer to SIGTERM
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        raise RayAddressError(f"{failure}: {in_one_line(error)}") from error
 
 
 def _environment() -> dict[str, Any]:
