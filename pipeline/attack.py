@@ -23,7 +23,9 @@ from pipeline.prepare import PreparedRun, prepare
 from pipeline.progress import CountProgress
 from pipeline.reduce import certify_images, cut
 from pipeline.report import Report
-from pipeline.run import reduce_and_report
+from pipeline.run import reduce_and_report, tracker_of
+from pipeline.services import check_services
+from pipeline.side_channel import SideChannel, safely
 from pipeline.store import RunStore
 from pipeline.votes import VoterSettings
 
@@ -43,19 +45,20 @@ def attack_run(
         BrokenCertificateError: a certificate was broken beyond doubt; the images are saved.
         ValueError: the run is incomplete, or its model or data have changed.
     """
-    from pipeline.tracking import Tracker
-
     stop_on_signals()
-    store = RunStore(folder)
+    store, say = RunStore(folder), safely(say)
     store.manifest()
-    run = prepare(load_config(str(folder / "run.toml")), folder)
+    config = load_config(str(folder / "run.toml"))
+    check_services([config])
+    run = prepare(config, folder)
     with held(folder, force=False, say=say):
         results = _results(run, store, settings, limit, say)
         summary = summary_of(results, radii=run.config.certificate.radii, fingerprint=run.fingerprint)
         publish(folder / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
         report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=folder)
-        tracker = Tracker(run.config, folder=folder, law=run.law, fingerprint=run.fingerprint)
-        tracker.attacked(report, [folder / name for name in ("report.html", "curve.svg", "curve.png", SUMMARY)])
+        with SideChannel("MLflow", say):
+            if tracker := tracker_of(run):
+                tracker.attacked(report, [folder / name for name in ("report.html", "curve.svg", "curve.png", SUMMARY)])
     _raise_if_broken(folder, results)
     say(
         f"{summary['attacks_on_certificates']:,} attacks on {summary['certificates_attacked']:,} certificates "
@@ -93,9 +96,10 @@ def _results(
         run.config, absolute(run.folder), run.law, run.fingerprint, run.num_classes, device=pool.device
     )
     progress, results, failed = CountProgress("attacked", len(rows)), [], []
-    attackers = AttackerSettings(voter, settings)
+    attackers, shown = AttackerSettings(voter, settings), SideChannel("the progress display", say)
     for receipt in stream(rows, AttackActor, attackers, pool=pool, stuck_seconds=compute.stuck_seconds, say=say):
-        progress.add()
+        with shown:
+            progress.add()
         if receipt["error"]:
             failed.append(receipt["error"])
         else:

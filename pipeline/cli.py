@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,6 +60,9 @@ class Commands(click.Group):
             return super().invoke(context)
         except (click.exceptions.Exit, click.Abort):  # click's own, and RuntimeErrors
             raise
+        except KeyboardInterrupt:
+            _say("\nstopped")
+            sys.exit(EXIT_INTERRUPTED)
         except (ValueError, OSError, RuntimeError) as error:
             if context.params.get("traceback"):
                 raise
@@ -188,15 +192,20 @@ def certify(dry_run: bool, retry_failed: bool, force: bool, **options: Any) -> N
     The argument is a preset, a TOML file, or the folder of a run that was started before. Left out, it is the preset
     that goes with --certificate.
     """
+    from pipeline.ray_address import check_ray
+
+    check_ray()  # ahead of imports that take seconds
     from pipeline.plan import plan_lines, plan_run
     from pipeline.prepare import prepare
-    from pipeline.run import certify_run
+    from pipeline.run import certify_run, how_to_go_on
+    from pipeline.services import check_services
 
     config, folder = chosen_run(**options)
     if dry_run:
         click.echo("\n".join(plan_lines(plan_run(config, folder, say=_say))))
         return
     try:
+        check_services([config])
         run = prepare(config, folder, say=_say)
         for line in run.remarks:
             _say(line)
@@ -207,16 +216,18 @@ def certify(dry_run: bool, retry_failed: bool, force: bool, **options: Any) -> N
         )
         report, tracker = certify_run(run, say=_say, force=force, retry_failed=retry_failed)
     except KeyboardInterrupt:
-        _say(f"\nstopped; what was published is kept. Run `ndc certify {folder}` to go on.")
+        _say(f"\nstopped{how_to_go_on(folder)}")
         sys.exit(EXIT_INTERRUPTED)
     _print_report(report)
-    click.echo(f"MLflow: {tracker.link}")
-    if tracker.how_to_open:
-        click.echo(f"        (served by `{tracker.how_to_open}`)")
+    if tracker:
+        click.echo(f"MLflow: {tracker.link}")
+        if tracker.how_to_open:
+            click.echo(f"        (served by `{tracker.how_to_open}`)")
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    with suppress(OSError, UnicodeError):  # the terminal may be gone, or what it is redirected to full
+        click.echo(line, err=True)
 
 
 @main.command()
@@ -245,7 +256,7 @@ def sweep(source: str, out: "UPath | None", assignments: tuple[str, ...], dry_ru
     try:
         written = run_sweep(declared, folder, say=_say)
     except KeyboardInterrupt:
-        _say("\nstopped; what was published is kept. Run the same command to go on.")
+        _say("\nstopped; what was published, if anything was, is kept. Run the same command to go on.")
         sys.exit(EXIT_INTERRUPTED)
     for paragraph in written.lead:
         _say(paragraph)
@@ -280,7 +291,7 @@ def attack(folder: "UPath", limit: int | None, **settings: int) -> None:
     try:
         report, _ = attack_run(folder, AttackSettings(**settings), limit=limit, say=click.echo)
     except KeyboardInterrupt:
-        click.echo("\nstopped; finished images are kept. Run the same command to go on.", err=True)
+        _say("\nstopped; images that are finished, if any are, are kept. Run the same command to go on.")
         sys.exit(EXIT_INTERRUPTED)
     _print_report(report)
 

@@ -1,9 +1,11 @@
 """The one place where Ray is wired: rows of work go to a pool of actors, receipts come back as they are made."""
 
+import hashlib
 import logging
 import math
 import os
 import signal
+import string
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,19 +14,24 @@ from dataclasses import replace
 from functools import cache, cached_property
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import quote
 
 import pyarrow as pa
 
 from pipeline.config import ComputeConfig, Device
+from pipeline.cores import usable_cores
+from pipeline.deaf import heard
 from pipeline.journal import Journal, Ledger, Place
 from pipeline.pools import Node, Pool, pool_of
+from pipeline.ray_address import RayAddressError, check_ray, cluster_address, lend_token
+from pipeline.side_channel import SideChannel, in_one_line
 from pipeline.votes import rows_of, why_no_cuda
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets every other process push in front of the actors
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the driver's terminal is for progress
 
-if os.environ.get("RAY_ADDRESS", "127.").startswith(("127.", "localhost")):
+if (cluster_address() or "127.").startswith(("127.", "localhost", "[::1]")):
     # Where Ray asks for no cluster it binds to loopback only, all of its processes; it is read when ray is imported.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
@@ -35,8 +42,11 @@ IN_FLIGHT = 2  # the unit behind the one in work has not begun, so nothing of it
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 SECONDS_BETWEEN_WATCHES = 5.0
 SECONDS_TO_A_GPU = 20.0  # after which it is said that one is waited for
+MOST_OF_A_LABEL = 200
 # What leads actors to stores and is no secret: Ray shows a job's environment to all who see its dashboard.
 HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION")
+
+JOINING_SECONDS = 60.0  # of a Ray that answers
 
 Say = Callable[[str], None]
 Asked = TypeVar("Asked")
@@ -58,12 +68,13 @@ def connect_ray(compute: ComputeConfig, *, say: Say) -> Pool:
     """Joins the cluster of RAY_ADDRESS, or starts a local one; gives the pool of actors to hold there.
 
     Raises:
+        RayAddressError: no Ray can be joined or started.
         ValueError: GPUs are asked for, and there are none and none to come, or none that torch can use.
     """
-    _join(compute, say=say)
+    _connect(compute, say=say)
     pool = pool_of(compute, _nodes(), why_no_cuda=lambda gpus: _why_no_cuda(gpus, say))
     open_to_gpus = compute.device == "auto" and compute.gpus_per_actor is None
-    if os.environ.get("RAY_ADDRESS") and open_to_gpus and not pool.remarks:
+    if cluster_address() and open_to_gpus and not pool.remarks:
         later = (
             "no GPU on this cluster now, so actors take CPUs; with compute.gpus_per_actor = 1 they wait for GPU nodes"
         )
@@ -71,17 +82,18 @@ def connect_ray(compute: ComputeConfig, *, say: Say) -> Pool:
     return pool
 
 
-def _join(compute: ComputeConfig, *, say: Say) -> None:
+def _connect(compute: ComputeConfig, *, say: Say) -> None:
     import ray
 
     if ray.is_initialized():
         return
+    check_ray()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        link = ray.init(**quiet, **_environment()).dashboard_url
-        say(f"on the Ray cluster whose dashboard is http://{link}" if link else "on a Ray cluster")
+    if address := cluster_address():
+        _join(address, quiet, say)
     else:
-        _start_local(compute, quiet)
+        _start_local(compute, quiet, say)
+    stop_on_signals()  # again: Ray has put handlers of its own in place
 
 
 def _nodes() -> list[Node]:
@@ -115,7 +127,7 @@ def connect_most(computes: Sequence[ComputeConfig], *, say: Say) -> None:
     Raises:
         ValueError: see `connect_ray`.
     """
-    _join(max(computes, key=lambda compute: _actors(compute) * compute.threads_per_actor), say=say)
+    _connect(max(computes, key=lambda compute: _actors(compute) * compute.threads_per_actor), say=say)
     for compute in dict.fromkeys(computes):
         connect_ray(compute, say=say)
 
@@ -123,20 +135,49 @@ def connect_most(computes: Sequence[ComputeConfig], *, say: Say) -> None:
 def _actors(compute: ComputeConfig) -> int:
     """The most of them, on this machine alone."""
     most = compute.actors[1] if isinstance(compute.actors, tuple) else compute.actors
-    return most or max(1, len(os.sched_getaffinity(0)) // compute.threads_per_actor)
+    return most or max(1, usable_cores() // compute.threads_per_actor)
 
 
-def _start_local(compute: ComputeConfig, quiet: dict[str, Any]) -> None:
+def _start_local(compute: ComputeConfig, quiet: dict[str, Any], say: Say) -> None:
     import ray
 
-    # One CPU more than the actors take: without a free one, Ray Data's own tasks never start.
-    ray.init(
-        address="local",
-        num_cpus=_actors(compute) * compute.threads_per_actor + 1,
-        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        **quiet,
-    )
+    if done := lend_token():
+        say(done)
+    with _starting("Ray cannot be started on this machine"):
+        # One CPU more than the actors take: without a free one, Ray Data's own tasks never start.
+        ray.init(
+            address="local",
+            num_cpus=_actors(compute) * compute.threads_per_actor + 1,
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            **quiet,
+        )
+
+
+def _join(address: str, quiet: dict[str, Any], say: Say) -> None:
+    import ray
+
+    doing = f"joining the Ray cluster at {address}"
+    with (
+        _starting(f"the Ray cluster at {address} cannot be joined"),
+        heard(within_seconds=JOINING_SECONDS, doing=doing),
+    ):
+        joined = ray.init(address=address, **quiet, **_environment())
+    with SideChannel("the dashboard's address", say):
+        link = joined.dashboard_url
+        say(f"on the Ray cluster whose dashboard is http://{link}" if link else "on a Ray cluster")
+
+
+@contextmanager
+def _starting(failure: str) -> Iterator[None]:
+    """Turns what Ray raises, of many kinds and with many lines, into one."""
+    stop_on_signals()
+    try:
+        yield
+    except SystemExit:  # Ray's answer to SIGTERM
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        raise RayAddressError(f"{failure}: {in_one_line(error)}") from error
 
 
 def _environment() -> dict[str, Any]:
@@ -170,7 +211,7 @@ class Metrics:
     """Counts of one run among what the driver's Ray node exports for Prometheus, as ray_ndc_votes_total and so on."""
 
     def __init__(self, run: str) -> None:
-        self.tags = {"run": run}
+        self.tags = {"run": label_of(run)}
 
     @cached_property
     def counters(self) -> dict[str, Any]:
@@ -188,6 +229,14 @@ class Metrics:
         for name, amount in amounts.items():
             if amount:
                 self.counters[name].inc(amount, tags=self.tags)
+
+
+def label_of(run: str) -> str:
+    """A run's folder as a label that Ray and Prometheus take: of printable ASCII, and not long. Those of two runs are
+    two: what is not of it is written as in a URL, and a long name ends with a digest."""
+    name = run.encode("utf-8", "surrogatepass")
+    label, digest = quote(name, safe=string.punctuation.replace("%", "") + " "), hashlib.sha256(name).hexdigest()[:16]
+    return label if len(label) <= MOST_OF_A_LABEL else f"{label[: MOST_OF_A_LABEL - 17]}-{digest}"
 
 
 class RemoteJournal(Journal):
@@ -227,11 +276,11 @@ def watched(*, stuck_seconds: float, say: Say) -> Iterator[RemoteJournal]:
 
     here = ray.get_runtime_context().get_node_id()
     ledger: Any = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=_on(here)).remote()
-    ended = threading.Event()
+    ended, channel = threading.Event(), SideChannel("the watch over actors that hang", say)
 
     def watch() -> None:
         while not ended.wait(min(SECONDS_BETWEEN_WATCHES, stuck_seconds / 4)):
-            with suppress(ray.exceptions.RayError):  # Ray is going down, or the node is gone with the actor
+            with channel, suppress(ray.exceptions.RayError):  # Ray is going down, or the node is gone with the actor
                 for stuck in ray.get(ledger.stuck.remote(stuck_seconds)):
                     # From outside the process, which may not answer; Ray starts the actor again.
                     kill = ray.remote(_kill).options(num_cpus=0, scheduling_strategy=_on(stuck.place.node))

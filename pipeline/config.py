@@ -204,6 +204,8 @@ class RunConfig(Section):
     whose steps have such noise of their own."""
     experiment: str = "ndc"
     """The MLflow experiment."""
+    tracking: Literal["mlflow", "none"] = "mlflow"
+    """Where runs are compared; with `none` MLflow is not needed, and told nothing. It may change on resume."""
     sweep: str | None = Field(default=None, min_length=1)
     """A name under which runs that belong together are found in MLflow."""
     dataset: DatasetConfig

@@ -19,6 +19,7 @@ from ndc_core.grid import GridSpec
 from ndc_core.grid_choice import Choice, GridSearch
 from ndc_core.scores import NonFiniteScoreError
 from ndc_core.space import sigma_to_model
+from pipeline.cores import usable_cores
 from pipeline.datasets import (
     DATASETS,
     DatasetSpec,
@@ -34,7 +35,6 @@ from pipeline.entries import DataError
 from pipeline.memory import keep_freed_memory
 from pipeline.models import load_pair
 from pipeline.progress import CountProgress
-from pipeline.train import cores
 from pipeline.votes import pick_device
 
 SHOWN_EVALUATIONS = 16  # how far accuracy is followed, if the budget ends before
@@ -98,7 +98,7 @@ def diagnose_model(
     )
     examples = spread_images(data, denoiser, say=say)
     keep_freed_memory()
-    torch.set_num_threads(cores())
+    torch.set_num_threads(usable_cores())
     diagnosis = diagnose(model, data, settings, classifier, examples)
     write(diagnosis, out)
     report(diagnosis, out, say)

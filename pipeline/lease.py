@@ -12,14 +12,15 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from upath import UPath
 
-from pipeline.locations import LocationError, absolute, check_writable, is_local, publish, read, remove
+from pipeline.locations import LocationError, absolute, cache_folder, check_writable, is_local, publish, read, remove
+from pipeline.side_channel import Say, SideChannel
 
 LEASE_FILE = "lease.json"
 RENEWED_EVERY_SECONDS = 10.0
@@ -42,13 +43,12 @@ class Lease:
         return json.dumps(holder).encode()
 
     def renew(self) -> None:
-        """Renews it, unless another driver has taken it. A store that is away is tried again the next time."""
-        with suppress(LocationError):
-            other = holder_of(self.path)
-            if other and other["token"] != self.token:
-                self.taken_by = described(other)
-            else:
-                publish(self.path, self.content())
+        """Renews it, unless another driver has taken it."""
+        other = holder_of(self.path)
+        if other and other["token"] != self.token:
+            self.taken_by = described(other)
+        else:
+            publish(self.path, self.content())
 
     def check(self) -> None:
         """Raises LeaseError if another driver has taken the run over."""
@@ -79,13 +79,11 @@ def lock_file(folder: UPath) -> Path:
     """Where drivers on one machine meet: in the run's folder, or for one in an object store in this user's cache."""
     if is_local(folder):
         return Path(str(folder)) / "run.lock"
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ndc" / "locks"
-    cache.mkdir(parents=True, exist_ok=True)
-    return cache / f"{hashlib.sha256(absolute(folder).encode()).hexdigest()}.lock"
+    return cache_folder("locks") / f"{hashlib.sha256(absolute(folder).encode()).hexdigest()}.lock"
 
 
 @contextmanager
-def held(folder: UPath, *, force: bool, say: Callable[[str], None]) -> Iterator[Lease]:
+def held(folder: UPath, *, force: bool, say: Say) -> Iterator[Lease]:
     """Holds a run for this driver. Waits for a lease that is no more renewed; `force` takes it from whomever has it.
 
     Raises:
@@ -100,11 +98,12 @@ def held(folder: UPath, *, force: bool, say: Callable[[str], None]) -> Iterator[
         if not force:
             holder = holder_of(lease.path)
             raise LeaseError(_in_use(folder, described(holder) if holder else "another `ndc certify`")) from error
-    ended = threading.Event()
+    ended, renewing = threading.Event(), SideChannel("the renewal of the run's lease", say)
 
     def renew() -> None:
         while not ended.wait(RENEWED_EVERY_SECONDS):
-            lease.renew()
+            with renewing:  # tried again the next time, as when a store is away for a while
+                lease.renew()
 
     renewal = threading.Thread(target=renew, daemon=True)
     try:
@@ -121,17 +120,18 @@ def held(folder: UPath, *, force: bool, say: Callable[[str], None]) -> Iterator[
         ended.set()
         if renewal.is_alive():
             renewal.join()
-        with suppress(LocationError):
-            if (holder_of(lease.path) or {}).get("token") == lease.token:
-                remove(lease.path)
-        lock.release()
+        with SideChannel("letting go of the run", say):
+            with suppress(LocationError):
+                if (holder_of(lease.path) or {}).get("token") == lease.token:
+                    remove(lease.path)
+            lock.release()
 
 
 def _in_use(folder: UPath, by: str) -> str:
     return f"{folder} is in use by {by}; wait for it, choose another --run, or take the run over with --force"
 
 
-def _wait_for_holder(folder: UPath, path: UPath, say: Callable[[str], None]) -> None:
+def _wait_for_holder(folder: UPath, path: UPath, say: Say) -> None:
     """Returns once nobody holds the lease: a holder on this machine died, having let go of the lock."""
     first = holder_of(path)
     if first is None or first["host"] == socket.gethostname():

@@ -254,3 +254,20 @@ def check_writable(folder: UPath) -> None:
     probe = folder / f"probe-{uuid.uuid4().hex}"
     publish(probe, b"")
     remove(probe)
+
+
+def cache_folder(what: str) -> Path:
+    """A folder of this user's cache on this machine, made if need be.
+
+    Raises:
+        LocationError: there is no home, or it cannot be written.
+    """
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(cache) / "ndc" / what
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    except (OSError, RuntimeError) as error:
+        raise LocationError(
+            f"this user's cache cannot be written ({error}); set XDG_CACHE_HOME to a folder of yours on this machine"
+        ) from error

@@ -1,7 +1,6 @@
 """The models of a run: checkpoints in an object store are copied to each node once, and checked."""
 
 import hashlib
-import os
 from pathlib import Path
 
 from filelock import FileLock
@@ -32,13 +31,9 @@ from ndc_core.file_kinds import foreign_kind
 from ndc_core.unconditional import UNCONDITIONALS, Unconditional, null_label
 from ndc_core.voting import Voter
 from pipeline.config import DenoiseConfig, PlainConfig, RunConfig
-from pipeline.locations import is_local, location, reaching, read
+from pipeline.locations import cache_folder, is_local, location, reaching, read
 
 NEED_NO_LABEL = ("apndc", "apndc-ensemble", "denoise")
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ndc" / "models"
 
 
 def local_checkpoint(where: str) -> Path:
@@ -82,7 +77,7 @@ def local_classifier(where: str) -> Path:
 
 def _fetched(place: UPath, description: tuple[str, bytes], weights: str, sha256: str | None) -> Path:
     name, content = description
-    folder = cache_folder() / hashlib.sha256(content).hexdigest()
+    folder = cache_folder("models") / hashlib.sha256(content).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "fetch.lock"):
         if not (folder / weights).is_file():

@@ -2,12 +2,14 @@
 
 import sys
 import time
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from pipeline.side_channel import safely
 from pipeline.votes import Receipt
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -18,6 +20,11 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def show(line: str) -> None:
+    """On standard error, which may be gone, or full where it is redirected."""
+    safely(partial(print, file=sys.stderr, flush=True))(line)
 
 
 class CountProgress:
@@ -33,7 +40,7 @@ class CountProgress:
         if now - self.last_line >= SECONDS_BETWEEN_LINES or self.done == self.total:
             self.last_line = now
             left = (self.total - self.done) * (now - self.started) / self.done
-            print(f"{self.what} {self.done:,} of {self.total:,}, {duration(left)} left", file=sys.stderr, flush=True)
+            show(f"{self.what} {self.done:,} of {self.total:,}, {duration(left)} left")
 
 
 class ReadingProgress:
@@ -45,7 +52,7 @@ class ReadingProgress:
     def __call__(self, count: int) -> None:
         if time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
-            print(f"read {count:,} images", file=sys.stderr, flush=True)
+            show(f"read {count:,} images")
 
 
 class VoteProgress:
@@ -101,6 +108,4 @@ class VoteProgress:
             self.bar.update(self.task, completed=self.votes_done, rate=self.rate())
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
-            print(
-                f"votes {self.votes_done:,} of {self.at_most}{self.votes:,}, {self.rate()}", file=sys.stderr, flush=True
-            )
+            show(f"votes {self.votes_done:,} of {self.at_most}{self.votes:,}, {self.rate()}")

@@ -1,9 +1,10 @@
 """A run from configuration to report."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from upath import UPath
@@ -24,7 +25,9 @@ from pipeline.reduce import certify_images
 from pipeline.report import Report, write_report
 from pipeline.run_log import RunLog
 from pipeline.sharing import borrow
+from pipeline.side_channel import Listener, Listeners, SideChannel, in_time, safely
 from pipeline.store import RunStore
+from pipeline.tracked_votes import TrackedVotes
 from pipeline.units import WorkUnit
 from pipeline.votes import Receipt, VoteActor, VoterSettings, WaveActor, unit_row
 
@@ -43,40 +46,63 @@ class NothingKeptError(UnitsFailedError):
 def certify_run(
     run: PreparedRun, *, say: Say, force: bool = False, retry_failed: bool = False, lenders: Sequence[UPath] = ()
 ) -> tuple[Report, Any]:
-    """Brings a run to its end from wherever it stands; returns its report and its MLflow tracker.
+    """Brings a run to its end from wherever it stands; returns its report and its MLflow tracker, if it has one.
 
     `force` takes the run from a driver that is at work on it; `retry_failed` computes failed units only. Votes that
-    `lenders` have drawn, folders of other runs, are taken over.
+    `lenders` have drawn, folders of other runs, are taken over. A terminal, log, metric or MLflow that fails is said
+    once, and the run goes on.
 
     Raises:
         UnitsFailedError: naming the units that failed; the others are done.
-        ValueError: actors can be nowhere, the folder is in use or cannot be written, or the MLflow server does not
-            answer.
+        ValueError: actors can be nowhere, or the folder is in use or cannot be written.
     """
-    from pipeline.tracking import Tracker
-
     stop_on_signals()
-    store = RunStore(run.folder)
+    store, say = RunStore(run.folder), safely(say)
     if not store.is_declared():
         connect_ray(run.config.compute, say=say)  # actors that cannot be anywhere leave no folder behind
-    with held(run.folder, force=force, say=say) as lease, RunLog(run.folder) as log:
+    with held(run.folder, force=force, say=say) as lease, RunLog(run.folder, say=say) as log:
         refuse_other_law(store, run.law)  # another driver may have been here since `prepare`
         if not store.is_declared():
             examples = examples_of(run.config.dataset, run.source, channels=run.listing.image_shape[0], corrupt=[])
             store.declare(run.manifest(), config_toml=run.config.to_toml(), records=run.records, examples=examples)
-        tracker = Tracker(run.config, folder=run.folder, law=run.law, fingerprint=run.fingerprint)
+        tracker, mlflow = None, SideChannel("MLflow", say)
+        with mlflow:
+            tracker = tracker_of(run)
         try:
-            Session(run, store, lease, log, say, lenders).vote(only_failed=retry_failed)
+            Session(run, store, lease, log, say, lenders, tracker).vote(only_failed=retry_failed)
             report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=run.folder)
             for line in report.devices:
                 say(line)
         except BaseException as error:
-            with suppress(Exception):  # a full disk is told by what hit it first
-                tracker.stopped(failed=isinstance(error, Exception))
+            if tracker:
+                with mlflow:
+                    in_time(partial(tracker.stopped, failed=isinstance(error, Exception)))
             raise
-        names = ("report.html", "curve.svg", "curve.png", "table.md", "certificates.parquet", "run.toml")
-        tracker.finish(report, [run.folder / name for name in names])
+        if tracker:
+            names = ("report.html", "curve.svg", "curve.png", "table.md", "certificates.parquet", "run.toml")
+            with mlflow:
+                tracker.finish(report, [run.folder / name for name in names])
         return report, tracker
+
+
+def how_to_go_on(folder: UPath) -> str:
+    """What to say of a run that was stopped. Before its folder is declared there is nothing to go on with."""
+    try:
+        declared = RunStore(folder).is_declared()
+    except ValueError:  # the store is away, and may hold what was published
+        declared = True
+    if declared:
+        return f"; what was published is kept. Run `ndc certify {folder}` to go on."
+    return f" before any vote was drawn: {folder} holds nothing yet."
+
+
+def tracker_of(run: PreparedRun) -> Any:
+    """The run's MLflow tracker; None where it asks for none."""
+    if run.config.tracking == "none":
+        return None
+    from pipeline.tracking import Tracker
+
+    return Tracker(run.config, folder=run.folder, law=run.law, fingerprint=run.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -89,6 +115,7 @@ class Session:
     log: RunLog
     tell: Say
     lenders: Sequence[UPath] = ()
+    tracker: Any = None
 
     def say(self, line: str) -> None:
         self.tell(line)
@@ -118,7 +145,7 @@ class Session:
         elif votes_done:
             self.say(f"going on at {votes_done:,} of {self.run.at_most}{self.run.votes:,} votes")
         if missing:
-            self._vote_on(list(missing.values()), votes_done, self._pool(kinds_of(evidence.devices)))
+            self._vote_on(list(missing.values()), evidence, self._pool(kinds_of(evidence.devices)))
 
     def _pool(self, begun: Sequence[str]) -> Pool:
         """Actors on the device that drew the votes so far, unless another one is asked for: never mixed unsaid.
@@ -163,13 +190,24 @@ class Session:
         with suppress(LocationError, FileNotFoundError):  # it can wait until the run is started again
             self.store.compact(fingerprint=self.run.fingerprint)
 
-    def _vote_on(self, units: list[WorkUnit], votes_done: int, pool: Pool) -> None:
+    def _listeners(self, evidence: EvidenceTable) -> dict[str, Callable[[], Listener[Receipt]]]:
+        run = self.run
+        listeners: dict[str, Callable[[], Listener[Receipt]]] = {
+            "the progress display": lambda: VoteProgress(
+                votes=run.votes, votes_done_before=evidence.draws, at_most=run.at_most
+            )
+        }
+        if self.tracker:
+            listeners["progress in MLflow"] = lambda: TrackedVotes(self.tracker, evidence, say=self.say)
+        return listeners
+
+    def _vote_on(self, units: list[WorkUnit], evidence: EvidenceTable, pool: Pool) -> None:
         run, failed, done = self.run, [], 0
         self.log.add("start", units=len(units), fingerprint=run.fingerprint)
-        with VoteProgress(votes=run.votes, votes_done_before=votes_done, at_most=run.at_most) as progress:
+        with Listeners(self._listeners(evidence), say=self.say) as listeners:
             for receipt in stream_receipts(run, units, pool=pool, say=self.say):
                 self.lease.check()
-                progress.add(receipt)
+                listeners.add(receipt)
                 self.log.add("unit", **asdict(receipt))
                 done += 1
                 if done % UNITS_BETWEEN_COMPACTIONS == 0:
@@ -213,13 +251,14 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
     )
     actor, together = (WaveActor, IMAGES_TOGETHER) if follows else (VoteActor, 1)
     stuck_seconds = run.config.compute.stuck_seconds
-    metrics = Metrics(str(run.folder))
+    metrics, exported = Metrics(str(run.folder)), SideChannel("Ray's metrics", say)
     for row in stream(rows, actor, settings, pool=pool, stuck_seconds=stuck_seconds, rows_together=together, say=say):
         receipt = Receipt(**row)
-        if receipt.error:
-            metrics.add(failed_units=1)
-        else:
-            metrics.add(units=1, votes=receipt.draws, evaluations=receipt.evaluations)
+        with exported:
+            if receipt.error:
+                metrics.add(failed_units=1)
+            else:
+                metrics.add(units=1, votes=receipt.draws, evaluations=receipt.evaluations)
         yield receipt
 
 

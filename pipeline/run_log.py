@@ -9,14 +9,14 @@ import os
 import socket
 import sys
 import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
 from upath import UPath
 
-from pipeline.locations import LocationError, is_local, publish
+from pipeline.locations import is_local, publish
+from pipeline.side_channel import Say, SideChannel
 
 LINES_A_FILE = 10_000
 SECONDS_BETWEEN_WRITES = {True: 5.0, False: 60.0}  # here, and to an object store, where a file is written whole
@@ -28,7 +28,8 @@ def line(event: str, run: str, **fields: Any) -> str:
 
 
 def log_of_actor(event: str, run: str, **fields: Any) -> None:
-    print(line(event, run, process=os.getpid(), **fields), file=sys.stderr, flush=True)
+    with SideChannel("an actor's log", lambda said: None):  # where it could be said is where it fails
+        print(line(event, run, process=os.getpid(), **fields), file=sys.stderr, flush=True)
 
 
 class RunLog:
@@ -37,8 +38,8 @@ class RunLog:
     A log never stops a run: what cannot be written is tried again with the next lines.
     """
 
-    def __init__(self, folder: UPath) -> None:
-        self.folder = folder
+    def __init__(self, folder: UPath, *, say: Say) -> None:
+        self.folder, self.channel = folder, SideChannel("the run's log", say)
         started = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         self.name = f"{started}-{socket.gethostname()}-{os.getpid()}"
         self.lines: list[str] = []
@@ -58,16 +59,17 @@ class RunLog:
         self.write()
 
     def add(self, event: str, **fields: Any) -> None:
-        self.lines.append(line(event, str(self.folder), **fields))
-        full = len(self.lines) >= LINES_A_FILE
-        if full or time.monotonic() - self.written_at > SECONDS_BETWEEN_WRITES[is_local(self.folder)]:
-            self.write()
-        if full and self.written == len(self.lines):
-            self.lines, self.files, self.written = [], self.files + 1, 0
+        with self.channel:
+            self.lines.append(line(event, str(self.folder), **fields))
+            full = len(self.lines) >= LINES_A_FILE
+            if full or time.monotonic() - self.written_at > SECONDS_BETWEEN_WRITES[is_local(self.folder)]:
+                self.write()
+            if full and self.written == len(self.lines):
+                self.lines, self.files, self.written = [], self.files + 1, 0
 
     def write(self) -> None:
         self.written_at = time.monotonic()
-        with suppress(LocationError):
+        with self.channel:
             path = self.folder / "logs" / f"{self.name}-{self.files:03}.jsonl"
             publish(path, "".join(f"{one}\n" for one in self.lines).encode())
             self.written = len(self.lines)

@@ -5,11 +5,11 @@ import os
 import shlex
 import tempfile
 import time
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
-from urllib.request import urlopen
 
 from filelock import FileLock
 from upath import UPath
@@ -20,14 +20,25 @@ from pipeline.locations import absolute, read
 from pipeline.logged import Point, attacked_scalars, curve_points, description, flatten, scalars, table_of, tags_of
 from pipeline.report import Report
 from pipeline.store import RunStore
+from pipeline.tracking_address import (
+    TrackingError,
+    database_of,
+    explained,
+    impatient,
+    refuse_deleted,
+    refuse_unusable,
+    tracking_uri,
+    without_password,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # in a quarter of a minute; MLflow's 7 take four
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # `ndc` prints its own
 
-DEFAULT_DATABASE = "mlflow.db"
 DEFAULT_ARTIFACTS = "mlartifacts"
 NOTE = "mlflow.note.content"
 TABLE = "certified.json"
@@ -35,57 +46,27 @@ POINTS_AT_ONCE = 1000  # as MLflow allows
 CHARTS = "workflowType=machine_learning&compareRunsMode=CHART"
 
 
-class TrackingError(ValueError):
-    """The tracking server cannot be used: what, where, remedy."""
-
-
-def tracking_uri() -> str:
-    # Absolute: MLflow keeps one connection for each address, whatever the working folder is by then.
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_DATABASE).absolute()}"
-
-
-def without_password(uri: str) -> str:
-    """The address as it may be shown."""
-    place = urlparse(uri)
-    if "@" not in place.netloc:
-        return uri  # put together again, sqlite's would lack slashes
-    return place._replace(netloc=place.netloc.rpartition("@")[2]).geturl()
-
-
-def check_server(uri: str) -> None:
-    """Asks an HTTP server once: MLflow itself would go on asking for minutes."""
-    if urlparse(uri).scheme not in ("http", "https"):
-        return
-    try:
-        urlopen(without_password(uri).rstrip("/") + "/health", timeout=5).close()
-    except HTTPError as error:
-        if error.code not in (401, 403):  # it answers, and MLflow has the name and the password
-            raise TrackingError(f"the MLflow server {without_password(uri)} answers with {error}") from error
-    except (URLError, TimeoutError) as error:
-        raise TrackingError(
-            f"the MLflow server {without_password(uri)} does not answer ({error}); start it, or unset "
-            f"MLFLOW_TRACKING_URI to use {DEFAULT_DATABASE} in this folder"
-        ) from error
-
-
 class Tracker:
     """The MLflow run that belongs to one law and one run folder."""
 
     def __init__(self, config: RunConfig, *, folder: UPath, law: dict[str, Any], fingerprint: str) -> None:
-        self.folder = absolute(folder)
-        with FileLock(f"{DEFAULT_DATABASE}.lock"):  # the first initialisation races between processes
-            self.uri, self.client = connect()
-            self.experiment_id = self._experiment(config.experiment)
+        self.folder, database = absolute(folder), database_of(tracking_uri())
+        with FileLock(f"{database}.lock") if database else nullcontext():  # the first initialisation races
+            self.uri, self.client, experiment = connect(config.experiment)
+            self.experiment_id = str(experiment.experiment_id) if experiment else self._created(config.experiment)
         tags, found = tags_of(config, law), find_run(self.client, self.experiment_id, self.folder, fingerprint)
         self.run_id = found or self._create(f"{tags['method']}: {folder.name}", law, fingerprint, config.dataset)
         for name, value in tags.items():  # those that are not of the law may have changed
             self.client.set_tag(self.run_id, name, value)
         self.client.update_run(self.run_id, status="RUNNING")
 
-    def _experiment(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
+    def progress(self, metrics: Mapping[str, int], *, step: int) -> None:
+        """Logs how far the votes are."""
+        self._log_points(
+            [(name, step, value) for name, value in metrics.items()], milliseconds=round(1000 * time.time())
+        )
+
+    def _created(self, name: str) -> str:
         local = self.uri.startswith("sqlite:")
         location = Path(DEFAULT_ARTIFACTS).absolute().as_uri() if local else None
         return str(self.client.create_experiment(name, artifact_location=location))
@@ -109,6 +90,7 @@ class Tracker:
         return serving_command(self.uri)
 
     def stopped(self, *, failed: bool) -> None:
+        """Ends the MLflow run of a run that is not finished; the next driver goes on with it."""
         self.client.set_terminated(self.run_id, status="FAILED" if failed else "KILLED")
 
     def finish(self, report: Report, artifacts: list[UPath]) -> None:
@@ -148,18 +130,41 @@ class Tracker:
                 self.client.log_artifact(self.run_id, str(copy))
 
 
-def connect() -> "tuple[str, MlflowClient]":
-    """The tracking address and a client of it.
+def connect(experiment: str) -> "tuple[str, MlflowClient, Experiment | None]":
+    """The tracking address, a client of it, and the experiment, if there is one of that name.
 
     Raises:
-        TrackingError: a server does not answer.
+        TrackingError: the address cannot be used, or the experiment was deleted.
     """
     uri = tracking_uri()
-    check_server(uri)
+    refuse_unusable(uri)
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it makes
-    return uri, MlflowClient(tracking_uri=uri)
+    try:
+        with impatient():
+            client = MlflowClient(tracking_uri=uri)
+            found = client.get_experiment_by_name(experiment)
+    except Exception as error:  # of many kinds, with many lines
+        raise explained(error, uri) from error
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise refuse_deleted(experiment, found.experiment_id, uri)
+    return uri, client, found
+
+
+def check_tracking(config: RunConfig) -> None:
+    """Whether a run can be tracked as it asks to be; creates nothing.
+
+    Raises:
+        TrackingError: it cannot, with the remedy.
+    """
+    if config.tracking == "none":
+        return
+    database = database_of(tracking_uri())
+    if database and not database.exists():  # MLflow would make it
+        refuse_unusable(tracking_uri())
+    else:
+        connect(config.experiment)
 
 
 def find_run(client: "MlflowClient", experiment_id: str, folder: str, fingerprint: str) -> str | None:
@@ -185,9 +190,9 @@ def link_of_run(folder: UPath) -> tuple[str, str | None]:
     fingerprint = RunStore(folder).manifest()["fingerprint"]
     experiment = load_config(str(folder / "run.toml")).experiment
     uri = tracking_uri()
-    if not uri.startswith("sqlite:") or Path(urlparse(uri).path[1:]).is_file():  # MLflow would make the database
-        uri, client = connect()
-        found = client.get_experiment_by_name(experiment)
+    database = database_of(uri)
+    if not database or database.is_file():  # MLflow would make the database
+        uri, client, found = connect(experiment)
         if found is not None and find_run(client, found.experiment_id, absolute(folder), fingerprint):
             return charts_link(uri, found.experiment_id), serving_command(uri)
     raise TrackingError(

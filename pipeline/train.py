@@ -1,7 +1,6 @@
 """Training of the embedded denoiser, and of the embedded classifier, on a named data set with a progress bar."""
 
 import math
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from ndc_core.checkpoints import WEIGHTS_FILE
 from ndc_core.classifier_checkpoints import refuse_to_replace, save_small_classifier
 from ndc_core.classifier_training import ClassifierSpec, train_classifier
 from ndc_core.training import TrainingProgress, TrainingSpec, save_trained, train_denoiser
+from pipeline.cores import usable_cores
 from pipeline.datasets import DATASETS, DatasetSpec, Example, Listing, examples_of, source_of
 from pipeline.memory import keep_freed_memory
 from pipeline.progress import duration
@@ -38,7 +38,7 @@ def train_on(dataset: str, out: Path, *, settings: dict[str, Any], heads: bool =
     data, examples = training_images(dataset)
     out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    torch.set_num_threads(cores())
+    torch.set_num_threads(usable_cores())
     network = "small-heads" if heads else "small"
     labels = [example.label for example in examples]
     with TrainingBar(spec.steps) as bar:
@@ -87,14 +87,10 @@ def refuse_to_overwrite(out: Path) -> None:
         raise ValueError(f"{out} holds a checkpoint already, which runs may depend on; choose another folder")
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def threads_for(image_shape: tuple[int, ...]) -> int:
     """Threads meet at every operation, of which tiny images make many short ones: wherever another process has a core,
     all wait for it (on two busy cores, 12 s distilled digits for 65 steps with two threads, for 442 with one)."""
-    return cores() if math.prod(image_shape[1:]) >= PIXELS_WORTH_THREADS else 1
+    return usable_cores() if math.prod(image_shape[1:]) >= PIXELS_WORTH_THREADS else 1
 
 
 def stacked(examples: list[Example]) -> UInt8[Tensor, "n c h w"]:

@@ -82,7 +82,7 @@ def test_a_killed_run_is_resumed_with_the_counts_of_an_undisturbed_one(
 ) -> None:
     """Run folder, model and data are all in the object store."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    place = f"s3://bucket/{tmp_path.name}"
+    place = f"s3://bucket/{tmp_path.name}/größe"
     location(place).fs.put(str(tiny_model), f"{place}/model", recursive=True)
     killed = certify(f"{place}/model", f"{place}/run", *LONGER)
     wait_for_evidence(f"{place}/run", 5, killed)

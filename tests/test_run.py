@@ -117,9 +117,10 @@ def test_failed_units_are_listed_and_the_others_are_done(tiny_model: Path) -> No
     assert not list(store.failures())
 
 
-def test_another_alpha_needs_neither_model_nor_votes(tiny_model: Path) -> None:
-    certify(tiny_model, "run")
-    store = RunStore(location("run"))
+def test_another_alpha_needs_neither_model_nor_votes_and_a_folder_no_ascii(tiny_model: Path) -> None:
+    folder = "größe\n1"  # Ray's metrics take ASCII only
+    assert certify(tiny_model, folder) == [], "nothing failed beside the votes"
+    store = RunStore(location(folder))
     (strict,), (loose,) = (
         reduce_and_report(store, alpha=alpha, radii=(0.0,), folder=location("other")).levels.values()
         for alpha in (1e-6, 0.1)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,8 @@ from pipeline.locations import location
 from pipeline.logged import curve_points, description, flatten, scalars, table_of
 from pipeline.reduce import LARGEST, Attacked
 from pipeline.report import Empirical, Report, summarise
-from pipeline.tracking import CHARTS, Tracker, TrackingError, charts_link, link_of_run, serving_command
+from pipeline.tracking import CHARTS, Tracker, charts_link, check_tracking, link_of_run, serving_command
+from pipeline.tracking_address import TrackingError
 from tests.test_report import HALF, ITEMS
 
 LAW = {
@@ -27,10 +29,18 @@ LEVELS = {"0.25": ITEMS, "0.5": HALF}
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def workplace(empty: Path, mlflow_database: Path) -> Path:
+    """The same with a database in it."""
+    shutil.copy(mlflow_database, empty)
+    return empty
 
 
 def tracker(folder: str = "runs/a", fingerprint: str = "f", **changes: str) -> Tracker:
@@ -216,11 +226,13 @@ def test_a_run_is_found_by_whichever_path_its_folder_is_reached(workplace: Path)
     assert tracker("link/a").run_id == found.run_id
 
 
-def test_asking_for_the_link_of_a_run_that_was_never_logged_creates_nothing(workplace: Path) -> None:
+def test_asking_for_the_link_of_a_run_that_was_never_logged_creates_nothing(empty: Path, mlflow_database: Path) -> None:
+    workplace = empty
     folder = declared(workplace / "runs/a", "other")
     with pytest.raises(TrackingError, match=rf"runs/a was never logged .* sqlite:///{workplace}/mlflow.db; set MLFLOW"):
         link_of_run(folder)
     assert [path.name for path in workplace.iterdir()] == ["runs"]
+    shutil.copy(mlflow_database, workplace)
     found = tracker("runs/b")
     with pytest.raises(TrackingError, match="log it there: `ndc certify"):
         link_of_run(folder)
@@ -236,6 +248,31 @@ def test_a_link_keeps_a_servers_path_and_drops_a_password(uri: str) -> None:
     path = "/mlflow" if "/mlflow/" in uri else ""
     assert charts_link(uri, "7") == f"https://mlflow.example.org{path}/#/experiments/7/runs?{CHARTS}"
     assert serving_command(uri) is None
+
+
+def test_a_run_that_was_stopped_has_its_progress_and_goes_on_with_it(workplace: Path) -> None:
+    first = tracker()
+    first.progress({"progress/votes": 20, "progress/images_begun": 1}, step=20)
+    first.stopped(failed=False)
+    run = first.client.get_run(first.run_id)
+    assert (run.info.status, run.data.metrics["progress/votes"]) == ("KILLED", 20)
+    second = tracker()
+    second.progress({"progress/votes": 50, "progress/images_begun": 4}, step=50)
+    second.stopped(failed=True)
+    run = second.client.get_run(first.run_id)
+    assert (run.info.status, run.data.metrics["progress/images_begun"]) == ("FAILED", 4)
+    assert history(second, "progress/votes") == [(20, 20), (50, 50)]
+
+
+def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(workplace: Path) -> None:
+    found = tracker()
+    found.client.delete_experiment(found.experiment_id)
+    restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+    with pytest.raises(TrackingError, match=rf"'ndc' at sqlite.* was deleted; restore it with `{restore}`"):
+        tracker()
+    with pytest.raises(TrackingError, match="--set experiment=NAME"):
+        check_tracking(load_config("demo"))
+    assert tracker(experiment="other").experiment_id != found.experiment_id
 
 
 def test_a_server_that_does_not_answer_is_an_error_at_once(workplace: Path, monkeypatch) -> None:

@@ -1,0 +1,56 @@
+"""Ends this process from a thread, where a library keeps the main one from hearing signals, or for ever."""
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+INTERRUPTED, STDERR = 130, 2
+END = 0  # no signal has this number
+GRACE_SECONDS = 1.5  # in which the main thread may stop by itself after a signal
+
+
+@contextmanager
+def heard(*, within_seconds: float, doing: str) -> Iterator[None]:
+    """While the context lasts, SIGINT and SIGTERM end the process within seconds, with 130, and so does its lasting
+    longer than `within_seconds`, with 1. What was being done is said.
+
+    Only the main thread can lend its signals; in another one nothing is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    listening, speaking = os.pipe()
+    os.set_blocking(speaking, False)
+    before, ended = signal.set_wakeup_fd(speaking), threading.Event()
+
+    def watch() -> None:
+        stop = _wait_for_signal(listening, until=time.monotonic() + within_seconds)
+        if not ended.wait(GRACE_SECONDS if stop else 0):
+            said = "stopped while" if stop else f"no end after {within_seconds:.0f} s of"
+            with suppress(OSError):
+                os.write(STDERR, f"{said} {doing}\n".encode())
+            os._exit(INTERRUPTED if stop else 1)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(before)
+        os.write(speaking, bytes([END]))
+        thread.join()
+        os.close(listening)
+        os.close(speaking)
+
+
+def _wait_for_signal(listening: int, *, until: float) -> bool:
+    """Whether a signal that stops the process, or the end of the watch, came in time; other signals are passed over."""
+    while (left := until - time.monotonic()) > 0 and select.select([listening], [], [], left)[0]:
+        if os.read(listening, 1)[0] in (END, signal.SIGINT, signal.SIGTERM):
+            return True
+    return False

@@ -1,0 +1,102 @@
+"""What not every machine has: affinities, quotas, other versions of Python."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import cores
+from pipeline.cores import usable_cores
+from pipeline.memory import keep_freed_memory
+
+ROOT = Path(__file__).parent.parent
+OLDEST = (3, 11)  # as pyproject.toml says
+# Of `os` and `signal`, what macOS lacks, and where it is guarded.
+GUARDED = {"sched_getaffinity": {"pipeline/cores.py"}}
+LINUX_ONLY = {"sched_getaffinity", "sched_setaffinity", "memfd_create", "posix_fallocate", "pidfd_open", "sigtimedwait"}
+SOURCES = sorted(path for folder in ("ndc_core", "pipeline", "docs") for path in (ROOT / folder).rglob("*.py"))
+
+
+def test_cores_are_counted_where_there_are_no_affinities(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cores, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert usable_cores() == 12
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert usable_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("quota", "count"),
+    [("max 100000", 64), ("200000 100000", 2), ("50000 100000", 1), ("9900000 100000", 64), ("", 64)],
+)
+def test_a_containers_quota_bounds_the_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, count: int
+) -> None:
+    monkeypatch.setattr(cores, "QUOTA", tmp_path / "cpu.max")
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
+    assert usable_cores() == count
+
+
+def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    keep_freed_memory()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_sources_need_no_newer_python_and_nothing_that_only_linux_has(path: Path) -> None:
+    tree, relative = ast.parse(path.read_text(), feature_version=OLDEST), str(path.relative_to(ROOT))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in LINUX_ONLY:
+            assert relative in GUARDED.get(node.attr, set()), f"{relative}:{node.lineno}: os.{node.attr}"
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and node.value.startswith(("/proc/", "/dev/shm"))
+        ):
+            pytest.fail(f"{relative}:{node.lineno}: {node.value} is Linux's")
+
+
+VERSIONS = ("3.12", "3.13")
+# What needs the standard library alone runs under another Python without installing anything.
+ALONE = ["cores", "deaf", "journal", "memory", "ray_address", "side_channel", "tracking_address"]
+OTHER_PYTHON = """
+import ast, importlib, importlib.util, pathlib, sys
+root, known, *alone = sys.argv[1:]
+folders = [pathlib.Path(root, name) for name in ("ndc_core", "pipeline", "docs", "tests")]
+for path in [path for folder in folders for path in folder.rglob("*.py")]:
+    tree = compile(path.read_text(), str(path), "exec", ast.PyCF_ONLY_AST)
+    compile(tree, str(path), "exec")
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+        for name in names:
+            if name.partition(".")[0] in known.split(","):
+                assert importlib.util.find_spec(name), f"{path}: {name} is gone"
+sys.path.insert(0, root)
+for name in alone:
+    importlib.import_module(f"pipeline.{name}")
+print(*sys.version_info[:2], sep=".")
+"""
+
+
+def interpreter(version: str) -> str:
+    """A Python of that version on this machine."""
+    kept = sorted(Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin/python3"))
+    for candidate in [*map(str, kept), shutil.which(f"python{version}") or ""]:
+        if candidate and subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:
+            return candidate
+    pytest.skip(f"no Python {version} on this machine")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_sources_compile_without_a_warning_under_a_newer_python_that_is_at_hand(version: str) -> None:
+    known = ",".join(sorted(sys.stdlib_module_names))
+    command = [interpreter(version), "-W", "error", "-B", "-c", OTHER_PYTHON, str(ROOT), known, *ALONE]
+    done = subprocess.run(command, capture_output=True, text=True, env={"HOME": os.environ.get("HOME", "/")})
+    assert done.stdout.strip() == version, done.stderr
