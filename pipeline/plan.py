@@ -13,11 +13,13 @@ from ndc_core.certificates import Method, Tally
 from pipeline.cluster import Say, connect_ray
 from pipeline.config import RunConfig
 from pipeline.evidence import Evidence, evidence_content
+from pipeline.locations import check_can_be_made
 from pipeline.measure import SampledCell
 from pipeline.methods import method_of
-from pipeline.prepare import Planning, PreparedRun, prepare
+from pipeline.prepare import Planning, PreparedRun, prepare, read_inputs
 from pipeline.progress import duration
 from pipeline.store import RunStore
+from pipeline.tracking import check_server, tracking_uri, without_password
 
 REPETITIONS = 12  # of the declared procedure, on each sampled image
 RESAMPLES = 1000
@@ -85,9 +87,12 @@ def plan_run(
     `gpus` and `price_per_hour` are of GPUs where actors hold GPUs, and else of actors; as many as there are, if unset.
 
     Raises:
-        ValueError: as `prepare`.
+        ValueError: as `prepare` and `check_services`, so that what would end `ndc certify` at its start ends this too.
     """
-    run = prepare(config, folder, say=say, plan=Planning(evaluations_per_second))
+    check_services(folder, say=say)
+    inputs = read_inputs(config)
+    say(f"model: {config.model}, {inputs.num_classes:,} classes")
+    run = prepare(config, folder, say=say, plan=Planning(evaluations_per_second), inputs=inputs)
     for line in run.remarks:
         say(line)
     store = RunStore(folder)
@@ -97,6 +102,20 @@ def plan_run(
         _, actors = connect_ray(config.compute, say=say)
         workers = max(1, round(actors * (config.compute.gpus_per_actor or 1)))
     return plan_of(run, units_done=done, gpus=workers, price_per_hour=price_per_hour)
+
+
+def check_services(folder: UPath, *, say: Say) -> None:
+    """Says where a run would be kept and tracked, once both are known to answer; leaves nothing behind.
+
+    Raises:
+        LocationError: the folder cannot be written.
+        TrackingError: the tracking server does not answer.
+    """
+    check_can_be_made(folder)
+    say(f"run: {folder}, which can be written")
+    tracking = tracking_uri()
+    check_server(tracking)
+    say(f"tracking: {without_password(tracking)}{', which answers' * tracking.startswith('http')}")
 
 
 def plan_of(run: PreparedRun, *, units_done: int, gpus: int, price_per_hour: float | None) -> Plan:

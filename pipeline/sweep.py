@@ -16,6 +16,7 @@ from pipeline.evidence import EvidenceTable
 from pipeline.law import LawChangedError, law_of, refuse_changes
 from pipeline.locations import exists, publish, read
 from pipeline.measure import Measured
+from pipeline.plan import check_services
 from pipeline.prepare import Inputs, Measuring, PreparedRun, prepare, read_inputs
 from pipeline.run import NothingKeptError, UnitsFailedError, certify_run
 from pipeline.sharing import ends_of, is_about_candidate, vote_law
@@ -139,6 +140,7 @@ def settled(sweep: Sweep, folder: UPath, *, say: Say) -> list[Member]:
     """
     if exists(folder / "run.json"):
         raise StoreError(f"{folder} holds a run, not a sweep; give another folder with --out")
+    check_services(folder, say=say)
     laws, members = declaration(folder), read_members(sweep, folder)
     for index, member in enumerate(members):
         with naming(member.point):
