@@ -29,8 +29,8 @@ SHARES = (
     "intervals. Votes and evaluations are what a run takes by itself, also where it took them over from another."
 )
 BEST_LEVEL = (
-    "Of runs with several noise levels: the best one for each radius, and the largest of their average radii, chosen on "
-    "this data, without an interval."
+    "Of runs with several noise levels: the best one for each radius, and the largest of their average radii, chosen "
+    "on this data, without an interval."
 )
 
 

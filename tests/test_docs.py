@@ -116,7 +116,9 @@ def test_every_command_in_the_documentation_parses(
 def declared_runs() -> Iterator[tuple[str, str, str]]:
     """Of every `ndc certify` that is shown and computes something: the page, the run's folder, what declares the run."""
     inline = [
-        (named(page), shlex.split(words)) for page in PAGES for words in re.findall(r"`ndc (certify [^`]*)`", prose(page))
+        (named(page), shlex.split(words))
+        for page in PAGES
+        for words in re.findall(r"`ndc (certify [^`]*)`", prose(page))
     ]
     for page, words in [*COMMANDS, *inline]:
         if words[0] != "certify" or "--ids" in words or "..." in words:

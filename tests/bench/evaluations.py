@@ -197,7 +197,9 @@ def table(dataset: str, images: int, votes: int, only: str | None) -> None:
             jobs = [Job(config, examples[worker::workers], votes) for worker in range(workers)]
             cells = [cell for found in pool.map(count, jobs) for cell in found]
             click.echo(row_of(name, cells, votes))
-    click.echo(f"a difference of two ways shows (sign test, 95 %) if {images_that_differ()} images change, all to one side")
+    click.echo(
+        f"a difference of two ways shows (sign test, 95 %) if {images_that_differ()} images change, all to one side"
+    )
 
 
 def product_run(dataset: str, images: int, *settings: str) -> dict[str, Any]:

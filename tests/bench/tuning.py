@@ -79,7 +79,9 @@ def main(images: int, draws: int) -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     denoiser = load_denoiser(preset.model)
-    click.echo(f"{images} training digits, {draws} votes each at {', '.join(map(str, preset.sigma_pixel))}, seed {SEED}")
+    click.echo(
+        f"{images} training digits, {draws} votes each at {', '.join(map(str, preset.sigma_pixel))}, seed {SEED}"
+    )
 
     def vote(grid: GridSpec, gap: float | None) -> Tried:
         classifier = DiffusionClassifier(denoiser, "apndc-ensemble", grid, weight="edm", rows_per_pass=128)
