@@ -114,13 +114,10 @@ def test_every_command_in_the_documentation_parses(
 
 
 def declared_runs() -> Iterator[tuple[str, str, str]]:
-    """Of every `ndc certify` that is shown and computes something: the page, the run's folder, what declares the run."""
-    inline = [
-        (named(page), shlex.split(words))
-        for page in PAGES
-        for words in re.findall(r"`ndc (certify [^`]*)`", prose(page))
-    ]
-    for page, words in [*COMMANDS, *inline]:
+    """Of every `ndc certify` that is shown and computes something: the page, the run's folder, what declares it."""
+    inline = re.compile(r"`ndc (certify [^`]*)`")
+    mentioned = [(named(page), shlex.split(words)) for page in PAGES for words in inline.findall(prose(page))]
+    for page, words in [*COMMANDS, *mentioned]:
         if words[0] != "certify" or "--ids" in words or "..." in words:
             continue
         chosen = parse(words).params

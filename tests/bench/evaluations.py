@@ -9,12 +9,12 @@ models/digits models/digits-heads`). The harder set is slow: with --images 4 --v
 mnist --max-seconds 300`.
 
 Every way to vote is run in full: `--votes` estimation votes and a fifth as many for selection, of each image at the
-three noise levels. Certified accuracy is that of Cohen's certificate on these votes, at each radius of the level that is
-best there, chosen on these images. Its interval accounts for the choice: the three levels' Clopper-Pearson intervals
+three noise levels. Certified accuracy is that of Cohen's certificate on these votes, at each radius of the level that
+is best there, chosen on these images. Its interval accounts for the choice: the three levels' Clopper-Pearson intervals
 hold together with 95 %, each with 1 - 0.05 / 3 (Bonferroni), and the chosen level's is shown. The authors' 10,000 votes
-an image are counted, not run: evaluations of an image are evaluations of a vote times 10,100 times three. That number is
-what `ndc certify fast`, with votes up to 10,000, is compared with in the last lines; it is run as it is, and once more
-with a fixed 10,000 votes.
+an image are counted, not run: evaluations of an image are evaluations of a vote times 10,100 times three. That number
+is what `ndc certify fast`, with votes up to 10,000, is compared with in the last lines; it is run as it is, and once
+more with a fixed 10,000 votes.
 """
 
 import json

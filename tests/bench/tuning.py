@@ -4,8 +4,8 @@
 
 Held-out digits and the draws of seed 0 have no part in it: the preset certifies those. One thing at a time, in this
 order: the number of levels, their range, and on that grid the gap of the race. The rule is the same each time, over
-single votes at the preset's three noise levels: of all settings that are no less accurate than the best one by more than
-a standard error (of the difference, paired, over images), the one with the fewest evaluations a vote.
+single votes at the preset's three noise levels: of all settings that are behind the most accurate one by no more than a
+standard error (of the difference, paired, over images), the one with the fewest evaluations a vote.
 """
 
 from collections.abc import Callable
