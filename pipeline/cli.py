@@ -166,8 +166,8 @@ def plan(
 ) -> None:
     """Say what a run will cost, from some votes on the device that it would use; compute and write nothing else.
 
-    Takes what `ndc certify` takes. For runs that stop early, what is expected, and what it stays between nine times in
-    ten.
+    Takes what `ndc certify` takes, and checks what it needs: run folder, tracking server, model and data. For runs that
+    stop early, what is expected, and what it stays between nine times in ten.
     """
     from pipeline.plan import plan_lines, plan_run
 

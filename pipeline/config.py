@@ -191,7 +191,7 @@ class ComputeConfig(Section):
 
 class RunConfig(Section):
     seed: int = Field(default=0, ge=0)
-    """From which all noise of the run follows."""
+    """From which all noise of the run follows. Every preset has the same; an independent confirmation needs another."""
     model: str
     """Folder or URI of a checkpoint: a denoiser, or for `plain` an image classifier."""
     unconditional: str = "null_label"

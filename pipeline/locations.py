@@ -245,6 +245,18 @@ def files_of_shards(folder: UPath) -> list[UPath]:
             return sorted(chain.from_iterable(listings))
 
 
+def check_can_be_made(folder: UPath) -> None:
+    """As `check_writable`, but makes no folder: on this machine the nearest one that exists is tried.
+
+    Raises:
+        LocationError: nothing can be written there.
+    """
+    with reaching(folder):
+        while is_local(folder) and not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+    check_writable(folder)
+
+
 def check_writable(folder: UPath) -> None:
     """Writes and removes a file, so that credentials, bucket and endpoint are known to be right before work starts.
 

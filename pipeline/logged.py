@@ -9,6 +9,7 @@ from pipeline.reduce import LARGEST, CertifiedImage, percent
 from pipeline.report import Summary, accuracy_at
 
 BEST = "best_sigma"
+BEST_ROW = "best sigma, chosen on this data"
 # MLflow's steps are integers: a curve's step is the radius in thousandths.
 STEPS_TO_ONE = 1000
 APART, APART_WHERE_TINY = 10, 1
@@ -118,7 +119,7 @@ def table_of(summary: Summary) -> dict[str, list[Any]]:
     }
     rows = [
         (name, radius, share)
-        for name, shares in {"best sigma": summary.best_accuracy, **levels}.items()
+        for name, shares in {BEST_ROW: summary.best_accuracy, **levels}.items()
         for radius, share in shares.items()
     ]
     return {

@@ -17,8 +17,9 @@ from pipeline.devices import DeviceRecord
 from pipeline.evidence import Evidence, evidence_content
 from pipeline.measure import SampledCell
 from pipeline.methods import method_of
-from pipeline.prepare import Planning, PreparedRun, prepare
+from pipeline.prepare import Planning, PreparedRun, prepare, read_inputs
 from pipeline.progress import duration
+from pipeline.services import say_services
 from pipeline.store import RunStore
 
 REPETITIONS = 12  # of the declared procedure, on each sampled image
@@ -89,9 +90,12 @@ def plan_run(
     `gpus` and `price_per_hour` are of GPUs where actors hold GPUs, and else of actors; as many as there are, if unset.
 
     Raises:
-        ValueError: as `prepare`.
+        ValueError: as `prepare` and `say_services`, so that what would end `ndc certify` at its start ends this too.
     """
-    run = prepare(config, folder, say=say, plan=Planning(evaluations_per_second))
+    say_services([config], folder, say=say)
+    inputs = read_inputs(config)
+    say(f"model: {config.model}, {inputs.num_classes:,} classes")
+    run = prepare(config, folder, say=say, plan=Planning(evaluations_per_second), inputs=inputs)
     for line in run.remarks:
         say(line)
     store = RunStore(folder)

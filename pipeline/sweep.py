@@ -18,7 +18,7 @@ from pipeline.locations import exists, publish, read
 from pipeline.measure import Measured
 from pipeline.prepare import Inputs, Measuring, PreparedRun, prepare, read_inputs
 from pipeline.run import NothingKeptError, UnitsFailedError, certify_run
-from pipeline.services import check_services
+from pipeline.services import say_services
 from pipeline.sharing import ends_of, is_about_candidate, vote_law
 from pipeline.store import RunStore, StoreError
 from pipeline.sweep_file import Point, Sweep
@@ -67,7 +67,6 @@ def run_sweep(sweep: Sweep, folder: UPath, *, say: Say) -> WrittenSweep:
         UnitsFailedError: naming the runs of which units failed; the others are done.
         ValueError: a run that cannot be started, before any work.
     """
-    check_services(point.config for point in sweep.points)
     members = settled(sweep, folder, say=say)
     connect_most([member.config.compute for member in members], say=say)
     if not exists(folder / DECLARATION):
@@ -149,6 +148,7 @@ def settled(sweep: Sweep, folder: UPath, *, say: Say) -> list[Member]:
     """
     if exists(folder / "run.json"):
         raise StoreError(f"{folder} holds a run, not a sweep; give another folder with --out")
+    say_services([point.config for point in sweep.points], folder, say=say)
     laws, members = declaration(folder), read_members(sweep, folder)
     for index, member in enumerate(members):
         with naming(member.point):

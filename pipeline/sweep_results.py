@@ -12,7 +12,7 @@ from upath import UPath
 from pipeline.compare import DeclaredRun, WrittenComparison, chosen_radii, compare, refuse_other_alphas
 from pipeline.comparison import Contender, best_curve, level_json, levels_of
 from pipeline.contenders import OpenedRun, open_contender, parse_argument
-from pipeline.curves import interval_of
+from pipeline.curves import BEST, interval_of
 from pipeline.law import differences
 from pipeline.locations import publish
 from pipeline.page import sweep_page
@@ -29,7 +29,8 @@ SHARES = (
     "intervals. Votes and evaluations are what a run takes by itself, also where it took them over from another."
 )
 BEST_LEVEL = (
-    "Of runs with several noise levels: the best one for each radius, chosen on this data, without an interval."
+    "Of runs with several noise levels: the best one for each radius, and the largest of their average radii, chosen "
+    "on this data, without an interval."
 )
 
 
@@ -188,7 +189,8 @@ def table_of(key: str, results: Sequence[Result]) -> Table:
         ]
         for result in results
     ]
-    return Table(f"{key} varied", header, rows)
+    chosen = f" ({BEST})" if any(len(result.levels) > 1 for result in results) else ""
+    return Table(f"{key} varied{chosen}", header, rows)
 
 
 def value_text(value: Any) -> str:

@@ -120,11 +120,43 @@ class Toleration(Strict):
     effect: Literal["NoSchedule", "NoExecute", "PreferNoSchedule"]
 
 
+class Expression(Strict):
+    key: str
+    operator: Literal["In", "NotIn"]
+    values: Annotated[list[str], Field(min_length=1)]
+
+    def holds(self, labels: dict[str, str]) -> bool:
+        """As Kubernetes has it: NotIn holds of a node without the label."""
+        return (labels.get(self.key) in self.values) == (self.operator == "In")
+
+
+class Term(Strict):
+    matchExpressions: Annotated[list[Expression], Field(min_length=1)]  # noqa: N815
+
+
+class Terms(Strict):
+    nodeSelectorTerms: Annotated[list[Term], Field(min_length=1)]  # noqa: N815
+
+
+class NodeAffinity(Strict):
+    requiredDuringSchedulingIgnoredDuringExecution: Terms  # noqa: N815
+
+
+class Affinity(Strict):
+    nodeAffinity: NodeAffinity  # noqa: N815
+
+
 class PodSpec(Strict):
-    nodeSelector: dict[str, str]  # noqa: N815
+    affinity: Affinity
     tolerations: list[Toleration] = []
     terminationGracePeriodSeconds: int = 30  # noqa: N815
     containers: Annotated[list[Container], Field(min_length=1, max_length=1)]
+
+    def goes_to(self, labels: dict[str, str], *, taint: tuple[str, str] | None = None) -> bool:
+        """Whether Kubernetes may put the pod on such a node."""
+        terms = self.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms
+        selected = any(all(expression.holds(labels) for expression in term.matchExpressions) for term in terms)
+        return selected and (taint is None or taint in {(item.key, item.value) for item in self.tolerations})
 
 
 class Template(Strict):
@@ -193,13 +225,51 @@ def test_the_rayjob_retries_in_a_new_cluster_and_ends_with_its_run(job: JobSpec)
 def test_the_rayjobs_head_is_on_demand_and_holds_no_actor_and_its_workers_scale_on_spot(job: JobSpec) -> None:
     head, (workers,) = job.rayClusterSpec.headGroupSpec, job.rayClusterSpec.workerGroupSpecs
     assert head.rayStartParams["num-cpus"] == "0"
-    assert not any("spot" in text for item in head.template.spec.nodeSelector.items() for text in item)
     assert "nvidia.com/gpu" not in head.template.spec.containers[0].resources.limits
     assert workers.minReplicas == 0 < workers.maxReplicas
     pod = workers.template.spec
     assert pod.containers[0].resources.limits["nvidia.com/gpu"] == "1"
-    for label, value in pod.nodeSelector.items():
-        assert any((taint.key, taint.value) == (label, value) for taint in pod.tolerations)
+
+
+# The label of a cloud's spot nodes, whether it is a taint of theirs too, and a label of the cloud's other nodes.
+NODES = {
+    "GKE": ({"cloud.google.com/gke-spot": "true"}, True, {"cloud.google.com/gke-provisioning": "standard"}),
+    "EKS": ({"eks.amazonaws.com/capacityType": "SPOT"}, False, {"eks.amazonaws.com/capacityType": "ON_DEMAND"}),
+    "AKS": ({"kubernetes.azure.com/scalesetpriority": "spot"}, True, {"kubernetes.azure.com/mode": "user"}),
+    "Karpenter": ({"karpenter.sh/capacity-type": "spot"}, False, {"karpenter.sh/capacity-type": "on-demand"}),
+    "none": (None, False, {}),
+}
+
+
+@pytest.mark.parametrize("cloud", NODES)
+def test_on_every_cloud_the_head_goes_to_no_spot_node_and_workers_go_to_no_other(job: JobSpec, cloud: str) -> None:
+    spot, tainted, on_demand = NODES[cloud]
+    head = job.rayClusterSpec.headGroupSpec.template.spec
+    worker = job.rayClusterSpec.workerGroupSpecs[0].template.spec
+    assert head.goes_to(on_demand)
+    assert not worker.goes_to(on_demand)
+    if spot is not None:
+        taint = next(iter(spot.items())) if tainted else None
+        assert not head.goes_to(spot)
+        assert worker.goes_to(spot, taint=taint)
+
+
+def test_no_placeholder_is_active_that_would_end_the_first_run() -> None:
+    """Names that must be put in are in capitals, and nothing works without them; all else works as it is."""
+    for name in ("runtime-env.yaml", "kuberay-rayjob.yaml", "imagenet64.toml", *LAUNCHED):
+        for line in (CLUSTERS / name).read_text().splitlines():
+            active = line.partition("#")[0]
+            assert "example" not in active, f"{name}: {line}"
+            assert "internal" not in active, f"{name}: {line}"
+
+
+def test_the_file_for_google_says_what_the_launcher_needs_besides() -> None:
+    from ray.autoscaler._private import providers
+
+    package = re.findall(r"pip install ([\w-]+)", Path(providers.__file__).read_text())[1]
+    assert package == "google-api-python-client"
+    for name in ("ray-gcp.yaml", "README.md", "Dockerfile"):
+        assert package in (CLUSTERS / name).read_text(), name
 
 
 def test_a_pod_that_goes_drains_its_node_first_and_has_the_time_for_it(job: JobSpec) -> None:
@@ -228,15 +298,29 @@ def test_the_runtime_environment_has_no_secret() -> None:
         assert not re.search("KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL", name)
 
 
-def test_the_image_copies_what_there_is_and_runs_as_no_root() -> None:
+def test_the_image_copies_what_there_is() -> None:
     lines = (CLUSTERS / "Dockerfile").read_text().splitlines()
     copied = [source for line in lines if line.startswith("COPY ") for source in line.split()[1:-1]]
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert set(copied) == let_in
     for source in copied:
         assert (ROOT / source).exists(), source
-    assert [line for line in lines if line.startswith("USER ")] == ["USER ndc"]
     assert "ndc --version" in "\n".join(lines)
+
+
+def test_the_image_has_what_the_launcher_runs_in_it_and_a_numeric_user_with_a_home() -> None:
+    text = (CLUSTERS / "Dockerfile").read_text()
+    (installed,) = re.findall(r"apt-get install ([^&]*?)[ \\\n]*&&", text)
+    assert {"openssh-client", "rsync"} <= set(installed.split())
+    (user,) = re.findall(r"^USER (.*)$", text, flags=re.MULTILINE)
+    uid, gid = user.split(":")
+    assert uid.isdigit()
+    assert int(uid) > 0
+    assert f"--uid {uid} --gid {gid} ndc" in text
+    (home,) = re.findall(r"^ENV HOME=(.*)$", text, flags=re.MULTILINE)
+    assert text.rstrip().endswith(f"WORKDIR {home}")
+    for name in LAUNCHED:  # `~` of files that are mounted is the home that the image says
+        assert all(target.startswith(f"{home}/") for target in read(name)["file_mounts"])
 
 
 def ray_command(name: str) -> click.Command:
@@ -255,14 +339,14 @@ def command_lines() -> list[str]:
     found = [read("kuberay-rayjob.yaml")["spec"]["entrypoint"]]
     for block in re.findall(r"```sh\n(.*?)```", (CLUSTERS / "README.md").read_text(), flags=re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
-            command = line.split(" #")[0].split(" -- ")[-1]
+            command = line.split(" #")[0].split(" -- ")[-1].strip()
             found += [command] if re.match(r"ndc |python -m pipeline\.cli ", command) else []
     return found
 
 
 def test_every_command_line_for_ndc_is_one_that_it_takes() -> None:
     lines = command_lines()
-    assert len(lines) >= 6
+    assert len(lines) >= 9
     for line in lines:
         name, *words = shlex.split(line.removeprefix("python -m pipeline.cli").removeprefix("ndc"))
         assert name in main.commands, line

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from docs import environment, keys, reference
-from pipeline.cli import main
+from pipeline.cli import PRESET_OF, main
 from pipeline.config import ConfigError, RunConfig, load_config
 from pipeline.sweep_file import load_sweep
 
@@ -111,6 +111,33 @@ def test_every_command_in_the_documentation_parses(
     known = set(all_keys())
     for assignment in context.params.get("assignments", ()):
         assert assignment.partition("=")[0] in known, assignment
+
+
+def declared_runs() -> Iterator[tuple[str, str, str]]:
+    """Of every `ndc certify` that is shown and computes something: the page, the run's folder, what declares it."""
+    inline = re.compile(r"`ndc (certify [^`]*)`")
+    mentioned = [(named(page), shlex.split(words)) for page in PAGES for words in inline.findall(prose(page))]
+    for page, words in [*COMMANDS, *mentioned]:
+        if words[0] != "certify" or "--ids" in words or "..." in words:
+            continue
+        chosen = parse(words).params
+        source = chosen.pop("source") or PRESET_OF[chosen["method"] or "cohen"]
+        folder = chosen.pop("folder") or f"runs/{Path(source).stem}"
+        if chosen.pop("dry_run") or "runs/" in source or source.isupper():
+            continue  # nothing is computed, or a run goes on
+        settings = {name: value for name, value in chosen.items() if value not in (None, False, ()) and name != "force"}
+        if set(settings) == {"assignments"} and all(item.startswith("sweep=") for item in settings["assignments"]):
+            settings = {}  # a tag, not of the run's law
+        yield page, str(folder), f"{Path(source).stem} {settings}"
+
+
+def test_no_two_runs_that_are_shown_share_a_folder() -> None:
+    """A folder holds one run: the second would be refused."""
+    first: dict[str, tuple[str, str]] = {}
+    for page, folder, declared in declared_runs():
+        before, where = first.setdefault(folder, (declared, page))
+        assert before == declared, f"{folder}: {where} and {page}"
+    assert len(first) >= 10
 
 
 def test_a_command_with_a_wrong_option_would_be_noticed() -> None:

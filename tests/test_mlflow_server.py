@@ -176,5 +176,5 @@ def test_a_runs_page_shows_its_result_and_its_report_with_working_scripts(logged
 def test_the_tables_of_runs_are_compared_side_by_side(logged: Logged, page: Page) -> None:
     charts = link_of(logged.folders["plain"])
     page.goto(charts.replace("compareRunsMode=CHART", "compareRunsMode=ARTIFACT"))
-    expect(page.get_by_text("best sigma, r = 0.25")).to_be_visible()
+    expect(page.get_by_text("best sigma, chosen on this data, r = 0.25")).to_be_visible()
     expect(page.get_by_text("certified accuracy", exact=True).first).to_be_visible()

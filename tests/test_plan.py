@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from ndc_core.certificates import Terms
+from ndc_core.checkpoints import CheckpointError
 from ndc_core.sequential import Sequential
 from pipeline import measure as measure_module
 from pipeline import plan as plan_module
 from pipeline import prepare as prepare_module
 from pipeline.config import load_config
-from pipeline.locations import location
+from pipeline.locations import LocationError, location
 from pipeline.measure import Measured, SampledCell, ToMeasure, measure
-from pipeline.plan import Amount, _amounts, plan_lines, plan_of
+from pipeline.plan import Amount, _amounts, plan_lines, plan_of, plan_run
 from pipeline.prepare import Planning, prepare
+from pipeline.tracking_address import TrackingError
 from pipeline.units import UNIT_SECONDS, draws_a_unit
 from tests.runs import digits, fast_config, small_config
 
@@ -188,6 +190,55 @@ def test_votes_are_tried_on_images_from_all_over_the_data(
     prepare(small_config(tiny_model, f"dataset.limit={images}"), location(tmp_path), plan=Planning())
     ids = [example.image_id for example in digits("test", limit=images)]
     assert [image_id for image_id, _ in asked[0].images] == [ids[place] for place in places]
+
+
+def plan_lines_said(model: Path, folder: Path) -> list[str]:
+    said: list[str] = []
+    plan_run(small_config(model), location(folder), say=said.append, gpus=1, evaluations_per_second=10.0)
+    return said
+
+
+def test_a_plan_says_of_folder_tracking_model_and_data_that_a_run_could_use_them_and_leaves_nothing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    said = plan_lines_said(tiny_model, tmp_path / "runs/a")
+    assert said == [
+        f"run: {tmp_path / 'runs/a'}, which can be written",
+        f"tracking: sqlite:///{tmp_path / 'mlflow.db'}",
+        f"model: {tiny_model}, 10 classes",
+        "data: digits: 1 x 8 x 8 pixels",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("tracking", "folder", "model", "error", "message"),
+    [
+        ("http://127.0.0.1:1", "runs/a", None, TrackingError, "127.0.0.1:1 does not answer .* unset MLFLOW_TRACKING"),
+        ("", "file/runs/a", None, LocationError, "file.* cannot be used"),
+        ("", "runs/a", "models/none", CheckpointError, "models/none"),
+    ],
+)
+def test_what_would_end_a_run_at_its_start_ends_its_plan_before_anything_is_measured(
+    tracking: str,
+    folder: str,
+    model: str | None,
+    error: type[Exception],
+    message: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[ToMeasure],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking)
+    (tmp_path / "file").write_text("")
+    config = small_config(Path(model or tiny_model))
+    with pytest.raises(error, match=message):
+        plan_run(config, location(tmp_path / folder), say=lambda line: None)
+    assert asked == []
 
 
 def test_amounts_scale() -> None:

@@ -19,7 +19,8 @@ from pipeline.locations import LocationError, location
 from pipeline.prepare import prepare
 from pipeline.run import reduce_and_report
 from pipeline.store import RunStore
-from pipeline.tracking import TrackingError, check_server, without_password
+from pipeline.tracking import connect
+from pipeline.tracking_address import TrackingError, without_password
 from pipeline.votes import VoteActor
 from tests.drivers import NDC
 from tests.runs import listing_of, small_arguments, small_config
@@ -86,10 +87,11 @@ def test_an_address_with_a_secret_is_refused_without_showing_it(tiny_model: Path
     assert not (tmp_path / "run").exists()
 
 
-def test_a_password_in_mlflows_address_is_not_shown() -> None:
+def test_a_password_in_mlflows_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert without_password("http://me:secret@127.0.0.1:1/mlflow") == "http://127.0.0.1:1/mlflow"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:1/mlflow")
     with pytest.raises(TrackingError, match="does not answer") as caught:
-        check_server("http://me:secret@127.0.0.1:1/mlflow")
+        connect("ndc")
     assert "secret" not in str(caught.value)
 
 

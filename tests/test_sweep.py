@@ -260,6 +260,12 @@ def test_numbers_and_tables_follow_from_the_runs(swept: Path) -> None:
     assert (swept / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_is_the_best_of_several_levels_says_so_in_table_and_figure(swept: Path) -> None:
+    table, figure = (swept / "sweep.md").read_text(), (swept / "sweep.svg").read_text()
+    assert "sigma_pixel varied (best sigma per radius, chosen on this data)" in table
+    assert "the best sigma for each radius, chosen on this data" in figure
+
+
 def test_the_page_has_the_figure_and_the_named_runs_are_compared(swept: Path) -> None:
     page = (swept / "sweep.html").read_text()
     assert (swept / "sweep.svg").read_text()[-2000:].strip() in page

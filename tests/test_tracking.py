@@ -9,7 +9,7 @@ from upath import UPath
 
 from pipeline.config import load_config
 from pipeline.locations import location
-from pipeline.logged import curve_points, description, flatten, scalars, table_of
+from pipeline.logged import BEST_ROW, curve_points, description, flatten, scalars, table_of
 from pipeline.reduce import LARGEST, Attacked
 from pipeline.report import Empirical, Report, summarise
 from pipeline.tracking import CHARTS, Tracker, charts_link, check_tracking, link_of_run, serving_command
@@ -97,7 +97,7 @@ def test_the_largest_per_image_is_a_level_that_costs_nothing_more() -> None:
     with_largest = summarise({**LEVELS, LARGEST: ITEMS}, alpha=0.001, radii=(0.0,))
     assert scalars(with_largest)["cost/evaluations_per_image"] == 200
     assert "largest_per_image/average_radius" in scalars(with_largest)
-    assert table_of(with_largest)["level"] == ["best sigma", "sigma 0.25", "sigma 0.5", LARGEST]
+    assert table_of(with_largest)["level"] == [BEST_ROW, "sigma 0.25", "sigma 0.5", LARGEST]
 
 
 def test_runs_are_found_by_method_certificate_levels_and_sweep(workplace: Path) -> None:
@@ -184,7 +184,7 @@ def test_the_table_artifact_has_a_row_for_each_level_and_radius(workplace: Path)
     finish(found, workplace)
     rows = table_rows(found)
     assert len(rows) == 6
-    assert rows[1] == ["best sigma, r = 0.25", 0.5, "best sigma", 0.25]
+    assert rows[1] == ["best sigma, chosen on this data, r = 0.25", 0.5, "best sigma, chosen on this data", 0.25]
     assert "certified.json" in found.client.get_run(found.run_id).data.tags["mlflow.loggedArtifacts"]
 
 

@@ -2,8 +2,9 @@
 
     .venv/bin/python -m tests.bench.levers [--images 100] [--draws 4]
 
-Held-out digits, the label-conditional model, the grid of the preset `fast`, the same noise for every way. The full vote
-scores all ten classes at all levels.
+The label-conditional model, the grid of the preset `fast`, the same noise for every way. The full vote scores all ten
+classes at all levels. Gaps and numbers of classes are read off these tables: so they are of training digits, and of
+another seed than any preset's. Nobody's certificate counts these draws.
 """
 
 from dataclasses import replace
@@ -25,15 +26,16 @@ from pipeline.memory import keep_freed_memory
 from tests.runs import digits
 
 SIGMAS = (0.125, 0.25, 0.5)
+SEED = 18
 STEPS, KEPT, GAPS = (1, 2, 4), (1, 2, 3, 4, 5), (1.1, 1.2, 1.3, 1.5, 1.7, 2.0)
 
 
 def noisy(sigma_pixel: float, *, steps: int, images: int, draws: int) -> tuple[np.ndarray, DrawNoise, np.ndarray]:
-    """Noisy images, the noise of their steps, and their labels."""
+    """Noisy training digits, the noise of their steps, and their labels."""
     law, z, refine, labels = IntegerNoise(sigma_pixel), [], [], []
-    for example in digits("test", limit=images):
+    for example in digits("train", limit=images):
         drawn = draw_noise(
-            seed=0,
+            seed=SEED,
             image_id=example.image_id,
             phase="estimation",
             draws=range(draws),
