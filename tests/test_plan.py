@@ -209,6 +209,7 @@ def test_a_plan_says_of_folder_tracking_model_and_data_that_a_run_could_use_them
         f"tracking: sqlite:///{tmp_path / 'mlflow.db'}",
         f"model: {tiny_model}, 10 classes",
         "data: digits: 1 x 8 x 8 pixels",
+        "classes, in the data's order (dataset.classes sets another): 0 to 9, called by their numbers",
     ]
     assert list(tmp_path.iterdir()) == []
 
