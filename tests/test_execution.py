@@ -89,7 +89,7 @@ LOADERS: dict[str, EntryPoint] = {
 }
 
 
-@pytest.mark.parametrize("load", LOADERS.values(), ids=list(LOADERS))
+@pytest.mark.parametrize("loads", LOADERS.values(), ids=list(LOADERS))
 def test_whoever_loads_a_network_sets_its_precision(
     loads: EntryPoint, tiny_model: Path, image_classifier: Path
 ) -> None:
