@@ -20,7 +20,7 @@ APART_POINTS = 2.5  # of the markers of two radii at one value, so that none hid
 INK = "#444444"
 ROOM, ROOM_OF_LOG = 1.12, 1.5  # beyond the outermost values
 LETTERS_LEVEL = 5  # longer names of values are set at an angle
-CHOSEN = "without an interval: the best sigma for each radius, chosen on this data"
+CHOSEN = "without an interval:\nthe best sigma for each radius, chosen on this data"
 PARTS = ("certified accuracy (%)", "average\nradius", "evaluations\nan image")
 
 
@@ -77,7 +77,7 @@ def sweep_figure(panels: Sequence[Panel]) -> Picture:
         shared[2].set_ylim(min(costs) / ROOM_OF_LOG, max(costs) * ROOM_OF_LOG)
         figure.legend(handles=legend(radii), loc="outside upper center", ncols=len(radii), frameon=False)
         if any(one.interval is None for panel in panels for shown in panel.accuracy.values() for one in shown):
-            figure.supxlabel(CHOSEN, fontsize="medium")
+            figure.supxlabel(CHOSEN, fontsize="small")
         figure.align_ylabels()
         return Picture(render(figure, "svg").decode(), render(figure, "png"))
 

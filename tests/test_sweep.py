@@ -262,7 +262,7 @@ def test_numbers_and_tables_follow_from_the_runs(swept: Path) -> None:
 
 def test_what_is_the_best_of_several_levels_says_so_in_table_and_figure(swept: Path) -> None:
     table, figure = (swept / "sweep.md").read_text(), (swept / "sweep.svg").read_text()
-    assert "sigma_pixel varied (best sigma per radius, chosen on this data)" in table
+    assert r"sigma\_pixel varied (best sigma per radius, chosen on this data)" in table
     assert "the best sigma for each radius, chosen on this data" in figure
 
 
