@@ -153,7 +153,7 @@ def test_an_image_classifier_in_a_store_is_fetched_once_and_checked(
     assert {path.name for path in folder.iterdir()} >= {path.name for path in image_classifier.iterdir()}
     assert local_classifier(str(place)) == folder
     (folder / "classifier.safetensors").unlink()
-    (place / "classifier.safetensors").write_bytes(b"other")
+    (place / "classifier.safetensors").write_bytes(bytes(5))
     with pytest.raises(CheckpointError, match="SHA-256 differs"):
         local_classifier(str(place))
     with pytest.raises(CheckpointError, match=r"is no image classifier \(classifier.json is missing"):

@@ -266,11 +266,11 @@ def test_a_run_says_and_keeps_which_class_is_which(tmp_path: Path, tiny_model: P
 def test_a_diagnosis_reads_labels_as_a_run_does_and_distillation_needs_none(tmp_path: Path, tiny_model: Path) -> None:
     images, denoiser, said = folders(tmp_path / "set", ONE_TO_TEN), load_denoiser(tiny_model), []
     with pytest.raises(DataError, match="the order of its classes is open"):
-        spread_images(DatasetSpec(images), denoiser, said.append)
-    found = spread_images(DatasetSpec(images, classes="numeric"), denoiser, said.append)
+        spread_images(DatasetSpec(images), denoiser, say=said.append)
+    found = spread_images(DatasetSpec(images, classes="numeric"), denoiser, say=said.append)
     assert {example.image_id: example.label for example in found}["10/a.png"] == 9
     assert said == ["classes, as dataset.classes declares: " + listed(ONE_TO_TEN)]
-    assert len(fitting_images(DatasetSpec(images), denoiser.image_shape)) == 10
+    assert len(fitting_images(DatasetSpec(images), denoiser.image_shape, said.append)) == 10
 
 
 def test_names_are_listed_as_long_as_they_are_few() -> None:

@@ -35,7 +35,7 @@ BAND = (0.8, 1.5)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads wait for each other where cores are busy."""
     torch.set_num_threads(1)
-    monkeypatch.setattr("pipeline.diagnose.cores", lambda: 1)
+    monkeypatch.setattr("pipeline.diagnose.usable_cores", lambda: 1)
 
 
 class Shades:

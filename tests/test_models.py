@@ -63,7 +63,7 @@ def test_weights_that_are_not_those_described_are_refused_and_not_kept(bucket: s
     weights.fs.pipe_file(weights.path, whole[:-1])
     with pytest.raises(CheckpointError, match=r"SHA-256 differs.*truncated or replaced"):
         local_checkpoint(bucket)
-    assert not list(cache_folder().rglob(f"{WEIGHTS_FILE}*"))
+    assert not list(cache_folder("models").rglob(f"{WEIGHTS_FILE}*"))
     weights.fs.pipe_file(weights.path, whole)
     assert load_denoiser(local_checkpoint(bucket)).image_shape == (1, 8, 8)
 

@@ -157,6 +157,7 @@ def test_a_process_that_a_library_keeps_deaf_ends_within_seconds(seconds: str, n
     process = subprocess.Popen([sys.executable, "-c", DEAF, seconds], stdout=pipe, stderr=pipe, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "began\n"
+    time.sleep(1)  # until it is deaf
     began = time.monotonic()
     if number:
         process.send_signal(number)

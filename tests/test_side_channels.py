@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pipeline import run as run_module
 from pipeline.cluster import MOST_OF_A_LABEL, Metrics, label_of
 from pipeline.evidence import EvidenceTable
 from pipeline.locations import location
+from pipeline.pools import Pool
 from pipeline.prepare import PreparedRun, prepare
 from pipeline.run import certify_run
 from pipeline.side_channel import Listeners, SideChannel, in_time, safely
@@ -125,7 +127,7 @@ class StubTracker:
 def run(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedRun:
     """1 image, 3 units, 50 votes, drawn in this process."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_module, "connect_ray", quiet)
+    monkeypatch.setattr(run_module, "connect_ray", lambda *_, **__: Pool("cpu", 0, 1, fewest=1, most=1))
     monkeypatch.setattr(run_module, "stream", here)
     monkeypatch.setattr(Metrics, "add", quiet)
     monkeypatch.setattr(run_module, "tracker_of", lambda run: StubTracker())
@@ -133,8 +135,9 @@ def run(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pr
     return prepare(small_config(tiny_model, "dataset.limit=1"), location(tmp_path / "größe\n1"))
 
 
-def units_kept(store: RunStore, **_: object) -> int:
-    return len(store.all_evidence(fingerprint=store.manifest()["fingerprint"]))
+def units_kept(store: RunStore, **_: object) -> SimpleNamespace:
+    units = len(store.all_evidence(fingerprint=store.manifest()["fingerprint"]))
+    return SimpleNamespace(units=units, devices=())
 
 
 def here(rows, actor, settings, **_: object):
@@ -180,7 +183,7 @@ def test_a_side_channel_that_fails_is_said_once_and_the_run_ends_as_it_would(
     what, break_it = BREAKS[name]
     break_it(monkeypatch)
     said: list[str] = []
-    assert certify_run(run, say=said.append)[0] == 3
+    assert certify_run(run, say=said.append)[0].units == 3
     assert said == [f"{what} failed, and the run goes on without: Panic: broken"]
 
 
@@ -194,7 +197,7 @@ def test_a_run_goes_on_without_a_terminal(run: PreparedRun, monkeypatch: pytest.
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)
     with monkeypatch.context() as patch:
         patch.setattr("sys.stderr", Gone())
-        assert certify_run(run, say=panic)[0] == 3
+        assert certify_run(run, say=panic)[0].units == 3
 
 
 def test_the_failure_of_a_run_is_what_is_raised_whatever_else_fails(
