@@ -40,7 +40,7 @@ class RunLog:
 
     def __init__(self, folder: UPath, *, say: Say) -> None:
         self.folder, self.channel = folder, SideChannel("the run's log", say)
-        started = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")  # a process may begin two within a second
         self.name = f"{started}-{socket.gethostname()}-{os.getpid()}"
         self.lines: list[str] = []
         self.files = 0

@@ -253,7 +253,9 @@ def test_a_stopped_run_tells_mlflow_what_it_has_and_that_it_was_stopped(
     certify_run(run, say=quiet)
     assert tracker.told[2:] == ["progress", "finish"]
     assert tracker.step == 50
-    logged = [json.loads(line) for path in (run.folder / "logs").glob("*") for line in path.read_text().splitlines()]
+    logged = [
+        json.loads(line) for path in sorted((run.folder / "logs").glob("*")) for line in path.read_text().splitlines()
+    ]
     assert [line["event"] for line in logged] == ["start", "unit", "end", "note", "start", "unit", "end"]
 
 
