@@ -16,6 +16,8 @@ import pytest
 import ray
 from click.testing import CliRunner
 
+import pipeline.attack
+import pipeline.sweep  # noqa: F401  (with all that takes `prepare` by its name, before a test replaces it)
 from pipeline import cli, cluster, ray_address
 from pipeline.config import ComputeConfig
 from pipeline.ray_address import (

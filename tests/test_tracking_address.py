@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import pipeline.attack
+import pipeline.sweep  # noqa: F401  (with all that takes `prepare` by its name, before a test replaces it)
 from pipeline import cli
 from pipeline.config import load_config
 from pipeline.tracking import check_tracking
