@@ -1,6 +1,7 @@
 """Where runs are tracked, a server or database of MLflow, and in one line what is wrong with it. Imports no MLflow."""
 
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -76,6 +77,10 @@ def _refuse_foreign(database: Path) -> None:
         raise TrackingError(f"{database} is a database of something else than MLflow; {elsewhere}")
 
 
+# A port may hold the same digits.
+REFUSED = re.compile(r"\b(error code|too many) 40[13]\b|\bUNAUTHENTICATED\b|\bPERMISSION_DENIED\b")
+
+
 @contextmanager
 def impatient() -> Iterator[None]:
     """MLflow asks a server once only, and not for long."""
@@ -100,7 +105,7 @@ def explained(error: Exception, uri: str) -> TrackingError:
             f"keep a copy and run `mlflow db upgrade {place}`; if they are newer, upgrade MLflow; {WITHOUT}"
         )
     server = urlparse(uri).scheme in ("http", "https")
-    if server and any(code in said for code in ("401", "403", "UNAUTHENTICATED", "PERMISSION_DENIED")):
+    if server and REFUSED.search(said):
         return TrackingError(
             f"the MLflow server {place} refuses access; check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
             f"or MLFLOW_TRACKING_TOKEN, {WITHOUT}"

@@ -247,6 +247,11 @@ def test_a_dead_server_ends_a_run_before_any_work(workplace: Path, monkeypatch: 
     assert list(workplace.iterdir()) == []
 
 
+def test_a_port_is_not_taken_for_a_servers_answer() -> None:
+    error = RuntimeError("failed with exception HTTPConnectionPool(host='127.0.0.1', port=40155): Read timed out")
+    assert "does not answer" in str(explained(error, "http://127.0.0.1:40155"))
+
+
 def test_whatever_mlflow_raises_becomes_one_line() -> None:
     said = str(explained(RuntimeError("first\nsecond"), "sqlite:///x.db"))
     assert said.startswith("MLflow cannot use sqlite:///x.db (RuntimeError: first); check MLFLOW_TRACKING_URI")
