@@ -4,6 +4,7 @@ A location is a folder or file on this machine, or on anything that fsspec reach
 """
 
 import errno
+import logging
 import os
 import time
 import uuid
@@ -65,6 +66,8 @@ def location(where: Where) -> UPath:
         )
     if str(where) != readable(str(where)):
         raise LocationError(f"{readable(str(where))} is no UTF-8, as run folders and reports are; rename it")
+    if separator:  # aiohttp's tasks tell of a cut wire a second time; the request itself raises it
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         return UPath(str(where), **(OPTIONS.get(protocol, {}) if separator else {}))
     except (ValueError, ImportError) as error:
