@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from ndc_core.augmentation import jitter
+from ndc_core.fitting import Fitting, FitSpec, TrainingProgress
 from ndc_core.image_classifier import ImageNetwork
 from ndc_core.networks.small_classifier import SmallClassifier
 from ndc_core.space import pixels_to_model, sigma_to_model
-from ndc_core.training import FitSpec, TrainingProgress, fit, jitter
 
 
 @dataclass(frozen=True)
@@ -58,4 +59,4 @@ def train_classifier(
         noisy = z + sigma * torch.randn(z.shape, generator=generator)
         return F.cross_entropy(classifier(noisy), labels[batch].long())
 
-    return fit(classifier, batch_loss, spec=spec, on_step=on_step)
+    return Fitting(classifier, spec=spec, generator=generator).run(batch_loss, on_step=on_step)

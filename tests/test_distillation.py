@@ -14,10 +14,10 @@ from torch import Tensor
 from ndc_core.checkpoints import denoiser_digest, load_denoiser, write_checkpoint
 from ndc_core.denoiser import EveryClass
 from ndc_core.distillation import DistillationSpec, distil, start_from
+from ndc_core.fitting import TrainingProgress
 from ndc_core.heads import HeadsDenoiser
 from ndc_core.networks.edm_song import SongUNet
 from ndc_core.networks.small import SmallHeadsUNet
-from ndc_core.training import TrainingProgress
 from pipeline.cli import main
 from tests.runs import digits, listing_of
 

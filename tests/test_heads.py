@@ -10,9 +10,10 @@ from torch import Tensor
 from ndc_core.checkpoints import load_denoiser
 from ndc_core.denoiser import Denoiser, EveryClass
 from ndc_core.execution import Execution
+from ndc_core.fitting import TrainingProgress
 from ndc_core.heads import HeadsDenoiser
 from ndc_core.networks.small import SmallHeadsUNet
-from ndc_core.training import TrainingProgress, TrainingSpec, save_trained, train_denoiser
+from ndc_core.training import TrainingSpec, save_trained, train_denoiser
 from pipeline.cli import main
 from tests.test_training import SHORT, stripes
 

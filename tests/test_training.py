@@ -1,9 +1,11 @@
 import numpy as np
 import torch
 
+from ndc_core.augmentation import jitter
 from ndc_core.classifiers import DiffusionClassifier
+from ndc_core.fitting import TrainingProgress
 from ndc_core.grid import GridSpec
-from ndc_core.training import TrainingProgress, TrainingSpec, jitter, train_denoiser
+from ndc_core.training import TrainingSpec, train_denoiser
 from ndc_core.voting import count_votes
 
 
