@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ndc_core.augmentation import jitter
-from ndc_core.fitting import Fitting, FitSpec, TrainingProgress
+from ndc_core.fitting import FitSpec, Fitting, TrainingProgress
 from ndc_core.image_classifier import ImageNetwork
 from ndc_core.networks.small_classifier import SmallClassifier
 from ndc_core.space import pixels_to_model, sigma_to_model

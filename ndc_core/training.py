@@ -14,7 +14,7 @@ from ndc_core.architectures import network_of
 from ndc_core.augmentation import AUGMENTATIONS
 from ndc_core.checkpoints import DENOISERS, save_denoiser
 from ndc_core.denoiser import EDMDenoiser
-from ndc_core.fitting import ONE_CPU, Fitting, FitSpec, Machine, TrainingProgress
+from ndc_core.fitting import ONE_CPU, FitSpec, Fitting, Machine, TrainingProgress
 from ndc_core.space import pixels_to_model
 
 Unclipped = Callable[[Tensor, Tensor, Tensor], Tensor]

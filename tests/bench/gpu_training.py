@@ -5,9 +5,9 @@
 
 Trains the preset cifar10-small through `train_denoiser`, as `ndc train` does. The last 300 images of the data are held
 out; DC (no noise, 26 levels) and APNDC-ensemble at sigma 0.25 vote once for each. A slice of 12,000 images of a
-Parquet file, some 4 MB:
+Parquet file, some 4 MB (q is pyarrow.parquet):
 
-    python -c "import pyarrow.parquet as p; p.write_table(p.read_table('train.parquet').slice(0, 12000), 'slice.parquet')"
+    q.write_table(q.read_table('train.parquet').slice(0, 12000), 'slice.parquet')
 
 Results are written after each part, so that a run which is cut off leaves those before. Compiling takes two minutes
 when nothing is cached: --compiled asks for it, last.
