@@ -21,6 +21,7 @@ class ClassifierSpec(FitSpec):
 
     steps: int = 600
     max_seconds: float = 40.0
+    channels: int = 32
     noise: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:

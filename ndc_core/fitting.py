@@ -33,7 +33,6 @@ class FitSpec:
     max_seconds: float | None = 100.0
     batch: int = 192
     learning_rate: float = 2e-3
-    channels: int = 32
     augment_share: float = 0.5
     seed: int = 0
 

@@ -22,8 +22,9 @@ Unclipped = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class DenoisingSpec(FitSpec):
-    """At which noise levels, in model space, to fit a denoiser."""
+    """A denoiser's width, and at which noise levels, in model space, to fit it."""
 
+    channels: int = 32
     log_sigma_mean: float = -0.4
     log_sigma_std: float = 0.8
 
@@ -140,7 +141,7 @@ def train_denoiser(
 
 
 def save_trained(
-    folder: Path, denoiser: EDMDenoiser, *, spec: FitSpec, notes: dict[str, object], network: str = "small"
+    folder: Path, denoiser: EDMDenoiser, *, spec: DenoisingSpec, notes: dict[str, object], network: str = "small"
 ) -> None:
     """Writes a denoiser around one of the small networks as a checkpoint."""
     arguments = {

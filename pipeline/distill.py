@@ -15,7 +15,8 @@ from pipeline.datasets import DatasetSpec, Example, examples_of, source_of
 from pipeline.entries import DataError
 from pipeline.memory import keep_freed_memory
 from pipeline.models import local_checkpoint
-from pipeline.train import TrainingBar, data_notes, refuse_to_overwrite, stacked, threads_for
+from pipeline.train import TrainingBar, refuse_to_overwrite, threads_for
+from pipeline.training_images import data_notes, stacked
 
 CHANNELS_STEP = 8  # of a group in the network's normalisations
 
@@ -47,7 +48,7 @@ def distill(
     torch.set_num_threads(threads_for(denoiser.image_shape))
     with TrainingBar(spec.steps, "distilling") as bar:
         student = distil(
-            denoiser, stacked(examples), knows_no_label=denoiser.knows_no_label, spec=spec, on_step=bar.show
+            denoiser, stacked(examples), knows_no_label=denoiser.knows_no_label, spec=spec, on_step=bar.add
         )
     no_class = "the teacher without a label" if denoiser.knows_no_label else "the teacher's mean over classes"
     notes = {"teacher_sha256": denoiser_digest(folder), "head_for_no_class": no_class, **data_notes(data, examples)}
