@@ -164,7 +164,8 @@ def tune(
     )
     jury.judge(fitting)
     average = fitting.run(batch_loss, on_step=on_step, watch=jury.watch)
-    jury.judge(fitting)
+    if jury.judgements[-1].step < fitting.step:
+        jury.judge(fitting)
     average.load_state_dict(jury.best)
     return Tuned(average.denoiser.to("cpu"), tuple(jury.judgements))
 

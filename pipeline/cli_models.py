@@ -146,6 +146,54 @@ def distill(
 
 
 @click.command()
+@click.argument("run")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--model", help="The heads to tune, instead of the run's.")
+@click.option("--data", help="Images to learn on, which the run does not certify [default: digits' training images].")
+@click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most N images.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="As of `ndc certify`.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps at most, instead of the default.")
+@click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End at this time, if it comes first.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
+@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
+def tune(
+    run: str,
+    out: Path,
+    model: str | None,
+    data: str | None,
+    data_format: str | None,
+    limit: int | None,
+    assignments: tuple[str, ...],
+    device: Any,
+    **settings: float | None,
+) -> None:
+    """Tune class heads for RUN, a preset or TOML file: as the classifier that votes there, at its noise levels.
+
+    The heads stay a denoiser, and votes and certificates what they were. Ends early when held-out images say so.
+    """
+    import json
+
+    from pipeline.config import load_config
+    from pipeline.tune import tune_for
+
+    own = [f"model={json.dumps(model)}"] if model else []
+    given = {name: value for name, value in settings.items() if value is not None}
+    config = load_config(run, [*assignments, *own])
+    tune_for(
+        config,
+        out,
+        data=data,
+        data_format=data_format,
+        limit=limit,
+        settings=given,
+        device=device,
+        say=click.echo,
+    )
+    click.echo(f"tuned {out}; try it with `ndc certify {run} --model {out}`")
+
+
+@click.command()
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--classifier", is_flag=True, help="SOURCE is an image classifier, for baselines.")

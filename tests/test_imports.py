@@ -47,7 +47,7 @@ ORDER = [
     {"logged"},
     {"tracking", "diagnose", "image_classifiers"},
     {"train"},
-    {"distill"},
+    {"distill", "tune"},
     {"services"},
     {"comparison"},
     {"contenders"},
