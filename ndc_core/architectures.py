@@ -54,8 +54,7 @@ def arguments_of(
     Raises:
         ValueError: as `network_of`.
     """
-    if network not in TRAINABLE:
-        raise ValueError(f"network {network!r} is not trained here; there are: {', '.join(TRAINABLE)}")
+    refuse_unknown(network)
     if channels < 1 or channels % CHANNELS_STEP[network]:
         raise ValueError(f"{network} takes a multiple of {CHANNELS_STEP[network]} channels, not {channels}")
     if unknown := [name for name in options if network in SMALL or name not in OPTIONS]:
@@ -72,6 +71,12 @@ def arguments_of(
     if network == "edm2":
         return {"img_channels": count, **sized}
     return {"in_channels": count, "out_channels": count, **sized}
+
+
+def refuse_unknown(network: str) -> None:
+    """Raises ValueError for a network that there is not, or that is only converted."""
+    if network not in TRAINABLE:
+        raise ValueError(f"network {network!r} is not trained here; there are: {', '.join(TRAINABLE)}")
 
 
 def refuse_indivisible(network: str, image_shape: tuple[int, int, int], *, halvings: int) -> None:

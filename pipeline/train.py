@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from upath import UPath
 
-from ndc_core.architectures import SMALL, arguments_of
+from ndc_core.architectures import SMALL, arguments_of, refuse_unknown
 from ndc_core.checkpoints import WEIGHTS_FILE, save_denoiser
 from ndc_core.classifier_checkpoints import refuse_to_replace, save_small_classifier
 from ndc_core.classifier_training import ClassifierSpec, train_classifier
@@ -83,6 +83,7 @@ def plan_of(
 
 def own_way(network: str, settings: Mapping[str, Any]) -> TrainingPreset:
     """Of a network that is named: the defaults of `TrainingSpec`, no augmentation, and as long as is said."""
+    refuse_unknown(network)
     if not {"steps", "max_seconds"} & set(settings):
         raise ValueError(f"say how long to train {network}: --steps or --max-seconds")
     steps = settings.get("steps", NO_STEPS_LIMIT)

@@ -14,7 +14,7 @@ from ndc_core.denoiser import EDMDenoiser
 from ndc_core.fitting import DivergedError, Machine
 from ndc_core.heads import HeadsDenoiser
 from ndc_core.tuning import Judgement, Tuned, TuningSpec, split, tune
-from pipeline.config import Device, RunConfig
+from pipeline.config import ComputeConfig, Device, RunConfig
 from pipeline.datasets import DATASETS, DatasetSpec
 from pipeline.entries import DataError
 from pipeline.memory import keep_freed_memory
@@ -75,7 +75,8 @@ def heads_of(config: RunConfig) -> DiffusionClassifier:
     """The run's classifier, whose model has class heads; raises ValueError for another."""
     if 0 in config.sigma_pixel:
         raise ValueError("a run without noise has no votes to tune for: choose one with sigma_pixel above 0")
-    classifier = build_classifier(config, device="cpu")
+    whole = config.model_copy(update={"compute": ComputeConfig()})  # weights of half precision are not to be kept
+    classifier = build_classifier(whole, device="cpu")
     if not isinstance(classifier, DiffusionClassifier) or not isinstance(classifier.denoiser, HeadsDenoiser):
         raise CheckpointError(
             f"{config.model} has no class heads to tune: make some with `ndc distill {config.model} OUT`, and name "
