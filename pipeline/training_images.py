@@ -86,10 +86,9 @@ def refuse_unlike(name: str, examples: list[Example]) -> None:
 
 
 def refuse_labels(name: str, counts: Counter[int], *, num_classes: int) -> None:
-    """Raises DataError for labels that are not 0, 1, ... of at least two classes."""
-    if min(counts) < 0 or max(counts) >= num_classes:
-        odd = min(counts) if min(counts) < 0 else max(counts)
-        raise DataError(f"{name} has the label {odd}; labels must count classes from 0 to {num_classes - 1}")
+    """Raises DataError for a label beyond the classes that the data name, and for fewer than two classes."""
+    if max(counts) >= num_classes:
+        raise DataError(f"{name} has the label {max(counts)}, and names {num_classes} classes, counted from 0")
     if len(counts) < FEWEST_CLASSES:
         raise DataError(f"{name} has images of one class only: there is nothing to tell apart")
 

@@ -197,7 +197,7 @@ def test_what_cannot_be_trained_is_refused_before_any_work(photographs: Path, tm
         ([photographs, *TINY_SONG, "--steps", "1", "--augment", "mixup"], "augment 'mixup' is unknown"),
         ([photographs, *TINY_SONG, "--steps", "1", "--heads", "classes"], "class heads are of the small network only"),
         ([photographs, "--preset", "small", "--blocks", "2", "--batch", "4"], "the network small has no num_blocks"),
-        ([tmp_path / "negative.npz", *TINY_SONG, "--steps", "1"], "has the label -1; labels must count classes"),
+        ([tmp_path / "negative.npz", *TINY_SONG, "--steps", "1"], "has the label -1; labels must be integers from 0"),
         ([tmp_path / "one.npz", *TINY_SONG, "--steps", "1"], "images of one class only"),
         ([photographs, *TINY_SONG, "--steps", "1", "--device", "cuda"], "sees no CUDA device"),
     ]:
