@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ndc_core.checkpoints import NETWORKS
+from ndc_core.checkpoints.denoisers import NETWORKS
 
 SMALL = ("small", "small-heads")
 OPTIONS = ("channel_mult", "num_blocks", "attn_resolutions")  # of the others; left out, the network's own defaults

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from pipeline.datasets import (
+from pipeline.data.datasets import (
     CHANNELS,
     DATASETS,
     DatasetSpec,
@@ -20,7 +20,7 @@ from pipeline.datasets import (
     meaning_of_labels,
     source_of,
 )
-from pipeline.entries import DataError
+from pipeline.data.source import DataError
 
 FEWEST_CLASSES = 2
 

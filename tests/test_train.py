@@ -14,14 +14,14 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
-from ndc_core.checkpoints import load_denoiser
+from ndc_core.checkpoints.denoisers import load_denoiser
 from ndc_core.fitting import Fitting, Machine
-from ndc_core.networks.edm_song import SongUNet
-from ndc_core.training import TrainingSpec
+from ndc_core.models.networks.edm_song import SongUNet
+from ndc_core.training.denoiser import TrainingSpec
 from pipeline import training_state
 from pipeline.cli import main
-from pipeline.datasets import DatasetSpec
-from pipeline.train import machine_for, plan_of, train_on
+from pipeline.data.datasets import DatasetSpec
+from pipeline.model_tools.train import machine_for, plan_of, train_on
 from pipeline.training_state import TrainingError, TrainingState
 
 TINY_SONG = ["--network", "edm-song", "--channels", "8", "--channel-mult", "1,1", "--blocks", "1", "--batch", "4"]
@@ -30,7 +30,7 @@ TINY_SONG = ["--network", "edm-song", "--channels", "8", "--channel-mult", "1,1"
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads wait for each other where cores are busy."""
-    monkeypatch.setattr("pipeline.train.usable_cores", lambda: 1)
+    monkeypatch.setattr("pipeline.model_tools.train.usable_cores", lambda: 1)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def test_a_training_that_is_killed_goes_on_to_the_bits_of_one_that_is_not(tmp_pa
     script = (
         "import torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
-        "import pipeline.train, tests.test_train as t\n"
-        "pipeline.train.usable_cores = lambda: 1\n"
+        "import pipeline.model_tools.train, tests.test_train as t\n"
+        "pipeline.model_tools.train.usable_cores = lambda: 1\n"
         f"t.digits_training(Path({str(tmp_path / 'cut')!r}), seconds_between=0.0)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script])
@@ -151,7 +151,7 @@ def test_a_full_disk_ends_a_training_with_the_last_checkpoint_kept_and_named(
 def test_a_loss_that_is_no_number_ends_a_training_and_spoils_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ndc_core import training
+    from ndc_core.training import denoiser as training
 
     honest, calls = training.edm_loss, []
 

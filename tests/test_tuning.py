@@ -9,13 +9,13 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from ndc_core.ballots import scores
-from ndc_core.checkpoints import denoiser_digest, load_denoiser
-from ndc_core.classifiers import CLASSIFIERS, DiffusionClassifier
-from ndc_core.grid import GridSpec
-from ndc_core.heads import HeadsDenoiser
-from ndc_core.networks.small import SmallHeadsUNet
-from ndc_core.randomness import DrawNoise
+from ndc_core.checkpoints.denoisers import denoiser_digest, load_denoiser
+from ndc_core.classifiers.diffusion import CLASSIFIERS, DiffusionClassifier
+from ndc_core.classifiers.scoring import scores
+from ndc_core.models.class_heads import HeadsDenoiser
+from ndc_core.models.networks.small import SmallHeadsUNet
+from ndc_core.noise.grid import GridSpec
+from ndc_core.noise.streams import DrawNoise
 from ndc_core.tuning import Judgement, TuningSpec, estimate_without_label, sampled_scores, split, tune
 from pipeline.cli import main
 

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 from ndc_core import load_denoiser
-from ndc_core.baselines import Baseline
-from ndc_core.classifier_checkpoints import load_classifier
-from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.grid import GridSpec
+from ndc_core.checkpoints.image_classifiers import load_classifier
+from ndc_core.classifiers.baselines import Baseline
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.noise.grid import GridSpec
 from ndc_core.voting import Poll, Voter, hold_polls
-from pipeline.datasets import Example
-from pipeline.memory import keep_freed_memory
-from tests.runs import digits
+from pipeline.data.datasets import Example
+from pipeline.workers.memory import keep_freed_memory
+from tests.support.small_runs import digits
 
 SIGMAS = (0.0625, 0.125, 0.25)
 POINTS = (26, 6, 4, 3)
