@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from ndc_core.architectures import network_of
-from ndc_core.augmentation import AUGMENTATIONS
 from ndc_core.checkpoints.denoisers import DENOISERS, save_denoiser
-from ndc_core.fitting import ONE_CPU, FitSpec, Fitting, Machine, TrainingProgress
 from ndc_core.models.denoiser import EDMDenoiser
 from ndc_core.space import pixels_to_model
+from ndc_core.training.architectures import network_of
+from ndc_core.training.augmentation import AUGMENTATIONS
+from ndc_core.training.fitting import ONE_CPU, FitSpec, Fitting, Machine, TrainingProgress
 
 Unclipped = Callable[[Tensor, Tensor, Tensor], Tensor]
 

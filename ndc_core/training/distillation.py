@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from ndc_core.augmentation import jitter
-from ndc_core.fitting import Fitting, TrainingProgress
 from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.denoiser import Denoiser, EDMDenoiser
 from ndc_core.models.networks.small import SmallHeadsUNet, SmallUNet
 from ndc_core.space import pixels_to_model
+from ndc_core.training.augmentation import jitter
 from ndc_core.training.denoiser import DenoisingSpec, draw_sigma, loss_weight
+from ndc_core.training.fitting import Fitting, TrainingProgress
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from ndc_core.augmentation import jitter
-from ndc_core.fitting import FitSpec, Fitting, TrainingProgress
 from ndc_core.models.image_classifier import ImageNetwork
 from ndc_core.models.networks.small_classifier import SmallClassifier
 from ndc_core.space import pixels_to_model, sigma_to_model
+from ndc_core.training.augmentation import jitter
+from ndc_core.training.fitting import FitSpec, Fitting, TrainingProgress
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ def tune(
     import json
 
     from pipeline.declaration.config import load_config
-    from pipeline.tune import tune_for
+    from pipeline.model_tools.tune import tune_for
 
     own = [f"model={json.dumps(model)}"] if model else []
     given = {name: value for name, value in settings.items() if value is not None}

@@ -14,7 +14,7 @@ from ndc_core.training.distillation import DistillationSpec, distil
 from pipeline.data.datasets import DatasetSpec, Example, examples_of, source_of
 from pipeline.data.source import DataError
 from pipeline.model_tools.train import TrainingBar, refuse_to_overwrite, threads_for
-from pipeline.training_images import data_notes, stacked
+from pipeline.model_tools.training_images import data_notes, stacked
 from pipeline.workers.memory import keep_freed_memory
 from pipeline.workers.models import local_checkpoint
 

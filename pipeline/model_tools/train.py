@@ -15,22 +15,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from upath import UPath
 
-from ndc_core.architectures import SMALL, arguments_of, refuse_unknown
 from ndc_core.checkpoints.denoisers import WEIGHTS_FILE, save_denoiser
 from ndc_core.checkpoints.image_classifiers import refuse_to_replace, save_small_classifier
-from ndc_core.fitting import DivergedError, Machine, TrainingProgress
 from ndc_core.models.denoiser import EDMDenoiser
+from ndc_core.training.architectures import SMALL, arguments_of, refuse_unknown
 from ndc_core.training.denoiser import TrainingSpec, new_denoiser, train_denoiser
+from ndc_core.training.fitting import DivergedError, Machine, TrainingProgress
 from ndc_core.training.image_classifier import ClassifierSpec, train_classifier
 from pipeline.data.datasets import DATASETS, DatasetSpec
 from pipeline.declaration.config import Device
+from pipeline.model_tools.training_images import TrainingImages, labelled_images
+from pipeline.model_tools.training_presets import PRESETS, TrainingPreset
+from pipeline.model_tools.training_state import SECONDS_BETWEEN_CHECKPOINTS, TrainingState
+from pipeline.model_tools.training_tracker import TrainingTracker
 from pipeline.progress import duration, show
 from pipeline.report.mlflow_tracker import TrainingRun
 from pipeline.side_channel import Listener, Listeners
-from pipeline.training_images import TrainingImages, labelled_images
-from pipeline.training_presets import PRESETS, TrainingPreset
-from pipeline.training_state import SECONDS_BETWEEN_CHECKPOINTS, TrainingState
-from pipeline.training_tracker import TrainingTracker
 from pipeline.workers.cores import usable_cores
 from pipeline.workers.memory import keep_freed_memory
 from pipeline.workers.vote_actor import pick_device

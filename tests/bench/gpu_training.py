@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from ndc_core.classifiers.diffusion import DiffusionClassifier
-from ndc_core.fitting import Machine, TrainingProgress
 from ndc_core.models.denoiser import EDMDenoiser
 from ndc_core.noise.grid import GridSpec
 from ndc_core.training.denoiser import TrainingSpec, train_denoiser
+from ndc_core.training.fitting import Machine, TrainingProgress
 from ndc_core.voting import Poll, hold_polls
 from pipeline.data.datasets import DatasetSpec, Example, examples_of, source_of
-from pipeline.training_presets import PRESETS
+from pipeline.model_tools.training_presets import PRESETS
 
 HELD_OUT = 300
 PRESET = PRESETS["cifar10-small"]

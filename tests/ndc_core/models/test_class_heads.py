@@ -8,12 +8,12 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from ndc_core.checkpoints.denoisers import load_denoiser
-from ndc_core.fitting import TrainingProgress
 from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.denoiser import Denoiser, EveryClass
 from ndc_core.models.execution import Execution
 from ndc_core.models.networks.small import SmallHeadsUNet
 from ndc_core.training.denoiser import TrainingSpec, save_trained, train_denoiser
+from ndc_core.training.fitting import TrainingProgress
 from pipeline.cli import main
 from tests.ndc_core.training.test_denoiser import SHORT, stripes
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from ndc_core.augmentation import flip_and_shift, jitter
 from ndc_core.classifiers.diffusion import DiffusionClassifier
-from ndc_core.fitting import TrainingProgress
 from ndc_core.noise.grid import GridSpec
+from ndc_core.training.augmentation import flip_and_shift, jitter
 from ndc_core.training.denoiser import TrainingSpec, train_denoiser
+from ndc_core.training.fitting import TrainingProgress
 from ndc_core.voting import count_votes
 
 

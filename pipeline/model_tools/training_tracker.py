@@ -5,7 +5,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from ndc_core.fitting import TrainingProgress
+from ndc_core.training.fitting import TrainingProgress
 from pipeline.side_channel import Say, SideChannel
 
 SECONDS_BETWEEN_POINTS = 15.0

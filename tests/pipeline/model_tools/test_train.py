@@ -15,14 +15,14 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from ndc_core.checkpoints.denoisers import load_denoiser
-from ndc_core.fitting import Fitting, Machine
 from ndc_core.models.networks.edm_song import SongUNet
 from ndc_core.training.denoiser import TrainingSpec
-from pipeline import training_state
+from ndc_core.training.fitting import Fitting, Machine
 from pipeline.cli import main
 from pipeline.data.datasets import DatasetSpec
+from pipeline.model_tools import training_state
 from pipeline.model_tools.train import machine_for, plan_of, train_on
-from pipeline.training_state import TrainingError, TrainingState
+from pipeline.model_tools.training_state import TrainingError, TrainingState
 
 TINY_SONG = ["--network", "edm-song", "--channels", "8", "--channel-mult", "1,1", "--blocks", "1", "--batch", "4"]
 
@@ -77,7 +77,7 @@ def test_a_training_that_is_killed_goes_on_to_the_bits_of_one_that_is_not(tmp_pa
     script = (
         "import torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
-        "import pipeline.model_tools.train, tests.test_train as t\n"
+        "import pipeline.model_tools.train, tests.pipeline.model_tools.test_train as t\n"
         "pipeline.model_tools.train.usable_cores = lambda: 1\n"
         f"t.digits_training(Path({str(tmp_path / 'cut')!r}), seconds_between=0.0)\n"
     )
@@ -229,7 +229,7 @@ def test_metrics_go_to_one_run_of_mlflow_also_when_the_training_goes_on(
     monkeypatch.chdir(tmp_path)
     database = shutil.copy(mlflow_database, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
-    monkeypatch.setattr("pipeline.training_tracker.LAST_SECONDS", 120.0)
+    monkeypatch.setattr("pipeline.model_tools.training_tracker.LAST_SECONDS", 120.0)
     interrupted_with_mlflow = ["train", photographs, "--out", tmp_path / "m", *TINY_SONG, "--steps", "4"]
 
     def watch(state: TrainingState, fitting: Fitting[Any]) -> None:

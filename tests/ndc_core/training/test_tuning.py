@@ -16,7 +16,7 @@ from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.networks.small import SmallHeadsUNet
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.streams import DrawNoise
-from ndc_core.tuning import Judgement, TuningSpec, estimate_without_label, sampled_scores, split, tune
+from ndc_core.training.tuning import Judgement, TuningSpec, estimate_without_label, sampled_scores, split, tune
 from pipeline.cli import main
 
 GRID = GridSpec(points=5, sigma_model_min=0.6, sigma_model_max=2.0, spacing="log")

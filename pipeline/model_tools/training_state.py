@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ndc_core.fitting import DivergedError, Fitting
+from ndc_core.training.fitting import DivergedError, Fitting
 
 SECONDS_BETWEEN_CHECKPOINTS = 180.0
 STATE_FILE, DECLARATION_FILE = "training.pt", "training.json"

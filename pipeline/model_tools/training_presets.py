@@ -9,7 +9,7 @@ from typing import Any
 class TrainingPreset:
     network: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Of the network: see `ndc_core.architectures`."""
+    """Of the network: see `ndc_core.training.architectures`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of `TrainingSpec`."""
 

@@ -10,15 +10,15 @@ import torch
 
 from ndc_core.checkpoints.denoisers import CheckpointError, denoiser_digest, describe_denoiser, save_denoiser
 from ndc_core.classifiers.diffusion import DiffusionClassifier
-from ndc_core.fitting import DivergedError, Machine
 from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.denoiser import EDMDenoiser
-from ndc_core.tuning import Judgement, Tuned, TuningSpec, split, tune
+from ndc_core.training.fitting import DivergedError, Machine
+from ndc_core.training.tuning import Judgement, Tuned, TuningSpec, split, tune
 from pipeline.data.datasets import DATASETS, DatasetSpec
 from pipeline.data.source import DataError
 from pipeline.declaration.config import ComputeConfig, Device, RunConfig
 from pipeline.model_tools.train import TrainingBar, refuse_to_overwrite, threads_for
-from pipeline.training_images import TrainingImages, labelled_images
+from pipeline.model_tools.training_images import TrainingImages, labelled_images
 from pipeline.workers.memory import keep_freed_memory
 from pipeline.workers.models import build_classifier, local_checkpoint
 from pipeline.workers.vote_actor import pick_device

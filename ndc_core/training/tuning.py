@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from ndc_core.augmentation import AUGMENTATIONS
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.losses import Path
-from ndc_core.fitting import ONE_CPU, FitSpec, Fitting, Machine, TrainingProgress
 from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.denoiser import clip_to_image_range
 from ndc_core.noise.grid import build_grid
 from ndc_core.space import pixels_to_model, sigma_to_model
+from ndc_core.training.augmentation import AUGMENTATIONS
 from ndc_core.training.denoiser import loss_weight
+from ndc_core.training.fitting import ONE_CPU, FitSpec, Fitting, Machine, TrainingProgress
 
 LEVELS_OF_A_STEP = 2
 LEVELS_OF_A_JUDGEMENT = 4
