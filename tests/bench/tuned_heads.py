@@ -10,6 +10,7 @@ With `--split train`, training digits: to choose a grid on.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 import numpy as np
@@ -83,7 +84,7 @@ def main(
             )
             click.echo(row(model, voter, examples, votes))
     if classifier:
-        plain = Baseline(load_classifier(classifier), rows_per_pass=ROWS)
+        plain = Baseline(load_classifier(Path(classifier)), rows_per_pass=ROWS)
         click.echo(row(classifier, plain, examples, votes))
 
 
