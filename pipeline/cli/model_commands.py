@@ -38,9 +38,21 @@ NUMBERS = Numbers()
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of the default.")
 @click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End at this time, if it comes first.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
-@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cuda", "cpu"]),
+    default="auto",
+    show_default=True,
+    help="auto takes CUDA where torch can use it.",
+)
 @click.option("--compile/--no-compile", "compiled", default=None, help="Compile the network [default: long GPU runs].")
-@click.option("--tracking", type=click.Choice(["mlflow", "none"]), default="mlflow", show_default=True)
+@click.option(
+    "--tracking",
+    type=click.Choice(["mlflow", "none"]),
+    default="mlflow",
+    show_default=True,
+    help="Where loss and rate are logged; a server that is away ends no training.",
+)
 @click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most N images.")
 @click.option("--resize", type=click.IntRange(min=1), help="As a run's dataset.resize, with --filter.")
@@ -156,7 +168,13 @@ def distill(
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps at most, instead of the default.")
 @click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End at this time, if it comes first.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
-@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cuda", "cpu"]),
+    default="auto",
+    show_default=True,
+    help="auto takes CUDA where torch can use it.",
+)
 def tune(
     run: str,
     out: Path,
