@@ -161,7 +161,7 @@ def test_a_level_looks_at_nothing_before_itself_on_the_path() -> None:
 
     def votes(low: np.ndarray, later: np.ndarray):
         task = on_ready_path(classifier, [low, high], later, taus_model=taus)
-        return answer(task, rows_per_pass=32, device="cpu")
+        return answer(task, rows_per_pass=32, device=torch.device("cpu"))
 
     before = votes(low, later)
     changed = later.copy()

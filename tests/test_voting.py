@@ -2,14 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from ndc_core import voting
+from ndc_core import polls
 from ndc_core.certificates import cohen
 from ndc_core.checkpoints import load_denoiser
 from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.grid import GridSpec
+from ndc_core.polls import Poll
 from ndc_core.scores import NonFiniteScoreError
 from ndc_core.sift import SiftSpec
-from ndc_core.smoothing import FloatNoise, IntegerNoise
+from ndc_core.smoothing import FloatNoise
 from ndc_core.voting import certify, count_votes
 from tests.fakes import ConstantDenoiser
 
@@ -51,10 +52,11 @@ def test_any_split_of_the_draws_gives_the_same_votes(classifier, image) -> None:
 
 
 def test_memory_limit_does_not_change_the_votes(classifier, image, monkeypatch: pytest.MonkeyPatch) -> None:
+    poll = Poll(image, "x", (0.25,), "integer", 0, "estimation", range(40))
+    assert polls.draws_of_a_batch(classifier, poll) == 64
     whole = votes_of(classifier, image, range(40))
-    monkeypatch.setattr(voting, "MEMORY_BYTES", 100_000)
-    poll = voting.Poll(image, "x", (0.25,), "integer", 0, "estimation", range(40))
-    assert len(voting.batches(classifier, poll)) > 5
+    monkeypatch.setattr(polls, "MEMORY_BYTES", 100_000)
+    assert polls.draws_of_a_batch(classifier, poll) < 6
     np.testing.assert_array_equal(votes_of(classifier, image, range(40)), whole)
 
 
@@ -92,11 +94,9 @@ def test_a_broken_denoiser_is_named_with_image_draw_sigma_and_class() -> None:
     denoiser = BreaksOnce(torch.zeros(3, 1, 2, 2))
     image = np.zeros((1, 2, 2), np.uint8)
     classifier = DiffusionClassifier(denoiser, "dc", grid=GridSpec(4, 1.0, sigma_model_min=0.5))
-    law = IntegerNoise(0.25)
-    noise = voting.noise_of(classifier, law, seed=0, image_id="x", phase="estimation", draws=[12])
-    z = law.add(image, noise.input)
+    z, noise = polls.noisy_inputs(classifier, [(Poll(image, "x", (0.25,), "integer", 0, "estimation", range(1)), [12])])
     level = GridSpec(4, 1.0, sigma_model_min=0.5)
     assert level.steps == 2
-    denoiser.target = torch.from_numpy(z + 1.0 * noise.refine[:, 1]).float()
+    denoiser.target = torch.from_numpy(z + 1.0 * noise.refine.all()[:, 1]).float()
     with pytest.raises(NonFiniteScoreError, match=r"image x, sigma_pixel 0.25, estimation draw 12, .*class 1"):
         votes_of(classifier, image, range(10, 20))
