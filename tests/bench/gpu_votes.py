@@ -19,7 +19,8 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,16 @@ from ndc_core.networks.edm_song import SongUNet
 from ndc_core.networks.small import SmallHeadsUNet
 from ndc_core.race import RaceSpec
 from ndc_core.randomness import draw_key, step_streams, stream
+from ndc_core.self_test import passes_of
 from ndc_core.sift import LabelGradientSpec
 from ndc_core.smoothing import NOISES
 from ndc_core.voting import Poll, hold_polls
 
 RACE = RaceSpec(1.7)
-WARM_SECONDS, WINDOW_SECONDS, BARE_SECONDS = 1.0, 2.0, 0.5
-FEWEST_PASSES = 12  # of a window, after as many that are not counted
+WARM_SECONDS, WINDOW_SECONDS, BARE_SECONDS = 0.8, 1.6, 0.4
+FEWEST_PASSES = 8  # of a window, after as many that are not counted
 GRID = GridSpec(points=26, sigma_model_min=0.4, sigma_model_max=3.0, spacing="log")
-TINY_GRID = GridSpec(points=8, sigma_model_min=0.4, sigma_model_max=3.0, spacing="log")
+TINY_GRID = GridSpec(points=6, sigma_model_min=0.4, sigma_model_max=3.0, spacing="log")
 SONG: dict[str, Any] = {"img_resolution": 32, "in_channels": 3, "out_channels": 3, "label_dim": 10}
 ADM: dict[str, Any] = {"img_resolution": 64, "in_channels": 3, "out_channels": 3, "label_dim": 1000}
 
@@ -64,21 +66,21 @@ NETWORKS = {
     "7 M": Network(
         SongUNet,
         {**SONG, "model_channels": 64, "channel_mult": [1, 2, 2], "num_blocks": 3},
-        {"model_channels": 16, "num_blocks": 1},
+        {"model_channels": 16, "num_blocks": 1, "channel_mult": [1], "img_resolution": 8},
         (3, 32, 32),
         10,
     ),
     "55.7 M": Network(
         SongUNet,
         {**SONG, "augment_dim": 9, "model_channels": 128, "channel_mult": [2, 2, 2]},
-        {"model_channels": 16, "num_blocks": 1, "channel_mult": [1, 1]},
+        {"model_channels": 16, "num_blocks": 1, "channel_mult": [1, 1], "img_resolution": 8},
         (3, 32, 32),
         10,
     ),
     "ADM 296 M": Network(
         DhariwalUNet,
         {**ADM, "model_channels": 192},
-        {"model_channels": 32, "num_blocks": 1, "channel_mult": [1, 1], "img_resolution": 16},
+        {"model_channels": 32, "num_blocks": 1, "channel_mult": [1], "img_resolution": 8},
         (3, 64, 64),
         1000,
     ),
@@ -114,7 +116,6 @@ def ways() -> Iterator[Way]:
     yield Way("7 M", "race", {"race": RACE}, 512, 2)
     yield Way("7 M", "race", {"race": RACE}, 2048, 1000)
     yield Way("heads", "all classes", {}, 2048, 1000)
-    yield Way("ADM 296 M", "label gradient + race", many, 256, 2)
 
 
 class EnoughError(BaseException):
@@ -147,9 +148,10 @@ class Bench:
         return EDMDenoiser(network, image_shape=shape, num_classes=spec.classes, network_dtype=dtype)
 
     def _heads(self) -> HeadsDenoiser:
+        size = 8 if self.tiny else 32
         network = SmallHeadsUNet(image_channels=3, num_classes=10, channels=8 if self.tiny else 64)
         dtype = DTYPES[self.precision]
-        return HeadsDenoiser(self._run(network), image_shape=(3, 32, 32), num_classes=10, network_dtype=dtype)
+        return HeadsDenoiser(self._run(network), image_shape=(3, size, size), num_classes=10, network_dtype=dtype)
 
     def _run(self, network: torch.nn.Module) -> torch.nn.Module:
         torch.manual_seed(0)
@@ -259,19 +261,19 @@ def measured(bench: Bench, way: Way) -> dict[str, Any]:
     classifier = bench.classifier(way)
     tiny = bench.tiny
     bare = {
-        kind: [bench.bare_rate(classifier, kind, seconds=0.1 if tiny else BARE_SECONDS)]
-        for kind, _ in kinds_of(classifier)
+        kind: [bench.bare_rate(classifier, kind, seconds=0.02 if tiny else BARE_SECONDS)]
+        for kind, _ in passes_of(classifier)
     }
     window = vote_window(
         classifier,
         way.request,
-        warm=0.1 if tiny else WARM_SECONDS,
-        seconds=0.5 if tiny else WINDOW_SECONDS,
-        passes_each=4 if tiny else FEWEST_PASSES,
+        warm=0.0 if tiny else WARM_SECONDS,
+        seconds=0.05 if tiny else WINDOW_SECONDS,
+        passes_each=2 if tiny else FEWEST_PASSES,
     )
     bench.synchronize()
     for kind, rates in bare.items():
-        rates.append(bench.bare_rate(classifier, kind, seconds=0.1 if tiny else BARE_SECONDS))
+        rates.append(bench.bare_rate(classifier, kind, seconds=0.02 if tiny else BARE_SECONDS))
     rate = {kind: sum(rates) / 2 for kind, rates in bare.items()}
     passes_done, rows_done = sum(window.passes.values()), sum(window.rows.values())
     return {
@@ -289,21 +291,11 @@ def measured(bench: Bench, way: Way) -> dict[str, Any]:
     }
 
 
-def kinds_of(classifier: DiffusionClassifier) -> Iterator[tuple[str, Any]]:
-    yield from {kind: network for kind, network in _passes_of(classifier)}.items()
-
-
-def _passes_of(classifier: DiffusionClassifier) -> Iterator[tuple[str, Any]]:
-    from ndc_core.self_test import passes_of
-
-    yield from passes_of(classifier)
-
-
 def correctness(bench: Bench, way: Way) -> dict[str, Any]:
     """How many of the same votes differ when drawn again, in another order, and in other company."""
-    classifier, draws = bench.classifier(way), 6 if bench.tiny else 40
+    classifier, draws = bench.classifier(way), 1 if bench.tiny else 10
     polls = polls_for_ever(classifier.image_shape, draws)
-    asked = [next(polls) for _ in range(8)]
+    asked = [next(polls) for _ in range(4 if bench.tiny else 8)]
 
     def votes(of: list[tuple[int, Poll]]) -> dict[int, np.ndarray]:
         waiting, found = deque(of), {}
@@ -321,28 +313,29 @@ def correctness(bench: Bench, way: Way) -> dict[str, Any]:
     return {
         "network": way.network,
         "way": way.name,
-        "votes": 8 * draws,
+        "votes": len(asked) * draws,
         "again": differ(votes(asked)),
         "order": differ(votes(asked[::-1])),
         "company": differ(votes(asked[:2] + [next(polls) for _ in range(3)])),
     }
 
 
-def noise_rates(shape: tuple[int, int, int]) -> Iterator[dict[str, Any]]:
+def noise_rates(shape: tuple[int, int, int]) -> list[dict[str, Any]]:
     """Draws a second whose input and whose first 7 or all 24 steps are drawn, by threads."""
-    law, draws = NOISES["integer"](0.25), 64
+    law, draws, found = NOISES["integer"](0.25), 64, []
     for threads in sorted({1, 2, 4, 8, 16} & set(range(1, (os.cpu_count() or 1) + 1))):
         with ThreadPoolExecutor(threads) as pool:
             rates = {}
             for steps in (7, 24):
                 started, done = time.perf_counter(), 0
-                while time.perf_counter() - started < 0.25:
+                while time.perf_counter() - started < 0.2:
                     keys = [draw_key(seed=0, image_id="a", phase="estimation", draw=done + d) for d in range(draws)]
                     list(pool.map(lambda key: law.draw(stream(key, 0), shape), keys))
                     step_streams(keys, image_shape=shape, refine_steps=steps, sift_steps=0, threads=pool)[0].all()
                     done += draws
                 rates[f"draws_of_{steps}_steps"] = done / (time.perf_counter() - started)
-        yield {"noise": list(shape), "threads": threads, **rates}
+        found.append({"noise": list(shape), "threads": threads, **rates})
+    return found
 
 
 def hidden_waits(bench: Bench, way: Way) -> dict[str, Any]:
@@ -372,6 +365,9 @@ def actors_rate(bench: Bench, count: int, rows: int) -> dict[str, Any]:
     tiny = ["--tiny"] if bench.tiny else []
     command = [sys.executable, "-m", "tests.bench.gpu_votes", "--device", bench.device, *tiny]
     command += ["--actor-rows", str(rows), "--precision", bench.precision]
+    bench.networks.clear()
+    if bench.device == "cuda":
+        torch.cuda.empty_cache()
     started = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
     ]
@@ -391,14 +387,16 @@ def be_an_actor(bench: Bench, rows: int) -> None:
     vote_window(classifier, 50, warm=0.0, seconds=0.0, passes_each=2)
     click.echo("ready")
     sys.stdin.readline()
-    warm, seconds = (0.2, 0.5) if bench.tiny else (1.5, 3.0)
+    warm, seconds = (0.0, 0.1) if bench.tiny else (1.5, 3.0)
     window = vote_window(classifier, 50, warm=warm, seconds=seconds, passes_each=4)
     click.echo(sum(window.rows.values()) / window.seconds)
 
 
 def shown(row: dict[str, Any]) -> str:
     if "share" not in row:
-        return ", ".join(f"{key} {value:,.0f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+        return ", ".join(
+            f"{key} {value:,.0f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+        )
     bare = ", ".join(f"{kind} {rate:,.0f}/s" for kind, rate in row["bare"].items())
     return (
         f"| {row['network']} | {row['way']} | {row['rows_per_pass']:,} | {row['draws_a_request']:,} "
@@ -407,8 +405,29 @@ def shown(row: dict[str, Any]) -> str:
     )
 
 
-HEADER = """| network | way | rows a pass | draws a request | share of a bare loop | rows/s | passes full | host ms a pass | bare |
+HEADER = """| network | way | rows a pass | draws a request | share of bare | rows/s | passes full | host ms | bare |
 |---|---|---|---|---|---|---|---|---|"""
+
+
+Part = Callable[[], dict[str, Any] | list[dict[str, Any]]]
+
+
+def parts_of(bench: Bench) -> Iterator[Part]:
+    every = list(ways())
+    for way in (every[0], every[3]):
+        yield partial(correctness, bench, replace(way, rows=512))
+    if bench.device == "cuda":
+        for way in (every[0], every[2], every[3]):
+            yield partial(hidden_waits, bench, way)
+    for network in ("7 M", "55.7 M", "heads", "ADM 296 M"):
+        for way in every:
+            if way.network == network:
+                yield partial(measured, bench, way)
+        if network == "55.7 M":
+            yield partial(noise_rates, (3, 32, 32))
+            yield partial(noise_rates, (3, 64, 64))
+    for count, rows in ((1, 2048), (2, 1024)):
+        yield partial(actors_rate, bench, count, rows)
 
 
 @click.command(help=__doc__)
@@ -428,34 +447,19 @@ def main(device: str, tiny: bool, precision: str, seconds: float, out: Path | No
     started = time.perf_counter()
     card = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     rows: list[dict[str, Any]] = [{"device": card, "torch": torch.__version__, "precision": bench.precision}]
-    every = list(ways())
-    by_network = sorted(every, key=lambda way: ["7 M", "55.7 M", "heads", "ADM 296 M"].index(way.network))
-    parts: list[Callable[[], Any]] = []
-    for way in every[:1] + every[3:4]:
-        parts.append(lambda way=way: correctness(bench, way))
-    if device == "cuda":
-        parts += [lambda way=way: hidden_waits(bench, way) for way in (every[1], every[2], every[3])]
-    parts += [lambda way=way: measured(bench, way) for way in by_network]
-    parts.insert(len(parts) - 3, lambda: list(noise_rates((3, 32, 32))))
-    parts.insert(len(parts) - 3, lambda: list(noise_rates((3, 64, 64))))
-    for count, of_each in ((1, 2048), (2, 1024), (2, 2048)):
-        parts.append(lambda count=count, of_each=of_each: actors_rate(bench, count, of_each))
     click.echo(shown(rows[0]))
-    for part in parts:
+    for part in parts_of(bench):
         if time.perf_counter() - started > seconds:
             click.echo(f"{seconds:.0f} s are over")
             break
-        if len(rows) > 1 and "share" in rows[-1] and len(rows) % 4 == 0:
-            click.echo(f"({time.perf_counter() - started:.0f} s)")
+        began = time.perf_counter()
         try:
             found = part()
         except Exception:
             found = {"failed": traceback.format_exc(limit=-4)}
-        if "actors" in str(found):
-            bench.networks.clear()
         for row in found if isinstance(found, list) else [found]:
             rows.append(row)
-            click.echo(shown(row))
+            click.echo(f"{shown(row)} ({time.perf_counter() - began:.1f} s)")
         if out:
             out.write_text(json.dumps(rows, indent=1))
     click.echo("\n" + HEADER)
