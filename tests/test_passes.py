@@ -34,7 +34,9 @@ def asker(denoiser, values: list[list[int]]):
         def inputs(rows, z=z):
             return z[rows], torch.ones(len(z[rows])), torch.zeros(len(z[rows]), 2)
 
-        answer = yield Ask("forward", denoiser, len(lot), inputs, lambda found, rows: found.flatten(1)[:, 0], on_host=True)
+        answer = yield Ask(
+            "forward", denoiser, len(lot), inputs, lambda found, rows: found.flatten(1)[:, 0], on_host=True
+        )
         found.append(answer.tolist())
     return found
 

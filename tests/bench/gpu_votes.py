@@ -19,7 +19,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,6 @@ class Network:
     build: Callable[..., torch.nn.Module]
     arguments: dict[str, Any]
     tiny: dict[str, Any]
-    image_shape: tuple[int, int, int]
     classes: int
 
 
@@ -67,21 +66,18 @@ NETWORKS = {
         SongUNet,
         {**SONG, "model_channels": 64, "channel_mult": [1, 2, 2], "num_blocks": 3},
         {"model_channels": 16, "num_blocks": 1, "channel_mult": [1], "img_resolution": 8},
-        (3, 32, 32),
         10,
     ),
     "55.7 M": Network(
         SongUNet,
         {**SONG, "augment_dim": 9, "model_channels": 128, "channel_mult": [2, 2, 2]},
         {"model_channels": 16, "num_blocks": 1, "channel_mult": [1, 1], "img_resolution": 8},
-        (3, 32, 32),
         10,
     ),
     "ADM 296 M": Network(
         DhariwalUNet,
         {**ADM, "model_channels": 192},
         {"model_channels": 32, "num_blocks": 1, "channel_mult": [1], "img_resolution": 8},
-        (3, 64, 64),
         1000,
     ),
 }
@@ -126,7 +122,7 @@ class EnoughError(BaseException):
 class Bench:
     device: str
     tiny: bool
-    precision: str
+    execution: Execution
     networks: dict[str, EDMDenoiser] = field(default_factory=dict)
 
     def rows(self, rows: int) -> int:
@@ -144,21 +140,24 @@ class Bench:
         arguments = {**spec.arguments, **(spec.tiny if self.tiny else {})}
         size = arguments["img_resolution"]
         network = self._run(spec.build(**arguments))
-        shape, dtype = (spec.image_shape[0], size, size), DTYPES[self.precision]
-        return EDMDenoiser(network, image_shape=shape, num_classes=spec.classes, network_dtype=dtype)
+        return EDMDenoiser(network, image_shape=(3, size, size), num_classes=spec.classes, **self._around())
 
     def _heads(self) -> HeadsDenoiser:
         size = 8 if self.tiny else 32
         network = SmallHeadsUNet(image_channels=3, num_classes=10, channels=8 if self.tiny else 64)
-        dtype = DTYPES[self.precision]
-        return HeadsDenoiser(self._run(network), image_shape=(3, size, size), num_classes=10, network_dtype=dtype)
+        return HeadsDenoiser(self._run(network), image_shape=(3, size, size), num_classes=10, **self._around())
+
+    def _around(self) -> dict[str, Any]:
+        # Executions that can launch a pass in one go say how.
+        launch = {"launch": self.execution.launch(device=self.device)} if hasattr(self.execution, "launch") else {}
+        return {"network_dtype": DTYPES[self.execution.precision], **launch}
 
     def _run(self, network: torch.nn.Module) -> torch.nn.Module:
         torch.manual_seed(0)
         for weights in network.parameters():
             if weights.ndim > 1:  # some are zero before training
                 torch.nn.init.normal_(weights, std=0.6 / weights[0].numel() ** 0.5)
-        return Execution(self.precision).apply(network, device=self.device)  # type: ignore[arg-type]
+        return self.execution.apply(network, device=self.device)
 
     def classifier(self, way: Way) -> DiffusionClassifier:
         return DiffusionClassifier(
@@ -364,7 +363,8 @@ def actors_rate(bench: Bench, count: int, rows: int) -> dict[str, Any]:
     """Several processes on one device, measured at the same time."""
     tiny = ["--tiny"] if bench.tiny else []
     command = [sys.executable, "-m", "tests.bench.gpu_votes", "--device", bench.device, *tiny]
-    command += ["--actor-rows", str(rows), "--precision", bench.precision]
+    command += ["--actor-rows", str(rows), "--precision", bench.execution.precision]
+    command += ["--channels-last"] if bench.execution.channels_last else []
     bench.networks.clear()
     if bench.device == "cuda":
         torch.cuda.empty_cache()
@@ -434,19 +434,28 @@ def parts_of(bench: Bench) -> Iterator[Part]:
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
 @click.option("--tiny", is_flag=True, help="Networks of a few channels, for a machine without a GPU.")
 @click.option("--precision", type=click.Choice(list(DTYPES)), default="bfloat16", show_default=True)
+@click.option("--channels-last", is_flag=True)
 @click.option("--seconds", default=150.0, show_default=True, help="No part begins after so long.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON, written after each row.")
 @click.option("--actor-rows", type=int, hidden=True)
-def main(device: str, tiny: bool, precision: str, seconds: float, out: Path | None, actor_rows: int | None) -> None:
+def main(
+    device: str,
+    tiny: bool,
+    precision: str,
+    channels_last: bool,
+    seconds: float,
+    out: Path | None,
+    actor_rows: int | None,
+) -> None:
     if device == "cpu":
         torch.set_num_threads(1)
-    bench = Bench(device, tiny, "float32" if tiny else precision)
+    bench = Bench(device, tiny, Execution("float32" if tiny else precision, channels_last))  # type: ignore[arg-type]
     if actor_rows is not None:
         be_an_actor(bench, actor_rows)
         return
     started = time.perf_counter()
     card = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    rows: list[dict[str, Any]] = [{"device": card, "torch": torch.__version__, "precision": bench.precision}]
+    rows: list[dict[str, Any]] = [{"device": card, "torch": torch.__version__, **asdict(bench.execution)}]
     click.echo(shown(rows[0]))
     for part in parts_of(bench):
         if time.perf_counter() - started > seconds:
