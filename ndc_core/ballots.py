@@ -15,7 +15,7 @@ from torch import Tensor
 from ndc_core.classifiers import DiffusionClassifier
 from ndc_core.grid import GridSpec
 from ndc_core.passes import Ask, Task, answer
-from ndc_core.race import leaders, strided, survivors
+from ndc_core.race import leaders, strided, survivors, turns_to_leave
 from ndc_core.randomness import DrawNoise, StepStreams
 from ndc_core.scores import (
     Images,
@@ -243,18 +243,23 @@ class _Ballots:
             self.winners[tau] = leaders(np.nan_to_num(self._so_far(tau, None)), self.alive[tau])[0]
 
     def race(self, gap: float) -> Answers:
-        """One step of each vote at a time, until one class is left or the candidate is not."""
-        for turn in range(max(map(len, self.order))):
-            racing = [tau for tau, order in enumerate(self.order) if turn < len(order)]
-            steps, places = np.unique([self.order[tau][turn] for tau in racing], return_inverse=True)
+        """A step of each vote at a time, until one class is left or the candidate is not; at first as many steps as it
+        takes for anyone to leave."""
+        asked, most = 0, max(map(len, self.order))
+        for turns in range(min(turns_to_leave(gap), most), most + 1):
+            racing = [tau for tau, order in enumerate(self.order) if asked < len(order)]
+            own = {tau: self.order[tau][asked:turns] for tau in racing}
+            steps = np.unique(np.concatenate(list(own.values())))
             wanted = np.zeros((len(self.known), len(steps), self.known.shape[2]), dtype=bool)
-            for tau, place in zip(racing, places, strict=True):
-                wanted[:, place] |= self.alive[tau] & self._open(tau)[:, None]
+            for tau in racing:
+                open_to = self.alive[tau] & self._open(tau)[:, None]
+                wanted[:, np.searchsorted(steps, own[tau])] |= open_to[:, None]
             if not wanted.any():
                 return
             yield from self._learn(steps, wanted)
             for tau in racing:
-                self._judge(tau, turn + 1, gap)
+                self._judge(tau, min(turns, len(self.order[tau])), gap)
+            asked = turns
 
     def _open(self, tau: int) -> Bool[np.ndarray, " draws"]:
         alone = self.alive[tau].sum(axis=1) == 1
