@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 
-from ndc_core.ballots import NOBODY, Prediction, independent, on_ready_path
-from ndc_core.baselines import Baseline
-from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.grid import path_levels
-from ndc_core.lattice import noisy_images
-from ndc_core.passes import Task
-from ndc_core.randomness import DrawNoise, Phase, draw_key, draw_walks, step_streams, stream
-from ndc_core.smoothing import NOISES, NoiseName, NoNoise
+from ndc_core.classifiers.baselines import Baseline
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.scoring import NOBODY, Prediction, independent, on_ready_path
+from ndc_core.models.forward_passes import Task
+from ndc_core.noise.grid import path_levels
+from ndc_core.noise.lattice import noisy_images
+from ndc_core.noise.shared_path import WALKS, Walk, stations_of
+from ndc_core.noise.smoothing import NOISES, NoiseName, NoNoise
+from ndc_core.noise.streams import DrawNoise, Phase, draw_key, draw_walks, step_streams, stream
 from ndc_core.space import sigma_to_model, sigma_to_pixel
-from ndc_core.walks import WALKS, Walk, stations_of
 
 Voter = DiffusionClassifier | Baseline
 Image = Shaped[np.ndarray, "c h w"]

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 
-from ndc_core.ballots import Prediction
-from ndc_core.certificates import Certificate, Cohen, Tally, Terms
-from ndc_core.passes import Task, gather
+from ndc_core.certificates.certificate import Certificate, Cohen, Tally, Terms
+from ndc_core.classifiers.losses import NonFiniteScoreError
+from ndc_core.classifiers.scoring import Prediction
+from ndc_core.models.forward_passes import Task, gather
+from ndc_core.noise.smoothing import NOISES, NoiseName
+from ndc_core.noise.streams import Phase
 from ndc_core.polls import Image, Poll, Voter, bytes_of_a_draw, draws_of_a_batch, memory_bytes, prepare
-from ndc_core.randomness import Phase
-from ndc_core.scores import NonFiniteScoreError
-from ndc_core.smoothing import NOISES, NoiseName
 
 # That draw noise. On a CPU the network has the cores.
 THREADS = {"cuda": 4}

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from ndc_core import passes
-from ndc_core.passes import gather
+from ndc_core.models import forward_passes as passes
+from ndc_core.models.forward_passes import gather
 from ndc_core.transfers import OnItsWay, to_device, to_host
-from tests.test_passes import CPU, Doubling, asker
+from tests.ndc_core.models.test_forward_passes import CPU, Doubling, asker
 
 
 class Late:

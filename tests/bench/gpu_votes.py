@@ -28,20 +28,20 @@ import click
 import numpy as np
 import torch
 
-from ndc_core import passes
-from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.denoiser import EDMDenoiser
-from ndc_core.execution import DTYPES, Execution
-from ndc_core.grid import GridSpec
-from ndc_core.heads import HeadsDenoiser
-from ndc_core.networks.edm_adm import DhariwalUNet
-from ndc_core.networks.edm_song import SongUNet
-from ndc_core.networks.small import SmallHeadsUNet
-from ndc_core.race import RaceSpec
-from ndc_core.randomness import draw_key, step_streams, stream
-from ndc_core.self_test import passes_of
-from ndc_core.sift import LabelGradientSpec
-from ndc_core.smoothing import NOISES
+from ndc_core.analysis.self_test import passes_of
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.racing import RaceSpec
+from ndc_core.classifiers.sift import LabelGradientSpec
+from ndc_core.models import forward_passes as passes
+from ndc_core.models.class_heads import HeadsDenoiser
+from ndc_core.models.denoiser import EDMDenoiser
+from ndc_core.models.execution import DTYPES, Execution
+from ndc_core.models.networks.edm_adm import DhariwalUNet
+from ndc_core.models.networks.edm_song import SongUNet
+from ndc_core.models.networks.small import SmallHeadsUNet
+from ndc_core.noise.grid import GridSpec
+from ndc_core.noise.smoothing import NOISES
+from ndc_core.noise.streams import draw_key, step_streams, stream
 from ndc_core.voting import Poll, hold_polls
 
 RACE = RaceSpec(1.7)

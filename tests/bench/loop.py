@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ndc_core import passes
-from ndc_core.checkpoints import load_denoiser
-from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.denoiser import Denoiser
-from ndc_core.grid import GridSpec
-from ndc_core.passes import EVALUATIONS_OF_A_ROW
-from ndc_core.race import RaceSpec
-from ndc_core.sift import LabelGradientSpec
+from ndc_core.checkpoints.denoisers import load_denoiser
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.racing import RaceSpec
+from ndc_core.classifiers.sift import LabelGradientSpec
+from ndc_core.models import forward_passes as passes
+from ndc_core.models.denoiser import Denoiser
+from ndc_core.models.forward_passes import EVALUATIONS_OF_A_ROW
+from ndc_core.noise.grid import GridSpec
 from ndc_core.voting import Poll, hold_polls
-from pipeline.memory import keep_freed_memory
+from pipeline.workers.memory import keep_freed_memory
 from tests.bench.bare import MODEL
 
 GRID = GridSpec(points=26, sigma_model_min=0.4, sigma_model_max=3.0, spacing="log")
