@@ -19,7 +19,7 @@ from ndc_core.classifiers.unconditional import Unconditional, estimates
 from ndc_core.models.denoiser import Denoiser
 from ndc_core.models.forward_passes import Ask, Inputs, Task
 from ndc_core.models.image_classifier import ImageClassifier
-from ndc_core.transfers import to_device
+from ndc_core.models.transfers import to_device
 
 BASELINES = ("plain", "denoise")
 

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ndc_core.classifiers.step_noise import Reach, nothing_to_draw
 from ndc_core.models.denoiser import Denoiser
 from ndc_core.models.forward_passes import Ask, Inputs
+from ndc_core.models.transfers import to_device
 from ndc_core.noise.grid import Levels
-from ndc_core.step_noise import Reach, nothing_to_draw
-from ndc_core.transfers import to_device
 
 Images = Float[Tensor, "draws c h w"]
 Rows = Int[Tensor, " rows"]

@@ -23,12 +23,12 @@ from ndc_core.classifiers.losses import (
 )
 from ndc_core.classifiers.racing import leaders, strided, survivors, turns_to_leave
 from ndc_core.classifiers.sift import sift, smallest
+from ndc_core.classifiers.step_noise import StepNoise
 from ndc_core.classifiers.unconditional import estimates
 from ndc_core.models.forward_passes import Ask, Task, answer
+from ndc_core.models.transfers import to_device
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.streams import DrawNoise, StepStreams
-from ndc_core.step_noise import StepNoise
-from ndc_core.transfers import to_device
 
 Answers = Generator[Ask, Tensor, None]
 Alive = Bool[np.ndarray, "draws classes"]

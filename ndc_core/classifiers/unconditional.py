@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ndc_core.models.denoiser import Denoiser
 from ndc_core.models.forward_passes import Ask, Inputs, Task
-from ndc_core.transfers import to_device
+from ndc_core.models.transfers import to_device
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ndc_core.models.denoiser import Denoiser, EveryClass
 from ndc_core.models.image_classifier import ImageClassifier
-from ndc_core.transfers import OnItsWay, to_host
+from ndc_core.models.transfers import OnItsWay, to_host
 
 Inputs = tuple[Float[Tensor, "rows c h w"], Float[Tensor, " rows"], Float[Tensor, "rows classes"]]
 Kind = Literal["forward", "every_class", "label_gradient", "classify"]

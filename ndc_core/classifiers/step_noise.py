@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ndc_core.models.transfers import staging, to_device
 from ndc_core.noise.streams import StepStreams
-from ndc_core.transfers import staging, to_device
 
 Reach = Callable[[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]], None]
 

@@ -6,7 +6,7 @@ import torch
 
 from ndc_core.models import forward_passes as passes
 from ndc_core.models.forward_passes import gather
-from ndc_core.transfers import OnItsWay, to_device, to_host
+from ndc_core.models.transfers import OnItsWay, to_device, to_host
 from tests.ndc_core.models.test_forward_passes import CPU, Doubling, asker
 
 

@@ -11,10 +11,10 @@ from ndc_core import polls
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.scoring import independent
+from ndc_core.classifiers.step_noise import StepNoise
 from ndc_core.models.forward_passes import answer
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.streams import REFINE, DrawNoise, StepStreams, draw_key
-from ndc_core.step_noise import StepNoise
 from tests.support.fakes import many_gaussians
 
 CPU = torch.device("cpu")
