@@ -5,8 +5,11 @@
 
 First whether votes come out the same again, in another order and in other company; then pairs of a bare loop and the
 vote loop. A bare loop calls the network on the same rows again and again, and a pass of label gradients counts for what
-a bare loop of such passes takes. Needs torch, numpy, scipy, safetensors, jaxtyping and click. Networks have random
-weights: near-ties are as frequent as they can be.
+a bare loop of such passes takes. With the network "none", which computes next to nothing, a pass takes what the loop
+itself needs for it; elsewhere "host ms" has in it what CUDA lets the host wait to launch more.
+
+Needs torch, numpy, scipy, safetensors, jaxtyping and click. Networks have random weights: near-ties are as frequent as
+they can be.
 """
 
 import json
@@ -27,6 +30,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from torch import Tensor
 
 from ndc_core.analysis.self_test import passes_of
 from ndc_core.classifiers.diffusion import DiffusionClassifier
@@ -34,7 +38,7 @@ from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.sift import LabelGradientSpec
 from ndc_core.models import forward_passes as passes
 from ndc_core.models.class_heads import HeadsDenoiser
-from ndc_core.models.denoiser import EDMDenoiser
+from ndc_core.models.denoiser import Denoiser, EDMDenoiser
 from ndc_core.models.execution import DTYPES, Execution
 from ndc_core.models.networks.edm_adm import DhariwalUNet
 from ndc_core.models.networks.edm_song import SongUNet
@@ -84,6 +88,17 @@ NETWORKS = {
 
 
 @dataclass(frozen=True)
+class NoNetwork:
+    """Its output is the noisy image and a little of the label: what is left is the loop's own time a pass."""
+
+    image_shape: tuple[int, int, int]
+    num_classes: int = 10
+
+    def __call__(self, z: Tensor, sigma_model: Tensor, label: Tensor) -> Tensor:
+        return z + 0.1 * (label @ torch.linspace(0, 1, self.num_classes, device=z.device))[:, None, None, None]
+
+
+@dataclass(frozen=True)
 class Way:
     """How votes are drawn: levers, rows a pass and draws a request."""
 
@@ -97,6 +112,10 @@ class Way:
 def ways() -> Iterator[Way]:
     """What is measured, what matters most first."""
     gradient = {"label_gradient": LabelGradientSpec(4, 3), "race": RACE}
+    yield Way("none", "race", {"race": RACE}, 2048, 2)
+    yield Way("none", "race", {"race": RACE}, 2048, 1000)
+    yield Way("none", "all classes", {}, 2048, 50)
+    yield Way("none", "race", {"race": RACE}, 512, 50)
     yield Way("7 M", "race", {"race": RACE}, 2048, 2)
     yield Way("7 M", "race", {"race": RACE}, 2048, 50)
     yield Way("7 M", "all classes", {}, 2048, 50)
@@ -123,18 +142,23 @@ class Bench:
     device: str
     tiny: bool
     execution: Execution
-    networks: dict[str, EDMDenoiser] = field(default_factory=dict)
+    networks: dict[str, Denoiser] = field(default_factory=dict)
 
     def rows(self, rows: int) -> int:
         return max(16, rows // 64) if self.tiny else rows
 
-    def denoiser(self, name: str) -> EDMDenoiser:
+    def denoiser(self, name: str) -> Denoiser:
         if name not in self.networks:
             self.networks.clear()  # one at a time: what is left of the memory is the passes'
             if self.device == "cuda":
                 torch.cuda.empty_cache()
-            self.networks[name] = self._heads() if name == "heads" else self._conditional(NETWORKS[name])
+            self.networks[name] = self._made(name)
         return self.networks[name]
+
+    def _made(self, name: str) -> Denoiser:
+        if name == "none":
+            return NoNetwork((3, 8, 8) if self.tiny else (3, 32, 32))
+        return self._heads() if name == "heads" else self._conditional(NETWORKS[name])
 
     def _conditional(self, spec: Network) -> EDMDenoiser:
         arguments = {**spec.arguments, **(spec.tiny if self.tiny else {})}
@@ -364,7 +388,7 @@ def actors_rate(bench: Bench, count: int, rows: int) -> dict[str, Any]:
     tiny = ["--tiny"] if bench.tiny else []
     command = [sys.executable, "-m", "tests.bench.gpu_votes", "--device", bench.device, *tiny]
     command += ["--actor-rows", str(rows), "--precision", bench.execution.precision]
-    command += ["--channels-last"] if bench.execution.channels_last else []
+    command += ["--channels-last" if bench.execution.channels_last else "--no-channels-last"]
     bench.networks.clear()
     if bench.device == "cuda":
         torch.cuda.empty_cache()
@@ -413,28 +437,32 @@ Part = Callable[[], dict[str, Any] | list[dict[str, Any]]]
 
 
 def parts_of(bench: Bench) -> Iterator[Part]:
+    """In the order of what is least known."""
     every = list(ways())
-    for way in (every[0], every[3]):
-        yield partial(correctness, bench, replace(way, rows=512))
-    if bench.device == "cuda":
-        for way in (every[0], every[2], every[3]):
-            yield partial(hidden_waits, bench, way)
-    for network in ("7 M", "55.7 M", "heads", "ADM 296 M"):
-        for way in every:
-            if way.network == network:
-                yield partial(measured, bench, way)
-        if network == "55.7 M":
-            yield partial(noise_rates, (3, 32, 32))
-            yield partial(noise_rates, (3, 64, 64))
+    of: dict[str, list[Way]] = {}
+    for way in every:
+        of.setdefault(way.network, []).append(way)
+    yield partial(noise_rates, (3, 32, 32))
+    yield partial(noise_rates, (3, 64, 64))
+    for way in (*of["none"], *of["heads"], *of["ADM 296 M"]):
+        yield partial(measured, bench, way)
     for count, rows in ((1, 2048), (2, 1024)):
         yield partial(actors_rate, bench, count, rows)
+    race, gradient = of["7 M"][0], of["7 M"][3]
+    for way in (race, gradient):
+        yield partial(correctness, bench, replace(way, rows=512))
+    if bench.device == "cuda":
+        for way in (race, gradient):
+            yield partial(hidden_waits, bench, way)
+    for way in (*of["7 M"], *of["55.7 M"]):
+        yield partial(measured, bench, way)
 
 
 @click.command(help=__doc__)
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
 @click.option("--tiny", is_flag=True, help="Networks of a few channels, for a machine without a GPU.")
 @click.option("--precision", type=click.Choice(list(DTYPES)), default="bfloat16", show_default=True)
-@click.option("--channels-last", is_flag=True)
+@click.option("--channels-last/--no-channels-last", default=None, help="Left out: yes, where kernels for it are fused.")
 @click.option("--seconds", default=150.0, show_default=True, help="No part begins after so long.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON, written after each row.")
 @click.option("--actor-rows", type=int, hidden=True)
@@ -442,13 +470,15 @@ def main(
     device: str,
     tiny: bool,
     precision: str,
-    channels_last: bool,
+    channels_last: bool | None,
     seconds: float,
     out: Path | None,
     actor_rows: int | None,
 ) -> None:
     if device == "cpu":
         torch.set_num_threads(1)
+    if channels_last is None:
+        channels_last = device == "cuda" and hasattr(Execution, "launch")
     bench = Bench(device, tiny, Execution("float32" if tiny else precision, channels_last))  # type: ignore[arg-type]
     if actor_rows is not None:
         be_an_actor(bench, actor_rows)
