@@ -343,9 +343,9 @@ def correctness(bench: Bench, way: Way) -> dict[str, Any]:
     }
 
 
-def noise_rates(shape: tuple[int, int, int]) -> list[dict[str, Any]]:
+def noise_rates(shape: tuple[int, int, int], tiny: bool) -> list[dict[str, Any]]:
     """Draws a second whose input and whose first 7 or all 24 steps are drawn, by threads."""
-    law, draws, found = NOISES["integer"](0.25), 64, []
+    law, draws, found = NOISES["integer"](0.25), 4 if tiny else 64, []
     for threads in sorted({1, 2, 4, 8, 16} & set(range(1, (os.cpu_count() or 1) + 1))):
         with ThreadPoolExecutor(threads) as pool:
             rates = {}
@@ -442,8 +442,8 @@ def parts_of(bench: Bench) -> Iterator[Part]:
     of: dict[str, list[Way]] = {}
     for way in every:
         of.setdefault(way.network, []).append(way)
-    yield partial(noise_rates, (3, 32, 32))
-    yield partial(noise_rates, (3, 64, 64))
+    yield partial(noise_rates, (3, 32, 32), bench.tiny)
+    yield partial(noise_rates, (3, 64, 64), bench.tiny)
     for way in (*of["none"], *of["heads"], *of["ADM 296 M"]):
         yield partial(measured, bench, way)
     for count, rows in ((1, 2048), (2, 1024)):
