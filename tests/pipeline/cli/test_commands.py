@@ -81,7 +81,7 @@ def test_a_sequential_run_is_certified_verified_attacked_and_resumed_by_its_decl
     assert done.returncode == 0, done.stderr
     assert "at most" in done.stderr
     assert "r = 0.05" in done.stdout
-    assert "votes an image" in done.stdout
+    assert "votes per image" in done.stdout
     status = ndc("status", "runs/a")
     assert "2 of 2 images and noise levels decided" in status.stdout
     assert status.stdout.splitlines()[-1] == "complete"
@@ -120,7 +120,7 @@ def test_a_plan_says_the_cost_and_writes_nothing_and_a_dry_run_is_that_plan(
         "4 images, 1 noise level, 12 work units",
         "votes        200",
         "evaluations  at most 3,000",
-        "rate         100 evaluations/s an actor, as stated",
+        "rate         100 evaluations/s per actor, as stated",
         "actor hours  at most 0.01",
         "time         at most 0:15 on 2 actors",
         "price        at most 0.03",
@@ -128,7 +128,7 @@ def test_a_plan_says_the_cost_and_writes_nothing_and_a_dry_run_is_that_plan(
         assert line in done.stdout.splitlines()
     measured = ndc("certify", "demo", "--dry-run", "--run", "runs/a", *small_arguments(tiny_model))
     assert measured.returncode == 0, measured.stderr
-    assert "evaluations/s an actor, measured on cpu" in measured.stdout
+    assert "evaluations/s per actor, measured on cpu" in measured.stdout
     assert "votes        200\n" in measured.stdout
     assert not (tmp_path / "runs").exists()
 
