@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from ndc_core.checkpoints import CheckpointError
@@ -80,7 +79,6 @@ def test_baselines_run_are_interrupted_verified_attacked_and_compared(tiny_model
         verify_run(location(name), redraw=1000, say=print)
         report, _ = attack_run(location(name), QUICK, limit=1, say=print)
         assert report.summary.levels[0].attacked is not None
-    ray.shutdown()
     written = compare(list(configs), alpha=None, radii=[0.1], intersect=False, out=location("compared"))
     found = {one.method: one for one in written.comparison.contenders}
     assert list(found) == ["RS", "Carlini", "Xiao"]

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import ray
 
 from pipeline.locations import location
 from pipeline.prepare import prepare
@@ -21,7 +20,6 @@ FIXED = ("certificate.method='cohen'", "votes.estimation=120")
 
 def certify(model: Path, folder: str, *assignments: str) -> RunStore:
     certify_run(prepare(fast_config(model, *assignments), location(folder)), say=print)
-    ray.shutdown()
     return RunStore(location(folder))
 
 

@@ -1,6 +1,5 @@
 """Keys and tokens stay in the environment; names in data stay names."""
 
-import os
 import sqlite3
 import subprocess
 import tempfile
@@ -22,7 +21,7 @@ from pipeline.store import RunStore
 from pipeline.tracking import connect
 from pipeline.tracking_address import TrackingError, without_password
 from pipeline.votes import VoteActor
-from tests.drivers import NDC
+from tests.commands import NDC, environment
 from tests.runs import listing_of, small_arguments, small_config
 from tests.servers import s3_environment
 from tests.test_votes import batch_of, declared, receipts_of, settings_of
@@ -52,12 +51,11 @@ def test_no_secret_of_the_environment_is_in_what_a_run_writes_or_says(
     tiny_model: Path, tmp_path: Path, s3: str, s3_endpoint: str, rays: Path
 ) -> None:
     """The run folder in a store, MLflow's database and artifacts, the driver's words, Ray's logs."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
-    environment |= {**s3_environment(s3_endpoint), **SECRETS, "RAY_TMPDIR": str(rays)}
+    variables = {**s3_environment(s3_endpoint), **SECRETS, "RAY_TMPDIR": str(rays)}
     run = f"{s3}/run"
     words = [*NDC, "certify", "demo", "--run", run, *small_arguments(tiny_model, "dataset.limit=1")]
     done = subprocess.run(
-        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        words, cwd=tmp_path, env=environment(**variables), capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     folder = location(run)
