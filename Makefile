@@ -12,7 +12,7 @@ compare-demo: models/digits-heads/denoiser.safetensors models/digits-classifier/
 	$(BIN)/ndc sweep methods
 
 test: .venv/dev  ## The tests (minutes)
-	$(RUN_TESTS) -n 2 --dist loadfile
+	$(RUN_TESTS) -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/dev  ## The long ones: calibration, kills, rows a pass, full-size networks, jobs, a real S3 server
 	$(RUN_TESTS) -m slow

@@ -28,6 +28,9 @@ from tests.servers import s3_environment
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
+# What a test uses that takes long.
+LONG = {"ray_node", "workplace", "s3", "s3_endpoint", "mlflow_database", "head", "logged", "browser"}
+
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
@@ -49,16 +52,11 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 @pytest.fixture(scope="session")
 def ray_node() -> Iterator[str]:
-    """The address of a Ray of three CPUs, for tests that do not hurt it: Ray starts in five seconds of a core."""
-    from ray.cluster_utils import Cluster
+    """The address of a Ray of three CPUs, for tests that do not hurt it: each start is many seconds of a core."""
+    from tests.nodes import started_node
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))  # workers import what tests define
-        cluster = Cluster()
-        cluster.add_node(num_cpus=3, object_store_memory=256 * 2**20, include_dashboard=False)
-    yield cluster.address
-    cluster.shutdown()
+    with started_node(cpus=3) as address:
+        yield address
 
 
 @pytest.fixture
@@ -134,3 +132,9 @@ def tiny_model(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path
         save_trained(folder / "tiny", denoiser, spec=spec, notes={})
 
     return made_once("model", make) / "tiny"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with runs, servers or processes come first, so that no long one is left alone at the end."""
+    long = {item.path for item in items if LONG & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in long)
