@@ -24,7 +24,9 @@ def started_node(*, cpus: int) -> Iterator[str]:
         for left in reversed(range(STARTS)):
             cluster = Cluster()
             try:
-                cluster.add_node(num_cpus=cpus, object_store_memory=256 * 2**20, include_dashboard=False)
+                cluster.add_node(
+                    num_cpus=cpus, object_store_memory=256 * 2**20, include_dashboard=False, include_log_monitor=False
+                )
                 break
             except Exception:  # Ray raises no kind of its own
                 if not left:

@@ -127,12 +127,12 @@ def test_a_full_disk_leaves_no_half_file_and_says_so(tmp_path: Path, monkeypatch
 
 
 def test_a_full_disk_stops_a_run_which_goes_on_when_there_is_room(
-    tiny_model: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, ray_workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = declared(small_config(tiny_model), workplace / "run")
+    run = declared(small_config(tiny_model), ray_workplace / "run")
 
     def on_a_disk_that_fills(run, units, *, pool, say):
-        actor = run_module.VoteActor(settings_of(run, workplace / "run"))
+        actor = run_module.VoteActor(settings_of(run, ray_workplace / "run"))
         for index, unit in enumerate(units):
             with monkeypatch.context() as patch:
                 if index >= 3:
@@ -144,7 +144,7 @@ def test_a_full_disk_stops_a_run_which_goes_on_when_there_is_room(
         patch.setattr(run_module, "stream_receipts", on_a_disk_that_fills)
         with pytest.raises(UnitsFailedError, match=r"(?s)no space is left there.*stopped, since nothing can be kept"):
             certify_run(run, say=print)
-    found = status_of(location(workplace / "run"))
+    found = status_of(location(ray_workplace / "run"))
     assert (found.units_done, found.units) == (3, 12), "it stopped at once, and kept what it had"
 
 
