@@ -12,7 +12,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # Tests run beside each other, and threads that meet at every operation wait for each other where cores are busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-with install_import_hook("ndc_core", "tests.typechecker.check"):
+with install_import_hook("ndc_core", "tests.support.typechecker.check"):
     pass
 
 import numpy as np
@@ -21,8 +21,8 @@ import torch
 from filelock import FileLock
 from hypothesis import settings
 
-from ndc_core.training import TrainingSpec, save_trained, train_denoiser
-from tests.servers import s3_environment
+from ndc_core.training.denoiser import TrainingSpec, save_trained, train_denoiser
+from tests.support.servers import s3_environment
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("any machine", deadline=None)
@@ -53,7 +53,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 @pytest.fixture(scope="session")
 def ray_node() -> Iterator[str]:
     """The address of a Ray of three CPUs, for tests that do not hurt it: each start is many seconds of a core."""
-    from tests.nodes import started_node
+    from tests.support.nodes import started_node
 
     with started_node(cpus=3) as address:
         yield address
@@ -117,7 +117,7 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture(scope="session")
 def tiny_model(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """A barely trained digits checkpoint: its votes are poor, and as deterministic as any."""
-    from tests.runs import digits
+    from tests.support.small_runs import digits
 
     def make(folder: Path) -> None:
         torch.set_num_threads(1)

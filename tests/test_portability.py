@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cores
-from pipeline.cores import usable_cores
-from pipeline.memory import keep_freed_memory
+from pipeline.workers import cores
+from pipeline.workers.cores import usable_cores
+from pipeline.workers.memory import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
 OLDEST = (3, 11)  # as pyproject.toml says
 # Of `os` and `signal`, what macOS lacks, and where it is guarded.
-GUARDED = {"sched_getaffinity": {"pipeline/cores.py"}}
-READS_IF_THERE = {"pipeline/devices.py"}  # the processor's name, and another one where the file is missing
+GUARDED = {"sched_getaffinity": {"pipeline/workers/cores.py"}}
+READS_IF_THERE = {"pipeline/store/devices.py"}  # the processor's name, and another one where the file is missing
 LINUX_ONLY = {"sched_getaffinity", "sched_setaffinity", "memfd_create", "posix_fallocate", "pidfd_open", "sigtimedwait"}
 SOURCES = sorted(path for folder in ("ndc_core", "pipeline", "docs") for path in (ROOT / folder).rglob("*.py"))
 
@@ -66,7 +66,15 @@ def test_sources_need_no_newer_python_and_nothing_that_only_linux_has(path: Path
 
 VERSIONS = ("3.12", "3.13")
 # What needs the standard library alone runs under another Python without installing anything.
-ALONE = ["cores", "deaf", "journal", "memory", "ray_address", "side_channel", "tracking_address"]
+ALONE = [
+    "side_channel",
+    "report.mlflow_address",
+    "workers.cores",
+    "workers.memory",
+    "workers.ray_address",
+    "workers.signals",
+    "workers.watchdog",
+]
 OTHER_PYTHON = """
 import ast, importlib, importlib.util, pathlib, sys
 root, known, *alone = sys.argv[1:]
