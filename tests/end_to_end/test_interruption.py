@@ -55,7 +55,7 @@ def test_killing_driver_and_actors_at_random_moments_changes_no_count(
     while sum(killed.values()) < kills:
         alive = wait_for_more(driver, folder, more=random.randint(1, 6))
         first_seen = published(folder) | first_seen
-        assert alive, "the run ended before all kills were made: make it longer"
+        assert alive, "the run ended before all kills were made: " + driver.log
         time.sleep(random.random() * 0.3)
         whom = "driver" if sum(killed.values()) % 2 else "actor"
         if kill_something(driver, whom=whom):
