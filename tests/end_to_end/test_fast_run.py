@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import pytest
-import ray
 
 from pipeline.driver.certify import certify_run
 from pipeline.driver.prepare import prepare
 from pipeline.driver.verify import VerificationError, verify_run
 from pipeline.locations import location
 from pipeline.store.run_store import RunStore
-from tests.support.small_runs import fast_config
+from tests.support.small_runs import computed, fast_config
 
 pytestmark = pytest.mark.usefixtures("ray_workplace")
 
@@ -21,7 +20,6 @@ FIXED = ("certificate.method='cohen'", "votes.estimation=120")
 
 def certify(model: Path, folder: str, *assignments: str) -> RunStore:
     certify_run(prepare(fast_config(model, *assignments), location(folder)), say=print)
-    ray.shutdown()
     return RunStore(location(folder))
 
 
@@ -46,7 +44,7 @@ def test_an_interrupted_run_ends_with_the_votes_of_an_undisturbed_one(
 
 
 def test_one_level_of_a_path_that_was_lost_is_drawn_again_by_itself(tiny_model: Path) -> None:
-    store = certify(tiny_model, "run", *ONE_PATH)
+    store = computed(fast_config(tiny_model, *ONE_PATH), Path("run"))
     whole = votes_of(store)
     fingerprint = store.manifest()["fingerprint"]
     lost = [item for item in store.all_evidence(fingerprint=fingerprint) if item.unit.sigma_pixel == 0.25]
@@ -56,7 +54,7 @@ def test_one_level_of_a_path_that_was_lost_is_drawn_again_by_itself(tiny_model: 
 
 
 def test_a_level_that_is_decided_is_not_drawn_further(tiny_model: Path) -> None:
-    store = certify(tiny_model, "run", *ONE_PATH)
+    store = computed(fast_config(tiny_model, *ONE_PATH), Path("run"))
     evidence = store.all_evidence(fingerprint=store.manifest()["fingerprint"])
     drawn: dict[tuple[str, float], int] = {}
     for item in evidence:
@@ -68,7 +66,7 @@ def test_a_level_that_is_decided_is_not_drawn_further(tiny_model: Path) -> None:
 
 
 def test_a_vote_moved_from_the_candidate_is_found(tiny_model: Path) -> None:
-    store = certify(tiny_model, "run", *FIXED)
+    store = computed(fast_config(tiny_model, *FIXED), Path("run"))
     fingerprint = store.manifest()["fingerprint"]
     item = next(
         one
