@@ -1,0 +1,210 @@
+"""Triton kernels of `fused_ops`, for CUDA; tensors are channels last.
+
+A row's result is a function of that row alone, added up in one fixed order: there are no atomics, and no program works
+on two rows. Arithmetic is in float32.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+PIXELS, CHANNELS = 64, 64  # of a tile: 128 bytes of each pixel in half precision
+WARPS = 4
+
+
+@triton.jit
+def _sums_kernel(x, sums, pixels, channels, P: tl.constexpr, C: tl.constexpr):
+    row = tl.program_id(1).to(tl.int64)
+    c = tl.program_id(0) * C + tl.arange(0, C)
+    inside = c < channels
+    base = x + row * pixels * channels + c[None, :]
+    total = tl.zeros([P, C], tl.float32)
+    squares = tl.zeros([P, C], tl.float32)
+    for first in range(0, pixels, P):
+        p = first + tl.arange(0, P)
+        value = tl.load(base + p[:, None] * channels, mask=(p < pixels)[:, None] & inside[None, :], other=0.0)
+        value = value.to(tl.float32)
+        total += value
+        squares += value * value
+    own = sums + row * 2 * channels + c
+    tl.store(own, tl.sum(total, axis=0), mask=inside)
+    tl.store(own + channels, tl.sum(squares, axis=0), mask=inside)
+
+
+@triton.jit
+def _add_kernel(x, y, bias, out, sums, scale, pixels, channels, P: tl.constexpr, C: tl.constexpr):
+    row = tl.program_id(1).to(tl.int64)
+    c = tl.program_id(0) * C + tl.arange(0, C)
+    inside = c < channels
+    base = row * pixels * channels + c[None, :]
+    shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)[None, :]
+    total = tl.zeros([P, C], tl.float32)
+    squares = tl.zeros([P, C], tl.float32)
+    for first in range(0, pixels, P):
+        p = first + tl.arange(0, P)
+        mask = (p < pixels)[:, None] & inside[None, :]
+        at = base + p[:, None] * channels
+        value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+        value = (value + tl.load(y + at, mask=mask, other=0.0).to(tl.float32) + shift) * scale
+        stored = value.to(out.dtype.element_ty)
+        tl.store(out + at, stored, mask=mask)
+        value = tl.where(mask, stored.to(tl.float32), 0.0)
+        total += value
+        squares += value * value
+    own = sums + row * 2 * channels + c
+    tl.store(own, tl.sum(total, axis=0), mask=inside)
+    tl.store(own + channels, tl.sum(squares, axis=0), mask=inside)
+
+
+@triton.jit
+def _affine_kernel(
+    first_sums,
+    second_sums,
+    weight,
+    bias,
+    before,
+    scale,
+    shift,
+    factors,
+    before_stride,
+    modulation_stride,
+    pixels,
+    first_channels,
+    channels,
+    groups,
+    eps,
+    BEFORE: tl.constexpr,
+    MODULATED: tl.constexpr,
+    GROUPS: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    size = channels // groups
+    group = tl.arange(0, GROUPS)[:, None]
+    member = tl.arange(0, SIZE)[None, :]
+    inside = (group < groups) & (member < size)
+    c = group * size + member
+    ours = c < first_channels
+    first = first_sums + row * 2 * first_channels + c
+    second = second_sums + row * 2 * (channels - first_channels) + c - first_channels
+    total = tl.load(first, mask=inside & ours, other=0.0) + tl.load(
+        second, mask=inside & (c >= first_channels), other=0.0
+    )
+    squares = tl.load(first + first_channels, mask=inside & ours, other=0.0) + tl.load(
+        second + (channels - first_channels), mask=inside & (c >= first_channels), other=0.0
+    )
+    added = tl.zeros([GROUPS, SIZE], tl.float32)
+    if BEFORE:
+        added = tl.load(before + row * before_stride + c, mask=inside, other=0.0).to(tl.float32)
+        squares += added * (2 * total + pixels * added)
+        total += pixels * added
+    count = pixels * size * 1.0
+    mean = tl.sum(total, axis=1)[:, None] / count
+    variance = tl.maximum(tl.sum(squares, axis=1)[:, None] / count - mean * mean, 0.0)
+    factor = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32) / tl.sqrt(variance + eps)
+    constant = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32) + (added - mean) * factor
+    if MODULATED:
+        by = tl.load(scale + row * modulation_stride + c, mask=inside, other=0.0).to(tl.float32) + 1
+        factor *= by
+        constant = constant * by + tl.load(shift + row * modulation_stride + c, mask=inside, other=0.0).to(tl.float32)
+    own = factors + row * 2 * channels + c
+    tl.store(own, factor, mask=inside)
+    tl.store(own + channels, constant, mask=inside)
+
+
+@triton.jit
+def _apply_kernel(
+    x, factors, out, pixels, channels, offset, wide, SILU: tl.constexpr, P: tl.constexpr, C: tl.constexpr
+):
+    row = tl.program_id(2).to(tl.int64)
+    p = tl.program_id(1) * P + tl.arange(0, P)
+    c = tl.program_id(0) * C + tl.arange(0, C)
+    mask = (p < pixels)[:, None] & (c < channels)[None, :]
+    own = factors + row * 2 * wide + offset + c
+    factor = tl.load(own, mask=c < channels, other=0.0)[None, :]
+    constant = tl.load(own + wide, mask=c < channels, other=0.0)[None, :]
+    value = tl.load(x + row * pixels * channels + p[:, None] * channels + c[None, :], mask=mask, other=0.0)
+    value = value.to(tl.float32) * factor + constant
+    if SILU:
+        value = value * tl.sigmoid(value)
+    to = out + row * pixels * wide + p[:, None] * wide + offset + c[None, :]
+    tl.store(to, value.to(out.dtype.element_ty), mask=mask)
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    return x.shape[0], x.shape[2] * x.shape[3], x.shape[1]
+
+
+def channel_sums(x: Tensor) -> Tensor:
+    rows, pixels, channels = _sizes(x)
+    sums = x.new_empty(rows, 2, channels, dtype=torch.float32)
+    grid = (triton.cdiv(channels, CHANNELS), rows)
+    _sums_kernel[grid](x, sums, pixels, channels, P=PIXELS, C=CHANNELS, num_warps=WARPS)
+    return sums
+
+
+def add(x: Tensor, y: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    rows, pixels, channels = _sizes(x)
+    out, sums = torch.empty_like(x), x.new_empty(rows, 2, channels, dtype=torch.float32)
+    grid = (triton.cdiv(channels, CHANNELS), rows)
+    _add_kernel[grid](x, y, bias, out, sums, scale, pixels, channels, P=PIXELS, C=CHANNELS, num_warps=WARPS)
+    return out, sums
+
+
+def norm_factors(
+    sums: list[Tensor],
+    pixels: int,
+    *,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    before: Tensor | None,
+    modulation: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    rows, channels = len(sums[0]), len(weight)
+    scale, shift = modulation or (weight, weight)
+    factors = sums[0].new_empty(rows, 2, channels)
+    _affine_kernel[(rows,)](
+        sums[0],
+        sums[-1],
+        weight,
+        bias,
+        weight if before is None else before,
+        scale,
+        shift,
+        factors,
+        0 if before is None else before.stride(0),
+        0 if modulation is None else scale.stride(0),
+        pixels,
+        sums[0].shape[2],
+        channels,
+        groups,
+        eps,
+        BEFORE=before is not None,
+        MODULATED=modulation is not None,
+        GROUPS=triton.next_power_of_2(groups),
+        SIZE=triton.next_power_of_2(channels // groups),
+        num_warps=1,
+    )
+    return factors
+
+
+def scale_and_shift(parts: list[Tensor], factors: Tensor, *, silu: bool) -> Tensor:
+    rows, pixels, _ = _sizes(parts[0])
+    wide, offset = factors.shape[2], 0
+    out = torch.empty(
+        (rows, wide, *parts[0].shape[2:]),
+        dtype=parts[0].dtype,
+        device=parts[0].device,
+        memory_format=torch.channels_last,
+    )
+    for x in parts:
+        channels = x.shape[1]
+        grid = (triton.cdiv(channels, CHANNELS), triton.cdiv(pixels, PIXELS), rows)
+        _apply_kernel[grid](
+            x, factors, out, pixels, channels, offset, wide, SILU=silu, P=PIXELS, C=CHANNELS, num_warps=WARPS
+        )
+        offset += channels
+    return out
