@@ -1,4 +1,7 @@
-"""Calls with tensors of one shape, launched in one go: a pass is hundreds of kernels, and small ones wait for the host."""
+"""Calls with tensors of one shape, launched in one go.
+
+A pass is hundreds of kernels: small ones wait for the host that launches them one by one.
+"""
 
 import warnings
 from collections.abc import Callable

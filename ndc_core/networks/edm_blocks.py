@@ -141,7 +141,7 @@ class ResampledConv(nn.Module):
         self.register_buffer("resample_filter", square if up or down else None)
         self.averages = tuple(resample_filter) == (1, 1)  # of two by two pixels, or doubles each
         if up or down:
-            self.register_load_state_dict_post_hook(_refuse_other_filter(square))
+            self.register_load_state_dict_post_hook(_refuse_other_filter(square.clone()))
 
     def resampled(self, x: Float[Tensor, "rows c h w"], *, padding: int) -> Float[Tensor, "rows c h2 w2"]:
         assert self.resample_filter is not None

@@ -14,15 +14,15 @@ WARPS = 4
 
 
 @triton.jit
-def _sums_kernel(x, sums, pixels, channels, P: tl.constexpr, C: tl.constexpr):
+def _sums_kernel(x, sums, pixels, channels, tile_pixels: tl.constexpr, tile_channels: tl.constexpr):
     row = tl.program_id(1).to(tl.int64)
-    c = tl.program_id(0) * C + tl.arange(0, C)
+    c = tl.program_id(0) * tile_channels + tl.arange(0, tile_channels)
     inside = c < channels
     base = x + row * pixels * channels + c[None, :]
-    total = tl.zeros([P, C], tl.float32)
-    squares = tl.zeros([P, C], tl.float32)
-    for first in range(0, pixels, P):
-        p = first + tl.arange(0, P)
+    total = tl.zeros([tile_pixels, tile_channels], tl.float32)
+    squares = tl.zeros([tile_pixels, tile_channels], tl.float32)
+    for first in range(0, pixels, tile_pixels):
+        p = first + tl.arange(0, tile_pixels)
         value = tl.load(base + p[:, None] * channels, mask=(p < pixels)[:, None] & inside[None, :], other=0.0)
         value = value.to(tl.float32)
         total += value
@@ -33,16 +33,16 @@ def _sums_kernel(x, sums, pixels, channels, P: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def _add_kernel(x, y, bias, out, sums, scale, pixels, channels, P: tl.constexpr, C: tl.constexpr):
+def _add_kernel(x, y, bias, out, sums, scale, pixels, channels, tile_pixels: tl.constexpr, tile_channels: tl.constexpr):
     row = tl.program_id(1).to(tl.int64)
-    c = tl.program_id(0) * C + tl.arange(0, C)
+    c = tl.program_id(0) * tile_channels + tl.arange(0, tile_channels)
     inside = c < channels
     base = row * pixels * channels + c[None, :]
     shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)[None, :]
-    total = tl.zeros([P, C], tl.float32)
-    squares = tl.zeros([P, C], tl.float32)
-    for first in range(0, pixels, P):
-        p = first + tl.arange(0, P)
+    total = tl.zeros([tile_pixels, tile_channels], tl.float32)
+    squares = tl.zeros([tile_pixels, tile_channels], tl.float32)
+    for first in range(0, pixels, tile_pixels):
+        p = first + tl.arange(0, tile_pixels)
         mask = (p < pixels)[:, None] & inside[None, :]
         at = base + p[:, None] * channels
         value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
@@ -74,15 +74,15 @@ def _affine_kernel(
     channels,
     groups,
     eps,
-    BEFORE: tl.constexpr,
-    MODULATED: tl.constexpr,
-    GROUPS: tl.constexpr,
-    SIZE: tl.constexpr,
+    has_before: tl.constexpr,
+    is_modulated: tl.constexpr,
+    most_groups: tl.constexpr,
+    most_members: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     size = channels // groups
-    group = tl.arange(0, GROUPS)[:, None]
-    member = tl.arange(0, SIZE)[None, :]
+    group = tl.arange(0, most_groups)[:, None]
+    member = tl.arange(0, most_members)[None, :]
     inside = (group < groups) & (member < size)
     c = group * size + member
     ours = c < first_channels
@@ -94,8 +94,8 @@ def _affine_kernel(
     squares = tl.load(first + first_channels, mask=inside & ours, other=0.0) + tl.load(
         second + (channels - first_channels), mask=inside & (c >= first_channels), other=0.0
     )
-    added = tl.zeros([GROUPS, SIZE], tl.float32)
-    if BEFORE:
+    added = tl.zeros([most_groups, most_members], tl.float32)
+    if has_before:
         added = tl.load(before + row * before_stride + c, mask=inside, other=0.0).to(tl.float32)
         squares += added * (2 * total + pixels * added)
         total += pixels * added
@@ -104,7 +104,7 @@ def _affine_kernel(
     variance = tl.maximum(tl.sum(squares, axis=1)[:, None] / count - mean * mean, 0.0)
     factor = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32) / tl.sqrt(variance + eps)
     constant = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32) + (added - mean) * factor
-    if MODULATED:
+    if is_modulated:
         by = tl.load(scale + row * modulation_stride + c, mask=inside, other=0.0).to(tl.float32) + 1
         factor *= by
         constant = constant * by + tl.load(shift + row * modulation_stride + c, mask=inside, other=0.0).to(tl.float32)
@@ -115,18 +115,27 @@ def _affine_kernel(
 
 @triton.jit
 def _apply_kernel(
-    x, factors, out, pixels, channels, offset, wide, SILU: tl.constexpr, P: tl.constexpr, C: tl.constexpr
+    x,
+    factors,
+    out,
+    pixels,
+    channels,
+    offset,
+    wide,
+    silu: tl.constexpr,
+    tile_pixels: tl.constexpr,
+    tile_channels: tl.constexpr,
 ):
     row = tl.program_id(2).to(tl.int64)
-    p = tl.program_id(1) * P + tl.arange(0, P)
-    c = tl.program_id(0) * C + tl.arange(0, C)
+    p = tl.program_id(1) * tile_pixels + tl.arange(0, tile_pixels)
+    c = tl.program_id(0) * tile_channels + tl.arange(0, tile_channels)
     mask = (p < pixels)[:, None] & (c < channels)[None, :]
     own = factors + row * 2 * wide + offset + c
     factor = tl.load(own, mask=c < channels, other=0.0)[None, :]
     constant = tl.load(own + wide, mask=c < channels, other=0.0)[None, :]
     value = tl.load(x + row * pixels * channels + p[:, None] * channels + c[None, :], mask=mask, other=0.0)
     value = value.to(tl.float32) * factor + constant
-    if SILU:
+    if silu:
         value = value * tl.sigmoid(value)
     to = out + row * pixels * wide + p[:, None] * wide + offset + c[None, :]
     tl.store(to, value.to(out.dtype.element_ty), mask=mask)
@@ -140,7 +149,7 @@ def channel_sums(x: Tensor) -> Tensor:
     rows, pixels, channels = _sizes(x)
     sums = x.new_empty(rows, 2, channels, dtype=torch.float32)
     grid = (triton.cdiv(channels, CHANNELS), rows)
-    _sums_kernel[grid](x, sums, pixels, channels, P=PIXELS, C=CHANNELS, num_warps=WARPS)
+    _sums_kernel[grid](x, sums, pixels, channels, tile_pixels=PIXELS, tile_channels=CHANNELS, num_warps=WARPS)
     return sums
 
 
@@ -148,7 +157,9 @@ def add(x: Tensor, y: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tenso
     rows, pixels, channels = _sizes(x)
     out, sums = torch.empty_like(x), x.new_empty(rows, 2, channels, dtype=torch.float32)
     grid = (triton.cdiv(channels, CHANNELS), rows)
-    _add_kernel[grid](x, y, bias, out, sums, scale, pixels, channels, P=PIXELS, C=CHANNELS, num_warps=WARPS)
+    _add_kernel[grid](
+        x, y, bias, out, sums, scale, pixels, channels, tile_pixels=PIXELS, tile_channels=CHANNELS, num_warps=WARPS
+    )
     return out, sums
 
 
@@ -182,10 +193,10 @@ def norm_factors(
         channels,
         groups,
         eps,
-        BEFORE=before is not None,
-        MODULATED=modulation is not None,
-        GROUPS=triton.next_power_of_2(groups),
-        SIZE=triton.next_power_of_2(channels // groups),
+        has_before=before is not None,
+        is_modulated=modulation is not None,
+        most_groups=triton.next_power_of_2(groups),
+        most_members=triton.next_power_of_2(channels // groups),
         num_warps=1,
     )
     return factors
@@ -204,7 +215,17 @@ def scale_and_shift(parts: list[Tensor], factors: Tensor, *, silu: bool) -> Tens
         channels = x.shape[1]
         grid = (triton.cdiv(channels, CHANNELS), triton.cdiv(pixels, PIXELS), rows)
         _apply_kernel[grid](
-            x, factors, out, pixels, channels, offset, wide, SILU=silu, P=PIXELS, C=CHANNELS, num_warps=WARPS
+            x,
+            factors,
+            out,
+            pixels,
+            channels,
+            offset,
+            wide,
+            silu=silu,
+            tile_pixels=PIXELS,
+            tile_channels=CHANNELS,
+            num_warps=WARPS,
         )
         offset += channels
     return out

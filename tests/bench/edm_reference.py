@@ -1,5 +1,8 @@
-"""How NVIDIA's EDM code runs its networks, for its speed: float32 weights cast at each use, NCHW, attention by two einsums
-with a float32 softmax, resampling by a convolution for each channel, biases added in place."""
+"""How NVIDIA's EDM code runs its networks, for its speed.
+
+Weights are float32 and cast at each use; NCHW; attention is two einsums and a float32 softmax; resampling is a
+convolution for each channel; biases are added in place.
+"""
 
 import torch
 import torch.nn.functional as F
