@@ -36,14 +36,9 @@ class Execution:
         if self.channels_last:
             # torch's stub knows the argument for tensors only.
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if (
-            self.channels_last
-            and not self.compile
-            and device.startswith("cuda")
-            and hasattr(network, "fused_inference")
-        ):
-            network.fused_inference = has_kernels()
-            if not network.fused_inference:
+        if self.channels_last and not self.compile and device.startswith("cuda") and hasattr(network, "fused"):
+            network.fused = has_kernels()
+            if not network.fused:
                 warnings.warn("there is no Triton here: channels_last is slow without its kernels", stacklevel=2)
         return torch.compile(network) if self.compile else network  # type: ignore[return-value]
 

@@ -106,21 +106,51 @@ def test_fused_outputs_are_edms(name: str, precision: Precision, tolerance: floa
     x, sigma, label, expected = golden_inputs(name)
     denoiser = denoiser_of(network, channels, label.shape[1], Execution(precision, channels_last=True))
     plain = denoiser.unclipped(x, sigma, label)
-    network.fused_inference = True
+    network.fused = True
     found = denoiser.unclipped(x, sigma, label)
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
     assert not torch.equal(found, plain)  # it did run another way
 
 
-def test_gradients_take_the_plain_way() -> None:
-    network, _ = golden_network("edm-adm-cond")
-    x, sigma, label, _ = golden_inputs("edm-adm-cond")
+@pytest.mark.parametrize("name", NAMES[:1] + NAMES[2:])
+def test_gradients_of_the_label_are_the_networks(name: str) -> None:
+    network, _ = golden_network(name)
+    network.requires_grad_(False)
+    x, sigma, label, _ = golden_inputs(name)
     found = []
     for fused in (False, True):
-        network.fused_inference = fused
+        network.fused = fused
         wanted = label.clone().requires_grad_()
-        found.append(torch.autograd.grad(network(x, sigma, wanted).sum(), wanted)[0])
-    assert torch.equal(*found)
+        found.append(torch.autograd.grad(network(x, sigma, wanted).square().sum(), wanted)[0])
+    assert not torch.equal(*found)
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4 * found[0].abs().max().item())
+
+
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("modulated", [True, False])
+def test_gradients_of_a_norm_are_its_derivatives(modulated: bool, silu: bool) -> None:
+    layer, sizes = norm(12).double(), [part.x for part in activations(5, 7)]
+    others = torch.randn(3, 3, 12, generator=torch.Generator().manual_seed(1)).unbind(0)
+
+    def loss(parts: list[torch.Tensor], before: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, *, fused: bool):
+        if fused:
+            given = (scale, shift) if modulated else None
+            found = normalised(layer, [with_sums(part) for part in parts], before=before, modulation=given, silu=silu)
+        else:
+            found = layer(torch.cat(parts, dim=1) + before[:, :, None, None])
+            if modulated:
+                found = found * (scale + 1)[:, :, None, None] + shift[:, :, None, None]
+            found = F.silu(found) if silu else found
+        weights = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view(found.shape)
+        return (found * weights).sum()
+
+    gradients = []
+    for fused in (False, True):
+        inputs = [one.double().requires_grad_() for one in (*sizes, *others)]
+        total = loss(inputs[:2], *inputs[2:], fused=fused)
+        gradients.append(torch.autograd.grad(total, inputs[: 5 if modulated else 3]))
+    for expected, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_averaging_and_doubling_are_the_filters_bit_for_bit() -> None:

@@ -24,11 +24,11 @@ CHANNELS_PER_HEAD = 64
 class DhariwalUNet(nn.Module):
     """The U-Net of Dhariwal and Nichol 2021 (ADM), at EDM's defaults for ImageNet-64.
 
-    The label enters as a continuous vector; all zero is "no label". With `fused_inference` set, passes without
-    gradients run as `fused_unet` has it.
+    The label enters as a continuous vector; all zero is "no label". With `fused` set it runs as `fused_unet` has
+    it, for inference.
     """
 
-    fused_inference = False
+    fused = False
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class DhariwalUNet(nn.Module):
         augment: Float[Tensor, "rows augmentations"] | None = None,
     ) -> Float[Tensor, "rows c h w"]:
         embedding = self.embed(c_noise, label, augment)
-        if self.fused_inference and not torch.is_grad_enabled():
+        if self.fused:
             encoder, decoder = self.enc.items(), self.dec.items()
             return run_unet(x, embedding, encoder=encoder, decoder=decoder, norm=self.out_norm, conv=self.out_conv)
         skips: list[Tensor] = []

@@ -27,13 +27,13 @@ class SongUNet(nn.Module):
     """A U-Net with DDPM++'s defaults; `fourier`, `residual`, channel_mult_noise 2 and [1, 3, 3, 1] make it NCSN++.
 
     The label enters as a continuous vector; all zero is "no label". Source: Song et al. 2021; Karras et al. 2022,
-    appendix F. With `fused_inference` set, passes without gradients run as `fused_unet` has it.
+    appendix F. With `fused` set it runs as `fused_unet` has it, for inference.
 
     Raises:
         ValueError: an embedding, encoder or decoder that is neither's.
     """
 
-    fused_inference = False
+    fused = False
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class SongUNet(nn.Module):
     ) -> Float[Tensor, "rows c h w"]:
         embedding = self.embed(c_noise, label, augment)
         *blocks, (_, norm), (_, conv) = self.dec.items()
-        if self.fused_inference and not torch.is_grad_enabled():
+        if self.fused:
             return run_unet(x, embedding, encoder=self.enc.items(), decoder=blocks, norm=norm, conv=conv)
         skips: list[Tensor] = []
         auxiliary = x

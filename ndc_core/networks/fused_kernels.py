@@ -4,6 +4,8 @@ A row's result is a function of that row alone, added up in one fixed order: the
 on two rows. Arithmetic is in float32.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -141,6 +143,82 @@ def _apply_kernel(
     tl.store(to, value.to(out.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _before_silu(x, gradient, factor, constant, silu: tl.constexpr):
+    if silu:
+        u = x * factor + constant
+        gate = tl.sigmoid(u)
+        gradient = gradient * gate * (1 + u * (1 - gate))
+    return gradient
+
+
+@triton.jit
+def _backward_sums_kernel(
+    x,
+    factors,
+    gradient,
+    sums,
+    pixels,
+    channels,
+    offset,
+    wide,
+    silu: tl.constexpr,
+    tile_pixels: tl.constexpr,
+    tile_channels: tl.constexpr,
+):
+    row = tl.program_id(1).to(tl.int64)
+    c = tl.program_id(0) * tile_channels + tl.arange(0, tile_channels)
+    inside = c < channels
+    own = row * 2 * wide + offset + c
+    factor = tl.load(factors + own, mask=inside, other=0.0)[None, :]
+    constant = tl.load(factors + own + wide, mask=inside, other=0.0)[None, :]
+    total = tl.zeros([tile_pixels, tile_channels], tl.float32)
+    products = tl.zeros([tile_pixels, tile_channels], tl.float32)
+    for first in range(0, pixels, tile_pixels):
+        p = first + tl.arange(0, tile_pixels)
+        mask = (p < pixels)[:, None] & inside[None, :]
+        value = tl.load(x + row * pixels * channels + p[:, None] * channels + c[None, :], mask=mask, other=0.0)
+        value = value.to(tl.float32)
+        g = tl.load(gradient + row * pixels * wide + p[:, None] * wide + offset + c[None, :], mask=mask, other=0.0)
+        g = _before_silu(value, g.to(tl.float32), factor, constant, silu)
+        total += g
+        products += g * value
+    tl.store(sums + own, tl.sum(total, axis=0), mask=inside)
+    tl.store(sums + own + wide, tl.sum(products, axis=0), mask=inside)
+
+
+@triton.jit
+def _backward_apply_kernel(
+    x,
+    factors,
+    gradient,
+    through,
+    out,
+    pixels,
+    channels,
+    offset,
+    wide,
+    silu: tl.constexpr,
+    tile_pixels: tl.constexpr,
+    tile_channels: tl.constexpr,
+):
+    row = tl.program_id(2).to(tl.int64)
+    p = tl.program_id(1) * tile_pixels + tl.arange(0, tile_pixels)
+    c = tl.program_id(0) * tile_channels + tl.arange(0, tile_channels)
+    inside = c < channels
+    mask = (p < pixels)[:, None] & inside[None, :]
+    own = row * 2 * wide + offset + c
+    factor = tl.load(factors + own, mask=inside, other=0.0)[None, :]
+    constant = tl.load(factors + own + wide, mask=inside, other=0.0)[None, :]
+    at = row * pixels * channels + p[:, None] * channels + c[None, :]
+    value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    g = tl.load(gradient + row * pixels * wide + p[:, None] * wide + offset + c[None, :], mask=mask, other=0.0)
+    g = _before_silu(value, g.to(tl.float32), factor, constant, silu)
+    slope = tl.load(through + own, mask=inside, other=0.0)[None, :]
+    level = tl.load(through + own + wide, mask=inside, other=0.0)[None, :]
+    tl.store(out + at, (factor * g + slope * value + level).to(out.dtype.element_ty), mask=mask)
+
+
 def _sizes(x: Tensor) -> tuple[int, int, int]:
     return x.shape[0], x.shape[2] * x.shape[3], x.shape[1]
 
@@ -164,7 +242,7 @@ def add(x: Tensor, y: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tenso
 
 
 def norm_factors(
-    sums: list[Tensor],
+    sums: Sequence[Tensor],
     pixels: int,
     *,
     groups: int,
@@ -202,7 +280,7 @@ def norm_factors(
     return factors
 
 
-def scale_and_shift(parts: list[Tensor], factors: Tensor, *, silu: bool) -> Tensor:
+def scale_and_shift(parts: Sequence[Tensor], factors: Tensor, *, silu: bool) -> Tensor:
     rows, pixels, _ = _sizes(parts[0])
     wide, offset = factors.shape[2], 0
     out = torch.empty(
@@ -229,3 +307,55 @@ def scale_and_shift(parts: list[Tensor], factors: Tensor, *, silu: bool) -> Tens
         )
         offset += channels
     return out
+
+
+def backward_sums(parts: Sequence[Tensor], factors: Tensor, gradient: Tensor, *, silu: bool) -> Tensor:
+    rows, pixels, _ = _sizes(parts[0])
+    sums, wide, offset = torch.empty_like(factors), factors.shape[2], 0
+    for x in parts:
+        channels = x.shape[1]
+        grid = (triton.cdiv(channels, CHANNELS), rows)
+        _backward_sums_kernel[grid](
+            x,
+            factors,
+            gradient,
+            sums,
+            pixels,
+            channels,
+            offset,
+            wide,
+            silu=silu,
+            tile_pixels=PIXELS,
+            tile_channels=CHANNELS,
+            num_warps=WARPS,
+        )
+        offset += channels
+    return sums
+
+
+def backward_apply(
+    parts: Sequence[Tensor], factors: Tensor, gradient: Tensor, through: Tensor, *, silu: bool
+) -> list[Tensor]:
+    rows, pixels, _ = _sizes(parts[0])
+    results, wide, offset = [], factors.shape[2], 0
+    for x in parts:
+        channels, out = x.shape[1], torch.empty_like(x)
+        grid = (triton.cdiv(channels, CHANNELS), triton.cdiv(pixels, PIXELS), rows)
+        _backward_apply_kernel[grid](
+            x,
+            factors,
+            gradient,
+            through,
+            out,
+            pixels,
+            channels,
+            offset,
+            wide,
+            silu=silu,
+            tile_pixels=PIXELS,
+            tile_channels=CHANNELS,
+            num_warps=WARPS,
+        )
+        results.append(out)
+        offset += channels
+    return results

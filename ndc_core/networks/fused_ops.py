@@ -1,23 +1,29 @@
 """What stands between a network's convolutions, in few trips to memory: statistics, normalisation, sums.
 
-On CUDA these are Triton kernels, elsewhere the same formulas in PyTorch. Tensors are channels last. A row's result is a
-function of that row alone.
+On CUDA these are Triton kernels, elsewhere the same formulas in PyTorch. Tensors are channels last. A row's result, and
+its gradient, is a function of that row alone. Gradients go to activations, shifts and scales, not to weights.
 """
 
 import importlib
 import importlib.util
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import Function
+
+from ndc_core.networks import fused_formulas
+from ndc_core.networks.fused_formulas import group_statistics, mean_of_groups
 
 
 class Summed(NamedTuple):
-    """Activations with the sums of each channel, and of its squares, over the pixels: what norms are made of."""
+    """Activations with the sums of each channel, and of its squares, over the pixels: what norms are made of.
+
+    Gradients are of `x` alone.
+    """
 
     x: Float[Tensor, "rows c h w"]
     sums: Float[Tensor, "rows 2 c"]
@@ -28,29 +34,43 @@ def has_kernels() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def _home(x: Tensor) -> Any:
+    return _kernels() if x.is_cuda else fused_formulas
+
+
 @cache
 def _kernels() -> Any:
     return importlib.import_module("ndc_core.networks.fused_kernels")
 
 
+def channels_last(x: Float[Tensor, "rows c h w"]) -> Float[Tensor, "rows c h w"]:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def with_sums(x: Float[Tensor, "rows c h w"]) -> Summed:
-    x = x.contiguous(memory_format=torch.channels_last)
-    return Summed(x, _kernels().channel_sums(x) if x.is_cuda else _sums(x))
-
-
-def _sums(x: Float[Tensor, "rows c h w"]) -> Float[Tensor, "rows 2 c"]:
-    flat = x.float().flatten(2)
-    return torch.stack([flat.sum(2), flat.square().sum(2)], dim=1)
+    x = channels_last(x)
+    return Summed(x, _home(x).channel_sums(x.detach()))
 
 
 def add(
     x: Float[Tensor, "rows c h w"], y: Float[Tensor, "rows c h w"], bias: Float[Tensor, " c"], *, scale: float
 ) -> Summed:
     """(x + y + bias) * scale."""
-    if x.is_cuda:
-        return Summed(*_kernels().add(x, y, bias, scale))
-    total = ((x.float() + y.float() + bias.float()[:, None, None]) * scale).to(x.dtype)
-    return Summed(total, _sums(total))
+    return Summed(*cast(tuple[Tensor, Tensor], _Add.apply(x, y, bias, scale)))
+
+
+class _Add(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        ctx.scale = scale
+        total, sums = _home(x).add(channels_last(x), channels_last(y), bias, scale)
+        ctx.mark_non_differentiable(sums)
+        return total, sums
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        gradient = gradients[0] * ctx.scale
+        return gradient, gradient, None, None
 
 
 def normalised(
@@ -63,52 +83,55 @@ def normalised(
 ) -> Float[Tensor, "rows c h w"]:
     """The group norm of the parts' concatenation, to which `before` was added; then times scale + 1, plus shift
     (`modulation`), and SiLU."""
-    pixels = parts[0].x.shape[2] * parts[0].x.shape[3]
-    arguments: dict[str, Any] = {
-        "groups": norm.num_groups,
-        "weight": norm.weight,
-        "bias": norm.bias,
-        "eps": norm.eps,
-        "before": before,
-        "modulation": modulation,
-    }
     sums, tensors = [part.sums for part in parts], [part.x for part in parts]
-    if tensors[0].is_cuda:
-        factors = _kernels().norm_factors(sums, pixels, **arguments)
-        result: Tensor = _kernels().scale_and_shift(tensors, factors, silu=silu)
+    return cast(Tensor, _Normalised.apply(norm, sums, before, *(modulation or (None, None)), silu, *tensors))
+
+
+class _Normalised(Function):
+    """With u = factor x + constant for each row and channel, the result is silu(u)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        norm: nn.GroupNorm,
+        sums: list[Tensor],
+        before: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        silu: bool,
+        *parts: Tensor,
+    ) -> Tensor:
+        home, pixels = _home(parts[0]), parts[0].shape[2] * parts[0].shape[3]
+        modulation = None if scale is None else (scale, shift)
+        groups, weight, bias, eps = norm.num_groups, norm.weight, norm.bias, norm.eps
+        factors = home.norm_factors(
+            sums, pixels, groups=groups, weight=weight, bias=bias, eps=eps, before=before, modulation=modulation
+        )
+        ctx.norm, ctx.silu = norm, silu
+        ctx.save_for_backward(factors, before, scale, *sums, *parts)
+        result: Tensor = home.scale_and_shift(parts, factors, silu=silu)
         return result
-    factor, constant = _factors(torch.cat(sums, dim=2), pixels, **arguments).unbind(1)
-    x = torch.cat(tensors, dim=1).float() * factor[:, :, None, None] + constant[:, :, None, None]
-    return (F.silu(x) if silu else x).to(tensors[0].dtype)
 
-
-def _factors(
-    sums: Float[Tensor, "rows 2 c"],
-    pixels: int,
-    *,
-    groups: int,
-    weight: Float[Tensor, " c"],
-    bias: Float[Tensor, " c"],
-    eps: float,
-    before: Float[Tensor, "rows c"] | None,
-    modulation: tuple[Float[Tensor, "rows c"], Float[Tensor, "rows c"]] | None,
-) -> Float[Tensor, "rows 2 c"]:
-    """What a channel is multiplied with, and what is then added."""
-    total, squares = sums.unbind(1)
-    added = torch.zeros_like(total) if before is None else before.float()
-    squares = squares + added * (2 * total + pixels * added)
-    total = total + pixels * added
-    members = total.shape[1] // groups
-
-    def mean_of_group(x: Tensor) -> Tensor:
-        means = x.unflatten(1, (groups, members)).sum(2) / (pixels * members)
-        return means.repeat_interleave(members, dim=1)
-
-    mean = mean_of_group(total)
-    variance = (mean_of_group(squares) - mean.square()).clamp(min=0)
-    factor = weight.float() / (variance + eps).sqrt()
-    constant = bias.float() + (added - mean) * factor
-    if modulation:
-        scale, shift = (one.float() for one in modulation)
-        factor, constant = factor * (scale + 1), constant * (scale + 1) + shift
-    return torch.stack([factor, constant], dim=1)
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        factors, before, scale, *rest = ctx.saved_tensors
+        sums, parts = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        home, gradient = _home(factors), channels_last(gradients[0])
+        pixels, groups = parts[0].shape[2] * parts[0].shape[3], ctx.norm.num_groups
+        weight, bias = ctx.norm.weight.float(), ctx.norm.bias.float()
+        every = torch.cat(sums, dim=2)
+        added, mean, deviation = group_statistics(every, pixels, groups=groups, eps=ctx.norm.eps, before=before)
+        of_g, of_gx = home.backward_sums(parts, factors, gradient, silu=ctx.silu).unbind(1)
+        of_g_normal = (of_gx + (added - mean) * of_g) / deviation  # the sum of g times the normalised x
+        # dx = (k g - mean of k g - normalised x * mean of k g normalised x) / deviation, where u = k normalised x + ...
+        k = factors[:, 0] * deviation
+        slope = -mean_of_groups(k * of_g_normal, pixels, groups=groups) / deviation.square()
+        constant = slope * (added - mean) - mean_of_groups(k * of_g, pixels, groups=groups) / deviation
+        through = torch.stack([slope, constant], dim=1)
+        dx = home.backward_apply(parts, factors, gradient, through, silu=ctx.silu)
+        dbefore = dscale = dshift = None
+        if before is not None:
+            dbefore = (factors[:, 0] * of_g + slope * every[:, 0] + constant * pixels).to(before.dtype)
+        if scale is not None:
+            dscale, dshift = (weight * of_g_normal + bias * of_g).to(scale.dtype), of_g.to(scale.dtype)
+        return (None, None, dbefore, dscale, dshift, None, *dx)

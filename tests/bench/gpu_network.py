@@ -11,7 +11,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ WAYS = (
     Way("EDM's own way, cudnn.benchmark", channels_last=False, fused=False, graph=False, reference=True, tuned=True),
     Way("fused, graph", "tf32"),
 )
+GRADIENT_WAYS = (Way("fused", graph=False), Way("NCHW", channels_last=False, fused=False, graph=False))
 COMPILED = (Way("channels last, compiled", fused=False, graph=False, compile=True),)
 
 
@@ -140,7 +141,7 @@ def made(net: Net, way: Way, *, device: str) -> tuple[EDMDenoiser, tuple[Tensor,
             nn.init.normal_(weight, std=0.6 / weight[0].numel() ** 0.5)
     execution = Execution("float32" if way.reference else way.precision, way.channels_last, way.compile)
     running: Any = execution.apply(network, device=device)
-    network.fused_inference = way.fused  # type: ignore[assignment]
+    network.fused = way.fused  # type: ignore[assignment]
     if way.reference:
         running = EDMsWay(network)
     torch.backends.cudnn.benchmark = way.tuned
@@ -201,7 +202,7 @@ def golden_denoiser(
 ) -> tuple[EDMDenoiser, tuple[Tensor, Tensor, Tensor, Tensor]]:
     network, channels, io = golden_parts(name)
     running = execution.apply(network, device=device)
-    network.fused_inference = fused
+    network.fused = fused
     dtype = DTYPES[execution.precision]
     denoiser = EDMDenoiser(running, image_shape=(channels, 16, 16), num_classes=10, network_dtype=dtype)
     x, sigma, label, expected = io
@@ -277,6 +278,28 @@ def rate(bench: Bench, net: Net, way: Way, *, limit: dict[str, float]) -> None:
         tflops=round(power / 1e12, 3),
         share=round(power / limit.get(way.precision, limit["float16"]), 3),
         took=round(time.perf_counter() - began, 1),
+    )
+
+
+def gradient_rate(bench: Bench, net: Net, way: Way) -> None:
+    """Of the derivative with respect to the label, whose row counts as two evaluations; half the rows, for memory."""
+    denoiser, given = made(replace(net, rows=net.rows // 2), way, device=bench.device)
+    denoiser.requires_grad_(False)
+    z, sigma, label = given
+
+    def gradient() -> Tensor:
+        wanted = label.clone().requires_grad_()
+        return torch.autograd.grad(denoiser(z, sigma, wanted).square().sum(), wanted)[0]
+
+    same = torch.equal(gradient(), gradient())
+    found = per_second(bench, gradient, amount=net.rows, before=1)
+    bench.note(
+        part="gradient",
+        network=net.name,
+        way=way.name,
+        precision=way.precision,
+        evaluations_per_second=round(found, 1),
+        same_again=same,
     )
 
 
@@ -357,6 +380,9 @@ def run(bench: Bench, *, tiny: bool, budget: float, compiled: bool) -> None:
         guarded(bench, lambda net=net, way=way: rate(bench, net, way, limit=limit), name=f"{net.name}, {way.name}")
     for net in nets:
         guarded(bench, lambda net=net: kernels(bench, net), name="kernels")
+    for net, way in [(net, way) for way in GRADIENT_WAYS for net in nets]:
+        if bench.elapsed() < budget:
+            guarded(bench, lambda net=net, way=way: gradient_rate(bench, net, way), name=f"gradient, {net.name}")
     for net, way in [(net, way) for way in (*WAYS[5:], *(COMPILED if compiled else ())) for net in nets]:
         if bench.elapsed() > budget:
             bench.note(part="skipped", what=f"{net.name}, {way.name}", at=round(bench.elapsed()))
