@@ -1,4 +1,4 @@
-"""The Triton kernels are the formulas. Without a GPU, where Triton is installed: TRITON_INTERPRET=1 pytest this file."""
+"""The Triton kernels are the formulas. Without a GPU, where Triton is installed, run this with TRITON_INTERPRET=1."""
 
 import os
 from typing import Any
@@ -36,10 +36,14 @@ def test_additions_and_sums(shape: tuple[int, tuple[int, ...], int], dtype: torc
     for x in parts_of(*shape, dtype):
         close(fused_kernels.channel_sums(x), fused_formulas.channel_sums(x))
         y, bias = torch.randn_like(x), torch.randn(x.shape[1], device=DEVICE).to(dtype)
-        for found, expected in zip(
-            fused_kernels.add(x, y, bias, 0.7), fused_formulas.add(x, y, bias, 0.7), strict=True
-        ):
-            close(found, expected)
+        for resample, back in (("keep", "keep"), ("up", "down"), ("down", "up")):
+            if shape[2] % 2 and resample != "keep":
+                continue
+            other = fused_formulas.resampled(y, back)
+            close(fused_kernels.resampled(y, back), other)
+            found = fused_kernels.add(x, other, bias, 0.7, resample=resample)
+            for one, expected in zip(found, fused_formulas.add(x, other, bias, 0.7, resample=resample), strict=True):
+                close(one, expected)
 
 
 @pytest.mark.parametrize("before", ["nothing", "rows", "channels"])
@@ -68,10 +72,11 @@ def test_norms_and_their_gradients(
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     through = torch.randn_like(factors)
     for silu in (True, False):
-        close(
-            fused_kernels.scale_and_shift(parts, factors, silu=silu),
-            fused_formulas.scale_and_shift(parts, factors, silu=silu),
-        )
+        for resample in ("keep", "up", "down") if shape[2] % 2 == 0 else ("keep",):
+            close(
+                fused_kernels.scale_and_shift(parts, factors, silu=silu, resample=resample),
+                fused_formulas.scale_and_shift(parts, factors, silu=silu, resample=resample),
+            )
         close(
             fused_kernels.backward_sums(parts, factors, gradient, silu=silu),
             fused_formulas.backward_sums(parts, factors, gradient, silu=silu),

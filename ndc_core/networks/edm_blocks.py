@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ndc_core.networks.attention import attended_planes
+from ndc_core.networks.fused_formulas import Resample, resampled
 
 MOST_GROUPS, CHANNELS_PER_GROUP = 32, 4
 
@@ -146,7 +147,7 @@ class ResampledConv(nn.Module):
     def resampled(self, x: Float[Tensor, "rows c h w"], *, padding: int) -> Float[Tensor, "rows c h2 w2"]:
         assert self.resample_filter is not None
         if self.averages and not padding:  # the same bits, without a convolution for each channel
-            return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else F.avg_pool2d(x, 2)
+            return resampled(x, "up" if self.up else "down")
         channels = x.shape[1]
         per_channel = self.resample_filter.to(x.dtype).expand(channels, 1, -1, -1)
         if self.up:
@@ -172,6 +173,13 @@ class ResampledConv(nn.Module):
         if self.up or self.down:
             x = self.resampled(x, padding=self._reach)
         return x if self.weight is None else F.conv2d(x, self.weight, bias, padding=self.padding)
+
+    @property
+    def resample(self) -> Resample | None:
+        """What the resampling is, where it is none, averaging or doubling; None for other filters."""
+        if not (self.up or self.down):
+            return "keep"
+        return ("up" if self.up else "down") if self.averages else None
 
     @property
     def _reach(self) -> int:

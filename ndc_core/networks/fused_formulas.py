@@ -1,13 +1,16 @@
 """The formulas of `fused_ops` in PyTorch: for devices without `fused_kernels`, which have the same names."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 Sums = Float[Tensor, "rows 2 c"]
 Factors = Float[Tensor, "rows 2 c"]
+Resample = Literal["keep", "up", "down"]  # pixels are doubled, or averaged over two by two
 
 
 def channel_sums(x: Float[Tensor, "rows c h w"]) -> Sums:
@@ -15,10 +18,21 @@ def channel_sums(x: Float[Tensor, "rows c h w"]) -> Sums:
     return torch.stack([flat.sum(2), flat.square().sum(2)], dim=1)
 
 
+def resampled(x: Float[Tensor, "rows c h w"], resample: Resample) -> Float[Tensor, "rows c h2 w2"]:
+    if resample == "keep":
+        return x
+    return F.interpolate(x, scale_factor=2.0, mode="nearest") if resample == "up" else F.avg_pool2d(x, 2)
+
+
 def add(
-    x: Float[Tensor, "rows c h w"], y: Float[Tensor, "rows c h w"], bias: Float[Tensor, " c"], scale: float
+    x: Float[Tensor, "rows c h w"],
+    y: Float[Tensor, "rows c h2 w2"],
+    bias: Float[Tensor, " c"],
+    scale: float,
+    *,
+    resample: Resample,
 ) -> tuple[Float[Tensor, "rows c h w"], Sums]:
-    total = ((x.float() + y.float() + bias.float()[:, None, None]) * scale).to(x.dtype)
+    total = ((x.float() + resampled(y, resample).float() + bias.float()[:, None, None]) * scale).to(x.dtype)
     return total, channel_sums(total)
 
 
@@ -63,10 +77,10 @@ def mean_of_groups(sums: Float[Tensor, "rows c"], pixels: int, *, groups: int) -
 
 
 def scale_and_shift(
-    parts: Sequence[Float[Tensor, "rows _ h w"]], factors: Factors, *, silu: bool
-) -> Float[Tensor, "rows c h w"]:
+    parts: Sequence[Float[Tensor, "rows _ h w"]], factors: Factors, *, silu: bool, resample: Resample
+) -> Float[Tensor, "rows c h2 w2"]:
     u = _affine(torch.cat(list(parts), dim=1), factors)
-    return (u * u.sigmoid() if silu else u).to(parts[0].dtype)
+    return resampled(u * u.sigmoid() if silu else u, resample).to(parts[0].dtype)
 
 
 def backward_sums(

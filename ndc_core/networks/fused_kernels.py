@@ -16,6 +16,16 @@ WARPS = 4
 
 
 @triton.jit
+def _source(p, width, resample: tl.constexpr):
+    """The pixel that pixel p of an image of this width is read from; of four that are averaged, the first."""
+    if resample == "up":
+        p = (p // width // 2) * (width // 2) + (p % width) // 2
+    if resample == "down":
+        p = (p // width) * 4 * width + (p % width) * 2
+    return p
+
+
+@triton.jit
 def _sums_kernel(x, sums, pixels, channels, tile_pixels: tl.constexpr, tile_channels: tl.constexpr):
     row = tl.program_id(1).to(tl.int64)
     c = tl.program_id(0) * tile_channels + tl.arange(0, tile_channels)
@@ -35,7 +45,21 @@ def _sums_kernel(x, sums, pixels, channels, tile_pixels: tl.constexpr, tile_chan
 
 
 @triton.jit
-def _add_kernel(x, y, bias, out, sums, scale, pixels, channels, tile_pixels: tl.constexpr, tile_channels: tl.constexpr):
+def _add_kernel(
+    x,
+    y,
+    bias,
+    out,
+    sums,
+    scale,
+    pixels,
+    y_pixels,
+    width,
+    channels,
+    resample: tl.constexpr,
+    tile_pixels: tl.constexpr,
+    tile_channels: tl.constexpr,
+):
     row = tl.program_id(1).to(tl.int64)
     c = tl.program_id(0) * tile_channels + tl.arange(0, tile_channels)
     inside = c < channels
@@ -48,7 +72,14 @@ def _add_kernel(x, y, bias, out, sums, scale, pixels, channels, tile_pixels: tl.
         mask = (p < pixels)[:, None] & inside[None, :]
         at = base + p[:, None] * channels
         value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-        value = (value + tl.load(y + at, mask=mask, other=0.0).to(tl.float32) + shift) * scale
+        from_y = y + row * y_pixels * channels + _source(p, width, resample)[:, None] * channels + c[None, :]
+        other = tl.load(from_y, mask=mask, other=0.0).to(tl.float32)
+        if resample == "down":
+            other += tl.load(from_y + channels, mask=mask, other=0.0).to(tl.float32)
+            other += tl.load(from_y + 2 * width * channels, mask=mask, other=0.0).to(tl.float32)
+            other += tl.load(from_y + (2 * width + 1) * channels, mask=mask, other=0.0).to(tl.float32)
+            other *= 0.25
+        value = (value + other + shift) * scale
         stored = value.to(out.dtype.element_ty)
         tl.store(out + at, stored, mask=mask)
         value = tl.where(mask, stored.to(tl.float32), 0.0)
@@ -116,15 +147,27 @@ def _affine_kernel(
 
 
 @triton.jit
+def _active(at, mask, factor, constant, silu: tl.constexpr):
+    value = tl.load(at, mask=mask, other=0.0).to(tl.float32) * factor + constant
+    if silu:
+        value = value * tl.sigmoid(value)
+    return value
+
+
+@triton.jit
 def _apply_kernel(
     x,
     factors,
     out,
     pixels,
+    x_pixels,
+    width,
     channels,
     offset,
     wide,
+    has_factors: tl.constexpr,
     silu: tl.constexpr,
+    resample: tl.constexpr,
     tile_pixels: tl.constexpr,
     tile_channels: tl.constexpr,
 ):
@@ -132,13 +175,18 @@ def _apply_kernel(
     p = tl.program_id(1) * tile_pixels + tl.arange(0, tile_pixels)
     c = tl.program_id(0) * tile_channels + tl.arange(0, tile_channels)
     mask = (p < pixels)[:, None] & (c < channels)[None, :]
-    own = factors + row * 2 * wide + offset + c
-    factor = tl.load(own, mask=c < channels, other=0.0)[None, :]
-    constant = tl.load(own + wide, mask=c < channels, other=0.0)[None, :]
-    value = tl.load(x + row * pixels * channels + p[:, None] * channels + c[None, :], mask=mask, other=0.0)
-    value = value.to(tl.float32) * factor + constant
-    if silu:
-        value = value * tl.sigmoid(value)
+    factor, constant = 1.0, 0.0
+    if has_factors:
+        own = factors + row * 2 * wide + offset + c
+        factor = tl.load(own, mask=c < channels, other=0.0)[None, :]
+        constant = tl.load(own + wide, mask=c < channels, other=0.0)[None, :]
+    at = x + row * x_pixels * channels + _source(p, width, resample)[:, None] * channels + c[None, :]
+    value = _active(at, mask, factor, constant, silu)
+    if resample == "down":
+        value += _active(at + channels, mask, factor, constant, silu)
+        value += _active(at + 2 * width * channels, mask, factor, constant, silu)
+        value += _active(at + (2 * width + 1) * channels, mask, factor, constant, silu)
+        value *= 0.25
     to = out + row * pixels * wide + p[:, None] * wide + offset + c[None, :]
     tl.store(to, value.to(out.dtype.element_ty), mask=mask)
 
@@ -231,12 +279,25 @@ def channel_sums(x: Tensor) -> Tensor:
     return sums
 
 
-def add(x: Tensor, y: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def add(x: Tensor, y: Tensor, bias: Tensor, scale: float, *, resample: str) -> tuple[Tensor, Tensor]:
     rows, pixels, channels = _sizes(x)
     out, sums = torch.empty_like(x), x.new_empty(rows, 2, channels, dtype=torch.float32)
     grid = (triton.cdiv(channels, CHANNELS), rows)
     _add_kernel[grid](
-        x, y, bias, out, sums, scale, pixels, channels, tile_pixels=PIXELS, tile_channels=CHANNELS, num_warps=WARPS
+        x,
+        y,
+        bias,
+        out,
+        sums,
+        scale,
+        pixels,
+        y.shape[2] * y.shape[3],
+        x.shape[3],
+        channels,
+        resample=resample,
+        tile_pixels=PIXELS,
+        tile_channels=CHANNELS,
+        num_warps=WARPS,
     )
     return out, sums
 
@@ -280,33 +341,42 @@ def norm_factors(
     return factors
 
 
-def scale_and_shift(parts: Sequence[Tensor], factors: Tensor, *, silu: bool) -> Tensor:
-    rows, pixels, _ = _sizes(parts[0])
-    wide, offset = factors.shape[2], 0
-    out = torch.empty(
-        (rows, wide, *parts[0].shape[2:]),
-        dtype=parts[0].dtype,
-        device=parts[0].device,
-        memory_format=torch.channels_last,
-    )
+def scale_and_shift(parts: Sequence[Tensor], factors: Tensor | None, *, silu: bool, resample: str) -> Tensor:
+    rows, x_pixels, _ = _sizes(parts[0])
+    height, width = (_side_after(side, resample) for side in parts[0].shape[2:])
+    wide, offset = sum(part.shape[1] for part in parts), 0
+    like = {"dtype": parts[0].dtype, "device": parts[0].device, "memory_format": torch.channels_last}
+    out = torch.empty((rows, wide, height, width), **like)
     for x in parts:
         channels = x.shape[1]
-        grid = (triton.cdiv(channels, CHANNELS), triton.cdiv(pixels, PIXELS), rows)
+        grid = (triton.cdiv(channels, CHANNELS), triton.cdiv(height * width, PIXELS), rows)
         _apply_kernel[grid](
             x,
             factors,
             out,
-            pixels,
+            height * width,
+            x_pixels,
+            width,
             channels,
             offset,
             wide,
+            has_factors=factors is not None,
             silu=silu,
+            resample=resample,
             tile_pixels=PIXELS,
             tile_channels=CHANNELS,
             num_warps=WARPS,
         )
         offset += channels
     return out
+
+
+def resampled(x: Tensor, resample: str) -> Tensor:
+    return x if resample == "keep" else scale_and_shift([x], None, silu=False, resample=resample)
+
+
+def _side_after(side: int, resample: str) -> int:
+    return {"keep": side, "up": 2 * side, "down": side // 2}[resample]
 
 
 def backward_sums(parts: Sequence[Tensor], factors: Tensor, gradient: Tensor, *, silu: bool) -> Tensor:

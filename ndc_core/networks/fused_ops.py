@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from ndc_core.networks import fused_formulas
-from ndc_core.networks.fused_formulas import group_statistics, mean_of_groups
+from ndc_core.networks.fused_formulas import Resample, group_statistics, mean_of_groups
 
 
 class Summed(NamedTuple):
@@ -52,25 +52,57 @@ def with_sums(x: Float[Tensor, "rows c h w"]) -> Summed:
     return Summed(x, _home(x).channel_sums(x.detach()))
 
 
+def resampled(x: Float[Tensor, "rows c h w"], resample: Resample) -> Float[Tensor, "rows c h2 w2"]:
+    return cast(Tensor, _Resampled.apply(x, resample))
+
+
+class _Resampled(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, resample: Resample) -> Tensor:
+        ctx.resample = resample
+        x = channels_last(x)
+        result: Tensor = _home(x).resampled(x, resample)
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _resampled_back(gradients[0], ctx.resample), None
+
+
+def _resampled_back(gradient: Tensor, resample: Resample) -> Tensor:
+    """The gradient of what was resampled."""
+    gradient = channels_last(gradient)
+    if resample == "up":
+        return _home(gradient).resampled(gradient, "down") * 4
+    return _home(gradient).resampled(gradient, "up") / 4 if resample == "down" else gradient
+
+
 def add(
-    x: Float[Tensor, "rows c h w"], y: Float[Tensor, "rows c h w"], bias: Float[Tensor, " c"], *, scale: float
+    x: Float[Tensor, "rows c h w"],
+    y: Float[Tensor, "rows c h2 w2"],
+    bias: Float[Tensor, " c"],
+    *,
+    scale: float,
+    resample: Resample = "keep",
 ) -> Summed:
-    """(x + y + bias) * scale."""
-    return Summed(*cast(tuple[Tensor, Tensor], _Add.apply(x, y, bias, scale)))
+    """(x + y + bias) * scale, with y resampled first."""
+    return Summed(*cast(tuple[Tensor, Tensor], _Add.apply(x, y, bias, scale, resample)))
 
 
 class _Add(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        ctx.scale = scale
-        total, sums = _home(x).add(channels_last(x), channels_last(y), bias, scale)
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, bias: Tensor, scale: float, resample: Resample
+    ) -> tuple[Tensor, Tensor]:
+        ctx.scale, ctx.resample = scale, resample
+        total, sums = _home(x).add(channels_last(x), channels_last(y), bias, scale, resample=resample)
         ctx.mark_non_differentiable(sums)
         return total, sums
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         gradient = gradients[0] * ctx.scale
-        return gradient, gradient, None, None
+        return gradient, _resampled_back(gradient, ctx.resample), None, None, None
 
 
 def normalised(
@@ -80,11 +112,12 @@ def normalised(
     before: Float[Tensor, "rows c"] | None = None,
     modulation: tuple[Float[Tensor, "rows c"], Float[Tensor, "rows c"]] | None = None,
     silu: bool = True,
-) -> Float[Tensor, "rows c h w"]:
+    resample: Resample = "keep",
+) -> Float[Tensor, "rows c h2 w2"]:
     """The group norm of the parts' concatenation, to which `before` was added; then times scale + 1, plus shift
-    (`modulation`), and SiLU."""
+    (`modulation`), SiLU, and resampling."""
     sums, tensors = [part.sums for part in parts], [part.x for part in parts]
-    return cast(Tensor, _Normalised.apply(norm, sums, before, *(modulation or (None, None)), silu, *tensors))
+    return cast(Tensor, _Normalised.apply(norm, sums, before, *(modulation or (None, None)), silu, resample, *tensors))
 
 
 class _Normalised(Function):
@@ -99,6 +132,7 @@ class _Normalised(Function):
         scale: Tensor | None,
         shift: Tensor | None,
         silu: bool,
+        resample: Resample,
         *parts: Tensor,
     ) -> Tensor:
         home, pixels = _home(parts[0]), parts[0].shape[2] * parts[0].shape[3]
@@ -107,16 +141,16 @@ class _Normalised(Function):
         factors = home.norm_factors(
             sums, pixels, groups=groups, weight=weight, bias=bias, eps=eps, before=before, modulation=modulation
         )
-        ctx.norm, ctx.silu = norm, silu
+        ctx.norm, ctx.silu, ctx.resample = norm, silu, resample
         ctx.save_for_backward(factors, before, scale, *sums, *parts)
-        result: Tensor = home.scale_and_shift(parts, factors, silu=silu)
+        result: Tensor = home.scale_and_shift(parts, factors, silu=silu, resample=resample)
         return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         factors, before, scale, *rest = ctx.saved_tensors
         sums, parts = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-        home, gradient = _home(factors), channels_last(gradients[0])
+        home, gradient = _home(factors), _resampled_back(gradients[0], ctx.resample)
         pixels, groups = parts[0].shape[2] * parts[0].shape[3], ctx.norm.num_groups
         weight, bias = ctx.norm.weight.float(), ctx.norm.bias.float()
         every = torch.cat(sums, dim=2)
@@ -134,4 +168,4 @@ class _Normalised(Function):
             dbefore = (factors[:, 0] * of_g + slope * every[:, 0] + constant * pixels).to(before.dtype)
         if scale is not None:
             dscale, dshift = (weight * of_g_normal + bias * of_g).to(scale.dtype), of_g.to(scale.dtype)
-        return (None, None, dbefore, dscale, dshift, None, *dx)
+        return (None, None, dbefore, dscale, dshift, None, None, *dx)

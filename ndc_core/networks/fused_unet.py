@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ndc_core.networks.attention import attended_tokens
 from ndc_core.networks.edm_blocks import ResampledConv, UNetBlock
-from ndc_core.networks.fused_ops import Summed, add, normalised, with_sums
+from ndc_core.networks.fused_formulas import Resample
+from ndc_core.networks.fused_ops import Summed, add, normalised, resampled, with_sums
 
 Layers = Iterable[tuple[str, nn.Module]]
 
@@ -50,7 +51,7 @@ def run_block(block: UNetBlock, parts: Sequence[Summed], embedding: Float[Tensor
     """A block on the concatenation of its parts, of which the second is a skip connection."""
     assert block.conv0.bias is not None
     assert block.conv1.bias is not None
-    hidden = with_sums(block.conv0.convolved(normalised(block.norm0, parts)))
+    hidden = with_sums(_conv0(block, parts))
     modulation = block.affine(embedding)
     if block.adaptive_scale:
         scale, shift = modulation.chunk(2, dim=1)
@@ -58,24 +59,38 @@ def run_block(block: UNetBlock, parts: Sequence[Summed], embedding: Float[Tensor
         active = normalised(block.norm1, [hidden], before=before, modulation=(scale, shift))
     else:
         active = normalised(block.norm1, [hidden], before=modulation + block.conv0.bias)
-    skip, bias = _skipped(block, [part.x for part in parts])
+    skip, bias, resample = _skipped(block, [part.x for part in parts])
     bias = block.conv1.bias if bias is None else block.conv1.bias + bias
-    result = add(block.conv1.convolved(active), skip, bias, scale=block.skip_scale)
+    result = add(block.conv1.convolved(active), skip, bias, scale=block.skip_scale, resample=resample)
     return _attended(block, result) if block.heads else result
 
 
-def _skipped(block: UNetBlock, parts: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """What goes round the convolutions, and the bias that it still lacks."""
+def _conv0(block: UNetBlock, parts: Sequence[Summed]) -> Float[Tensor, "rows c h2 w2"]:
+    """Without its bias."""
+    conv = block.conv0
+    if conv.resample is None:
+        return conv.convolved(normalised(block.norm0, parts))
+    assert conv.weight is not None
+    return F.conv2d(normalised(block.norm0, parts, resample=conv.resample), conv.weight, padding=conv.padding)
+
+
+def _skipped(block: UNetBlock, parts: list[Tensor]) -> tuple[Tensor, Tensor | None, Resample]:
+    """What goes round the convolutions, and the bias and the resampling that it still lacks."""
     skip = block.skip
     if skip is None:
-        return torch.cat(parts, dim=1), None
-    if skip.weight is None or skip.up or skip.down:
-        return skip.convolved(torch.cat(parts, dim=1)), skip.bias
+        return _joined(parts), None, "keep"
+    if skip.resample is None:
+        return skip.convolved(_joined(parts)), skip.bias, "keep"
+    if skip.weight is None:
+        return _joined(parts), None, skip.resample
+    if skip.resample == "down":
+        parts = [resampled(part, "down") for part in parts]
     weights = skip.weight.flatten(1).split([part.shape[1] for part in parts], dim=1)
     total = F.linear(_tokens(parts[0]), weights[0])
     for part, weight in zip(parts[1:], weights[1:], strict=True):
         total.addmm_(_tokens(part), weight.t())
-    return _planes(total, like=parts[0]), skip.bias
+    # A product for each pixel: pixels that are doubled afterwards need one product for four.
+    return _planes(total, like=parts[0]), skip.bias, "up" if skip.resample == "up" else "keep"
 
 
 def _attended(block: UNetBlock, current: Summed) -> Summed:
@@ -85,6 +100,10 @@ def _attended(block: UNetBlock, current: Summed) -> Summed:
     assert block.proj.bias is not None
     projected = _planes(F.linear(mixed, block.proj.weight.flatten(1)), like=current.x)
     return add(projected, current.x, block.proj.bias, scale=block.skip_scale)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]  # one would be copied
 
 
 def _tokens(x: Float[Tensor, "rows c h w"]) -> Float[Tensor, "tokens c"]:

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ndc_core.networks.edm_adm import DhariwalUNet
 from ndc_core.networks.edm_song import SongUNet
 from ndc_core.replay import Replays, cuda_graph, directly
 from tests.bench.edm_reference import edm_network
+from tests.bench.gpu_places import REMEDIES, causes
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 GOLDEN_NAMES = ("edm-song-ddpmpp-cond", "edm-song-ncsnpp-cond", "edm-adm-cond")
@@ -264,6 +266,29 @@ def rows_stand_alone(bench: Bench, net: Net) -> None:
 
 
 @torch.inference_mode()
+def places(bench: Bench, net: Net) -> None:
+    """What makes a row depend on its place: the operations, and what helps at what rate."""
+    for precision in PRECISIONS[2:]:
+        denoiser, given = made(net, Way("", precision, graph=False), device=bench.device)
+        for cause in (list(causes(denoiser, given)) or ["none"])[:8]:
+            bench.note(part="cause", network=net.name, precision=precision, cause=cause)
+        for name in REMEDIES:
+            tried = partial(place, bench, net, precision, name, denoiser, given)
+            guarded(bench, tried, name=f"places, {name}")
+
+
+def place(
+    bench: Bench, net: Net, precision: str, remedy: str, denoiser: EDMDenoiser, given: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    order = torch.randperm(net.rows, generator=torch.Generator().manual_seed(1)).to(bench.device)
+    with REMEDIES[remedy]():
+        first, moved = denoiser(*given), denoiser(*(one[order] for one in given))
+        found = per_second(bench, lambda: denoiser(*given), amount=net.rows, before=0)
+    difference = f"{(moved - first[order]).abs().max().item():.1e}"
+    bench.note(part="place", network=net.name, precision=precision, remedy=remedy, moved=difference, rate=found)
+
+
+@torch.inference_mode()
 def rate(bench: Bench, net: Net, way: Way, *, limit: dict[str, float]) -> None:
     began = time.perf_counter()
     denoiser, given = made(net, way, device=bench.device)
@@ -380,6 +405,8 @@ def run(bench: Bench, *, tiny: bool, budget: float, compiled: bool) -> None:
         guarded(bench, lambda net=net, way=way: rate(bench, net, way, limit=limit), name=f"{net.name}, {way.name}")
     for net in nets:
         guarded(bench, lambda net=net: kernels(bench, net), name="kernels")
+    for net in nets[1:]:
+        guarded(bench, lambda net=net: places(bench, net), name="places")
     for net, way in [(net, way) for way in GRADIENT_WAYS for net in nets]:
         if bench.elapsed() < budget:
             guarded(bench, lambda net=net, way=way: gradient_rate(bench, net, way), name=f"gradient, {net.name}")
