@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.config import NAMES_OF
+from pipeline.declaration.config import NAMES_OF
 
 WORDS = {str: "string", int: "whole number", float: "number", bool: "`true` or `false`"}
 

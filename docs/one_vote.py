@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from ndc_core import DiffusionClassifier, GridSpec, LabelGradientSpec, RaceSpec, SiftSpec, load_denoiser
-from ndc_core.ballots import predict
-from ndc_core.certificates import Certificate, cohen
-from ndc_core.denoiser import EDMDenoiser
-from ndc_core.grid import build_grid
-from ndc_core.randomness import DrawNoise
-from ndc_core.smoothing import IntegerNoise
+from ndc_core.certificates.certificate import Certificate, cohen
+from ndc_core.classifiers.scoring import predict
+from ndc_core.models.denoiser import EDMDenoiser
+from ndc_core.noise.grid import build_grid
+from ndc_core.noise.smoothing import IntegerNoise
+from ndc_core.noise.streams import DrawNoise
 from ndc_core.space import model_to_pixels, sigma_to_model
 from ndc_core.voting import count_votes, noise_of
-from pipeline.datasets import DatasetSpec, Example, examples_of, source_of
+from pipeline.data.datasets import DatasetSpec, Example, examples_of, source_of
 
 MODEL, HEADS = "models/digits", "models/digits-heads"
 SIGMA = 0.25

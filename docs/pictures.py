@@ -22,11 +22,11 @@ from PIL import Image
 from scipy.stats import norm
 
 from docs.one_vote import ALPHA, ESTIMATION, SIGMA, TAU, Seen, certified, held_out, levers, look
-from ndc_core.certificates import Tally, Terms
-from ndc_core.sequences import probability_lower
-from ndc_core.sequential import Sequential
-from ndc_core.statistics import clopper_pearson_lower
-from pipeline.figures import COLOURS, render
+from ndc_core.certificates.certificate import Tally, Terms
+from ndc_core.certificates.confidence_bounds import clopper_pearson_lower
+from ndc_core.certificates.confidence_sequences import probability_lower
+from ndc_core.certificates.sequential import Sequential
+from pipeline.report.figures import COLOURS, render
 
 FOLDER = Path(__file__).parent / "pictures"
 BLUE, ORANGE, GREEN, PINK, SKY = COLOURS

@@ -11,9 +11,10 @@ from pathlib import Path
 import click
 
 from docs import environment, keys
-from pipeline.cli import EXIT_CODES, KEY_OF, main
-from pipeline.config import RunConfig, load_config, preset_names
-from pipeline.sweep_file import SweepFile, load_sweep, sweep_names
+from pipeline.cli import main
+from pipeline.cli.commands import EXIT_CODES, KEY_OF
+from pipeline.declaration.config import RunConfig, load_config, preset_names
+from pipeline.sweep.file import SweepFile, load_sweep, sweep_names
 
 PAGE = Path(__file__).parent / "reference.md"
 LEAD = """\
@@ -112,7 +113,7 @@ def sweeps() -> Iterator[str]:
             yield f"### {section.title}"
             yield section.lead
         yield table(["key", "type", "default", "meaning"], section.rows)
-    yield "Each packaged sweep is a file in `pipeline/sweeps/`:"
+    yield "Each packaged sweep is a file in `pipeline/presets/sweeps/`:"
     rows = []
     for name in sweep_names():
         comment = (resources.files("pipeline") / "sweeps" / f"{name}.toml").read_text()

@@ -1,12 +1,12 @@
 """Diffusion models as certifiably robust classifiers: the mathematics and the models, without a cluster."""
 
-from ndc_core.certificates import Certificate, Tally, Terms, cohen
-from ndc_core.checkpoints import load_denoiser
-from ndc_core.classifiers import CLASSIFIERS, DiffusionClassifier
-from ndc_core.grid import WEIGHTS, GridSpec
-from ndc_core.methods import CERTIFICATES
-from ndc_core.race import RaceSpec
-from ndc_core.sift import LabelGradientSpec, SiftSpec
+from ndc_core.certificates.certificate import Certificate, Tally, Terms, cohen
+from ndc_core.certificates.registry import CERTIFICATES
+from ndc_core.checkpoints.denoisers import load_denoiser
+from ndc_core.classifiers.diffusion import CLASSIFIERS, DiffusionClassifier
+from ndc_core.classifiers.racing import RaceSpec
+from ndc_core.classifiers.sift import LabelGradientSpec, SiftSpec
+from ndc_core.noise.grid import WEIGHTS, GridSpec
 from ndc_core.voting import certify, count_votes
 
 __all__ = [

@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 
-from ndc_core.ballots import NOBODY, Prediction, independent, on_ready_path
-from ndc_core.baselines import Baseline
-from ndc_core.certificates import Certificate, Cohen, Tally, Terms
-from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.grid import path_levels
-from ndc_core.lattice import noisy_images
-from ndc_core.passes import TASKS_AT_ONCE, Task, gather
-from ndc_core.randomness import DrawNoise, Phase, draw_noise, draw_walks
-from ndc_core.scores import NonFiniteScoreError
-from ndc_core.smoothing import NOISES, InputNoise, NoiseName, NoNoise
+from ndc_core.certificates.certificate import Certificate, Cohen, Tally, Terms
+from ndc_core.classifiers.baselines import Baseline
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.losses import NonFiniteScoreError
+from ndc_core.classifiers.scoring import NOBODY, Prediction, independent, on_ready_path
+from ndc_core.models.forward_passes import TASKS_AT_ONCE, Task, gather
+from ndc_core.noise.grid import path_levels
+from ndc_core.noise.lattice import noisy_images
+from ndc_core.noise.shared_path import WALKS, stations_of
+from ndc_core.noise.smoothing import NOISES, InputNoise, NoiseName, NoNoise
+from ndc_core.noise.streams import DrawNoise, Phase, draw_noise, draw_walks
 from ndc_core.space import sigma_to_model, sigma_to_pixel
-from ndc_core.walks import WALKS, stations_of
 
 # Of one actor, for noise and losses: the batches that vote and those whose noise is drawn ahead share it.
 MEMORY_BYTES = 256 * 2**20

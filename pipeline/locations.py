@@ -16,7 +16,7 @@ from typing import Any
 
 from upath import UPath
 
-from pipeline.names import readable
+from pipeline.file_names import readable
 
 # The checksums that newer clients add to uploads are unknown to most object stores but Amazon's.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")

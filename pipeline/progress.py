@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.side_channel import safely
-from pipeline.votes import Receipt
+from pipeline.workers.vote_actor import Receipt
 
 SECONDS_BETWEEN_LINES = 5.0
 

@@ -9,7 +9,7 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-with install_import_hook("ndc_core", "tests.typechecker.check"):
+with install_import_hook("ndc_core", "tests.support.typechecker.check"):
     pass
 
 import numpy as np
@@ -17,8 +17,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from ndc_core.training import TrainingSpec, save_trained, train_denoiser
-from tests.servers import s3_environment
+from ndc_core.training.denoiser import TrainingSpec, save_trained, train_denoiser
+from tests.support.servers import s3_environment
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("any machine", deadline=None)
@@ -74,7 +74,7 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory):
     """A barely trained digits checkpoint: its votes are poor, and as deterministic as any."""
-    from tests.runs import digits
+    from tests.support.small_runs import digits
 
     torch.set_num_threads(1)
     examples = digits("train")

@@ -12,9 +12,10 @@ import pytest
 from pydantic import BaseModel, Field
 
 from docs import environment, keys, reference
-from pipeline.cli import PRESET_OF, main
-from pipeline.config import ConfigError, RunConfig, load_config
-from pipeline.sweep_file import load_sweep
+from pipeline.cli import main
+from pipeline.cli.commands import PRESET_OF
+from pipeline.declaration.config import ConfigError, RunConfig, load_config
+from pipeline.sweep.file import load_sweep
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -11,7 +11,7 @@ if not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET")):
     pytest.skip("there is no GPU, and Triton's interpreter was not asked for", allow_module_level=True)
 pytest.importorskip("triton")
 
-from ndc_core.networks import fused_formulas, fused_kernels
+from ndc_core.models.networks import fused_formulas, fused_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter cuts bfloat16 off instead of rounding it.

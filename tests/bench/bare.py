@@ -26,8 +26,8 @@ def bare_rate(rows: int, *, keep_memory: bool) -> float:
 def main(rows: int, keep_memory: bool) -> None:
     import torch
 
-    from ndc_core.checkpoints import load_denoiser
-    from pipeline.memory import keep_freed_memory
+    from ndc_core.checkpoints.denoisers import load_denoiser
+    from pipeline.workers.memory import keep_freed_memory
 
     if keep_memory:
         keep_freed_memory()

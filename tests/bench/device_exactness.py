@@ -3,7 +3,7 @@
     .venv/bin/python -m tests.bench.device_exactness [--rows 256 --seconds 1]
 
 Each row is a way to run a network: `golden` is the largest difference to EDM's own outputs, then come the self-test's
-differences (ndc_core/self_test.py; 0 is bit for bit) and the milliseconds of a pass and of one with the label's
+differences (ndc_core/analysis/self_test.py; 0 is bit for bit) and the milliseconds of a pass and of one with the label's
 gradient. It takes a GPU if there is one; on a CPU all of it runs as well, where the switches of CUDA change nothing.
 """
 
@@ -21,14 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.denoiser import EDMDenoiser
-from ndc_core.execution import DTYPES, Execution, Precision
-from ndc_core.grid import GridSpec
-from ndc_core.self_test import Exactness, self_test
-from ndc_core.sift import LabelGradientSpec
-from pipeline.devices import processor
-from tests.test_networks import golden_inputs, golden_network
+from ndc_core.analysis.self_test import Exactness, self_test
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.sift import LabelGradientSpec
+from ndc_core.models.denoiser import EDMDenoiser
+from ndc_core.models.execution import DTYPES, Execution, Precision
+from ndc_core.noise.grid import GridSpec
+from pipeline.store.devices import processor
+from tests.ndc_core.models.test_networks import golden_inputs, golden_network
 
 NAMES = ("edm-song-ddpmpp-cond", "edm-adm-cond")
 

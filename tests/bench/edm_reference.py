@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ndc_core.networks.edm_adm import DhariwalUNet
-from ndc_core.networks.edm_blocks import ResampledConv, UNetBlock
-from ndc_core.networks.edm_song import SongUNet
+from ndc_core.models.networks.edm_adm import DhariwalUNet
+from ndc_core.models.networks.edm_blocks import ResampledConv, UNetBlock
+from ndc_core.models.networks.edm_song import SongUNet
 
 
 def edm_network(network: SongUNet | DhariwalUNet, x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:

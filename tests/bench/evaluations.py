@@ -35,18 +35,18 @@ import numpy as np
 import torch
 from scipy.stats import beta
 
-from ndc_core.ballots import predict
-from ndc_core.certificates import cohen
-from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.grid import GridSpec
-from ndc_core.race import RaceSpec
-from ndc_core.randomness import DrawNoise, Phase
-from ndc_core.sift import LabelGradientSpec
+from ndc_core.certificates.certificate import cohen
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.racing import RaceSpec
+from ndc_core.classifiers.scoring import predict
+from ndc_core.classifiers.sift import LabelGradientSpec
+from ndc_core.noise.grid import GridSpec
+from ndc_core.noise.streams import DrawNoise, Phase
 from ndc_core.voting import Poll, hold_polls
-from pipeline.config import RunConfig, override, read_source
-from pipeline.datasets import DatasetSpec, Example, examples_of, source_of
-from pipeline.memory import keep_freed_memory
-from pipeline.models import build_classifier
+from pipeline.data.datasets import DatasetSpec, Example, examples_of, source_of
+from pipeline.declaration.config import RunConfig, override, read_source
+from pipeline.workers.memory import keep_freed_memory
+from pipeline.workers.models import build_classifier
 
 SIGMAS, RADII = (0.0625, 0.125, 0.25), (0.0, 0.125, 0.25, 0.35)
 ALPHA, FULL_VOTES, CONFIDENCE = 0.001, 10_100, 0.95
@@ -239,7 +239,7 @@ def show_product(dataset: str, images: int) -> None:
 
 def class_table(draws: int = 60) -> None:
     """Closed-form denoisers of class-conditional Gaussians, whose full vote is cheap to know."""
-    from tests.fakes import many_gaussians
+    from tests.support.fakes import many_gaussians
 
     tau_model = 1.5  # noisy enough for a vote to err
     grid = GridSpec(points=10, sigma_model_max=5.0, spacing="log")

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ndc_core.checkpoints import load_denoiser
-from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.diagnosis import candidate_levels, measure
-from ndc_core.grid import GridSpec
-from ndc_core.grid_choice import GridSearch
+from ndc_core.analysis.diagnosis import candidate_levels, measure
+from ndc_core.analysis.grid_search import GridSearch
+from ndc_core.checkpoints.denoisers import load_denoiser
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.noise.grid import GridSpec
 from ndc_core.space import sigma_to_model
-from tests.runs import digits
+from tests.support.small_runs import digits
 
 EVERY, DRAWS, SEED = 2, 3, 5
 

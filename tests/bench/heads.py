@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Int
 
 from ndc_core import DiffusionClassifier, GridSpec, load_denoiser
-from ndc_core.ballots import scores
-from ndc_core.denoiser import EDMDenoiser, EveryClass
-from ndc_core.randomness import DrawNoise, draw_noise
-from ndc_core.smoothing import IntegerNoise
-from pipeline.datasets import Example
-from tests.runs import digits
+from ndc_core.classifiers.scoring import scores
+from ndc_core.models.denoiser import EDMDenoiser, EveryClass
+from ndc_core.noise.smoothing import IntegerNoise
+from ndc_core.noise.streams import DrawNoise, draw_noise
+from pipeline.data.datasets import Example
+from tests.support.small_runs import digits
 
 LEVELS = (0.125, 0.25, 0.5)
 GRID = GridSpec(points=10, sigma_model_max=1.5, spacing="log")

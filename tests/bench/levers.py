@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 from ndc_core import load_denoiser
-from ndc_core.ballots import predict
-from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.race import RaceSpec
-from ndc_core.randomness import DrawNoise, draw_noise
-from ndc_core.sift import LabelGradientSpec
-from ndc_core.smoothing import IntegerNoise
-from pipeline.config import load_config
-from pipeline.memory import keep_freed_memory
-from tests.runs import digits
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.racing import RaceSpec
+from ndc_core.classifiers.scoring import predict
+from ndc_core.classifiers.sift import LabelGradientSpec
+from ndc_core.noise.smoothing import IntegerNoise
+from ndc_core.noise.streams import DrawNoise, draw_noise
+from pipeline.declaration.config import load_config
+from pipeline.workers.memory import keep_freed_memory
+from tests.support.small_runs import digits
 
 SIGMAS = (0.125, 0.25, 0.5)
 SEED = 18

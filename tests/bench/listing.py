@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipeline.data.formats import open_source
 from pipeline.locations import location
-from pipeline.readers import open_source
 
 ROWS_OF_A_GROUP = 1000
 

@@ -19,15 +19,15 @@ import click
 import numpy as np
 import torch
 
-from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.denoiser import EDMDenoiser
-from ndc_core.execution import DTYPES, Execution
-from ndc_core.grid import GridSpec, build_grid
-from ndc_core.networks.small import SmallUNet
-from ndc_core.race import RaceSpec
-from ndc_core.rows import fastest_rows
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.racing import RaceSpec
+from ndc_core.models.denoiser import EDMDenoiser
+from ndc_core.models.execution import DTYPES, Execution
+from ndc_core.models.networks.small import SmallUNet
+from ndc_core.models.rows_per_pass import fastest_rows
+from ndc_core.noise.grid import GridSpec, build_grid
 from ndc_core.voting import Poll, hold_polls
-from pipeline.memory import keep_freed_memory
+from pipeline.workers.memory import keep_freed_memory
 
 SHAPE, CLASSES, SIGMA = (1, 8, 8), 10, 0.25
 GRID = GridSpec(points=10, sigma_model_max=1.5, spacing="log")

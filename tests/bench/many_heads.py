@@ -13,9 +13,9 @@ from statistics import median
 import click
 import torch
 
-from ndc_core.heads import HeadsDenoiser
-from ndc_core.networks.small import SmallHeadsUNet
-from pipeline.memory import keep_freed_memory
+from ndc_core.models.class_heads import HeadsDenoiser
+from ndc_core.models.networks.small import SmallHeadsUNet
+from pipeline.workers.memory import keep_freed_memory
 
 IMAGE_SHAPE, FEW, MANY = (3, 32, 32), 10, 1000
 CASES = ((32, 1), (32, 16), (32, 32), (64, 16), (128, 16))  # channels of the network, rows a pass

@@ -4,7 +4,7 @@
 
 Margins of the embedded digits model (preset lipschitz, capped and plain), the closest rival of each image. For each
 number of draws: how far each bound lies below the mean of the draws, as a share of that mean, median over the images.
-Betting is ndc_core.sequences.smallest_mean_lower; the two of empirical Bernstein are Maurer and Pontil's (2009), for
+Betting is ndc_core.certificates.confidence_sequences.smallest_mean_lower; the two of empirical Bernstein are Maurer and Pontil's (2009), for
 one number of draws fixed in advance, and the predictable plug-in sequence of Waudby-Smith and Ramdas (2023, Theorem 2),
 which holds at all of them as betting does.
 """
@@ -14,16 +14,16 @@ import math
 import click
 import numpy as np
 
-from ndc_core.checkpoints import load_denoiser
-from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.lipschitz import Lipschitz
-from ndc_core.sequences import smallest_mean_lower
+from ndc_core.certificates.confidence_sequences import smallest_mean_lower
+from ndc_core.certificates.lipschitz import Lipschitz
+from ndc_core.checkpoints.denoisers import load_denoiser
+from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.voting import count_votes
-from pipeline.config import load_config
-from pipeline.law import law_of
-from pipeline.methods import method_of
+from pipeline.declaration.config import load_config
+from pipeline.declaration.declaration import law_of
+from pipeline.declaration.procedure import method_of
 from tests.bench.bare import MODEL
-from tests.runs import digits, listing_of
+from tests.support.small_runs import digits, listing_of
 
 DRAWS, ALPHA = (100, 300, 1000, 3000), 0.001
 

@@ -10,11 +10,11 @@ import click
 import torch
 
 from ndc_core.voting import count_votes
-from pipeline.config import load_config
-from pipeline.memory import keep_freed_memory
-from pipeline.models import build_classifier
+from pipeline.declaration.config import load_config
+from pipeline.workers.memory import keep_freed_memory
+from pipeline.workers.models import build_classifier
 from tests.bench.bare import MODEL
-from tests.runs import digits
+from tests.support.small_runs import digits
 
 VOTES = 1000
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.config import load_config
-from pipeline.store import RunStore
+from pipeline.declaration.config import load_config
+from pipeline.store.run_store import RunStore
 from tests.bench.bare import MODEL, bare_rate
 
 

@@ -22,10 +22,10 @@ import click
 import pyarrow.parquet as pq
 import torch
 
-from ndc_core.checkpoints import write_checkpoint
-from ndc_core.networks.edm_adm import DhariwalUNet
-from ndc_core.networks.edm_song import SongUNet
-from pipeline.store import RunStore
+from ndc_core.checkpoints.denoisers import write_checkpoint
+from ndc_core.models.networks.edm_adm import DhariwalUNet
+from ndc_core.models.networks.edm_song import SongUNet
+from pipeline.store.run_store import RunStore
 
 NDC = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 CIFAR10 = {"img_resolution": 32, "in_channels": 3, "out_channels": 3, "label_dim": 10, "channel_mult": [2, 2, 2]}

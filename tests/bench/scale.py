@@ -21,19 +21,19 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.cluster import connect_ray, stream
-from pipeline.config import ComputeConfig, load_config
-from pipeline.datasets import Example, ImageRecord, Listing
-from pipeline.evidence import Evidence, table_of
-from pipeline.images import parquet_bytes
-from pipeline.journal import LOADING
-from pipeline.law import fingerprint_of, law_of
+from pipeline.certificates.reduce import certify_images
+from pipeline.data.datasets import Example, ImageRecord, Listing
+from pipeline.declaration.config import ComputeConfig, load_config
+from pipeline.declaration.declaration import fingerprint_of, law_of
+from pipeline.declaration.units import WorkUnit, plan_units
+from pipeline.driver.status import status_of
 from pipeline.locations import location, publish
-from pipeline.reduce import certify_images
-from pipeline.status import status_of
-from pipeline.store import RunStore
-from pipeline.units import WorkUnit, plan_units
-from pipeline.votes import unit_row
+from pipeline.store.evidence import Evidence, table_of
+from pipeline.store.run_images import parquet_bytes
+from pipeline.store.run_store import RunStore
+from pipeline.workers.ray_pool import connect_ray, stream
+from pipeline.workers.vote_actor import unit_row
+from pipeline.workers.watchdog import LOADING
 
 LOOSE = 20_000
 DRAWS = 100

@@ -19,8 +19,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.drivers import Driver, Nodes, begun, published
-from tests.test_run import evidence_of
+from tests.end_to_end.test_run import evidence_of
+from tests.support.drivers import Driver, Nodes, begun, published
 
 WORKERS = 3
 UNITS = 650

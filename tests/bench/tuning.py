@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Float
 
 from ndc_core import load_denoiser
-from ndc_core.ballots import predict
-from ndc_core.classifiers import DiffusionClassifier
-from ndc_core.grid import GridSpec
-from ndc_core.race import RaceSpec
-from pipeline.config import load_config
-from pipeline.memory import keep_freed_memory
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.racing import RaceSpec
+from ndc_core.classifiers.scoring import predict
+from ndc_core.noise.grid import GridSpec
+from pipeline.declaration.config import load_config
+from pipeline.workers.memory import keep_freed_memory
 from tests.bench.levers import SEED, noisy
 
 POINTS = (6, 10, 18, 26, 40)

@@ -7,8 +7,8 @@ import click
 import torch
 
 from ndc_core import DiffusionClassifier, GridSpec, count_votes, load_denoiser
-from ndc_core.unconditional import UNCONDITIONALS
-from tests.runs import digits
+from ndc_core.classifiers.unconditional import UNCONDITIONALS
+from tests.support.small_runs import digits
 
 LEVELS = (0.125, 0.25, 0.5)
 

@@ -1,0 +1,157 @@
+"""Whether a device gives a row's results again, bit for bit: in the same pass, at another place, among other rows.
+
+That depends on precision, shapes and library versions: a kernel may cut its sums otherwise at some places of a pass, or
+add up in the order in which threads arrive. What moves is at the level of rounding, but a near-tie's vote can go with
+it (docs/soundness.md, "What a device decides").
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ndc_core.classifiers.baselines import Baseline
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.models.denoiser import Denoiser
+from ndc_core.models.forward_passes import Ask, Inputs, Kind, Task, answer
+from ndc_core.models.image_classifier import ImageClassifier
+
+PATIENCE_SECONDS = 10.0  # on a CPU, where networks may be slow: of each thread
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """How far a row's results move: 0 where they are equal bit for bit, None where it was not tried.
+
+    Each is the largest difference of what votes read of an output (a loss, a score, an entry of the label's gradient)
+    as a share of the largest such value. `repeated` is for the same pass once more, `moved` for rows at other places,
+    `company` for a pass whose other rows are different ones; the last two are of the label's gradient.
+    """
+
+    repeated: float | None = None
+    moved: float | None = None
+    company: float | None = None
+    gradient_repeated: float | None = None
+    gradient_moved: float | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether a row's result is known to be a function of the row alone; the gradient counts where it was tried."""
+        tried = self.repeated, self.moved, self.company, self.gradient_repeated or 0.0, self.gradient_moved or 0.0
+        return all(difference == 0 for difference in tried)
+
+    def merged(self, other: "Exactness") -> "Exactness":
+        """The larger difference of each kind."""
+        return Exactness(
+            _larger(self.repeated, other.repeated),
+            _larger(self.moved, other.moved),
+            _larger(self.company, other.company),
+            _larger(self.gradient_repeated, other.gradient_repeated),
+            _larger(self.gradient_moved, other.gradient_moved),
+        )
+
+
+def _larger(one: float | None, other: float | None) -> float | None:
+    known = [value for value in (one, other) if value is not None]
+    return max(known) if known else None
+
+
+def self_test(
+    classifier: DiffusionClassifier | Baseline, *, patience_seconds: float = float("inf"), seed: int = 0
+) -> Exactness:
+    """Tries every kind of pass that a classifier's votes need, with `rows_per_pass` rows of noise.
+
+    That takes four passes of each kind, three if it is the label's gradient. No further pass begins once
+    `patience_seconds` of the processor's time are spent, however long others had it meanwhile. NaN and infinity are
+    taken as they come: they are for votes to refuse.
+    """
+    ends = time.process_time() + patience_seconds
+    found = Exactness()
+    for kind, network in passes_of(classifier):
+        trial = _Trial(kind, network, rows=classifier.rows_per_pass, device=torch.device(classifier.device), seed=seed)
+        found = found.merged(trial.exactness(lambda: time.process_time() < ends))
+    return found
+
+
+def passes_of(classifier: DiffusionClassifier | Baseline) -> Iterator[tuple[Kind, Denoiser | ImageClassifier]]:
+    """The kinds of passes that votes are made of, each with its network; once, though both may be the same."""
+    if isinstance(classifier, Baseline):
+        yield "classify", classifier.network
+        if classifier.estimator:
+            yield "forward", classifier.estimator.denoiser
+        return
+    yield "every_class" if classifier.all_at_once else "forward", classifier.denoiser
+    estimating = classifier.formula.needs_estimate
+    if estimating and (classifier.all_at_once or classifier.estimator.denoiser is not classifier.denoiser):
+        yield "forward", classifier.estimator.denoiser
+    if classifier.active_label_gradient:
+        yield "label_gradient", classifier.denoiser
+
+
+class _Trial:
+    """Passes of one kind over the same noise, in any order of its rows."""
+
+    def __init__(
+        self, kind: Kind, network: Denoiser | ImageClassifier, *, rows: int, device: torch.device, seed: int
+    ) -> None:
+        self.kind, self.network, self.rows, self.device = kind, network, rows, device
+        generator = torch.Generator().manual_seed(seed)
+        self.order = torch.randperm(rows, generator=generator)
+        self.sigma_model = (torch.rand(rows, generator=generator) * 4 - 2.5).exp().to(device)
+        noise = torch.randn(rows, *network.image_shape, generator=generator).to(device)
+        self.z = noise * (1 + self.sigma_model**2).sqrt()[:, None, None, None]
+        classes = torch.randint(network.num_classes, (rows,), generator=generator) if network.num_classes else None
+        labels = torch.zeros(rows, 0) if classes is None else torch.eye(network.num_classes)[classes]
+        self.label = labels.to(device)
+
+    def exactness(self, goes_on: Callable[[], bool]) -> Exactness:
+        here = torch.arange(self.rows)
+        first = self._pass(here)
+
+        def again(order: Int[Tensor, " rows"]) -> Float[Tensor, "rows values"] | None:
+            return self._pass(order) if goes_on() else None
+
+        repeated = _difference(first, again(here))
+        moved = _difference(first[self.order], again(self.order))
+        if self.kind == "label_gradient":
+            return Exactness(gradient_repeated=repeated, gradient_moved=moved)
+        # The second half of the pass becomes the first one's rows: the first half stays where it is.
+        kept = (self.rows + 1) // 2
+        alone = again(here % kept)
+        company = _difference(first[:kept], None if alone is None else alone[:kept])
+        return Exactness(repeated, moved, company)
+
+    def _pass(self, order: Int[Tensor, " rows"]) -> Float[Tensor, "rows values"]:
+        """What votes would read of one pass whose rows come in an order, through the code that evaluates for them."""
+        at = order.to(self.device)
+        z, sigma_model, label = self.z[at], self.sigma_model[at], self.label[at]
+
+        def inputs(rows: slice) -> Inputs:
+            return z[rows], sigma_model[rows], label[rows]
+
+        def read(found: Tensor, rows: slice) -> Tensor:
+            if self.kind == "classify":
+                return found.double()
+            target = z[rows] if found.ndim == z.ndim else z[rows][:, None]
+            losses = (found - target).square().flatten(-3).sum(-1, dtype=torch.float64)
+            return losses if losses.ndim == 2 or self.kind == "label_gradient" else losses[:, None]
+
+        def task() -> Task[Tensor]:
+            return (yield Ask(self.kind, self.network, self.rows, inputs, read))
+
+        return answer(task(), rows_per_pass=self.rows, device=self.device).double().cpu()
+
+
+def _difference(first: Float[Tensor, "rows values"], second: Float[Tensor, "rows values"] | None) -> float | None:
+    """The largest difference as a share of the largest value; infinite where only one is a number."""
+    if second is None:
+        return None
+    equal = (first == second) | (first.isnan() & second.isnan())
+    if equal.all():
+        return 0.0
+    gaps = (first - second)[~equal].abs().nan_to_num(nan=float("inf"))
+    scale = first[first.isfinite()].abs().max() if first.isfinite().any() else torch.tensor(1.0)
+    return float(gaps.max() / scale.clamp(min=torch.finfo(torch.float32).tiny))

@@ -1,0 +1,13 @@
+"""The certificates by name."""
+
+from collections.abc import Callable
+
+from ndc_core.certificates.certificate import Cohen, Method, Terms
+from ndc_core.certificates.lipschitz import Lipschitz
+from ndc_core.certificates.sequential import Sequential
+
+CERTIFICATES: dict[str, Callable[[Terms], Method]] = {
+    "cohen": Cohen,
+    "sequential": Sequential,
+    "lipschitz": Lipschitz,
+}

@@ -1,0 +1,236 @@
+"""Denoisers on disk: a folder with `denoiser.safetensors` (weights) and `denoiser.json` (how to build them)."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ndc_core.models.class_heads import HeadsDenoiser
+from ndc_core.models.denoiser import EDMDenoiser
+from ndc_core.models.execution import DTYPES, Execution
+from ndc_core.models.networks.diffusers_unet import DiffusersUNet
+from ndc_core.models.networks.edm2 import EDM2UNet
+from ndc_core.models.networks.edm_adm import DhariwalUNet
+from ndc_core.models.networks.edm_song import SongUNet
+from ndc_core.models.networks.small import SmallHeadsUNet, SmallUNet
+from ndc_core.untrusted_files.file_kinds import foreign_kind, text_kind
+
+FORMAT = "ndc-denoiser/1"
+WEIGHTS_FILE, DESCRIPTION_FILE = "denoiser.safetensors", "denoiser.json"
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "small": SmallUNet,
+    "small-heads": SmallHeadsUNet,
+    "edm-song": SongUNet,
+    "edm-adm": DhariwalUNet,
+    "edm2": EDM2UNet,
+    "diffusers-unet2d": DiffusersUNet,
+}
+# What stands around a network, where that is not an EDMDenoiser.
+DENOISERS: dict[str, type[EDMDenoiser]] = {"small-heads": HeadsDenoiser}
+
+
+class CheckpointError(ValueError):
+    """A folder that is no checkpoint of ours, or a damaged one."""
+
+
+def save_denoiser(
+    folder: Path, denoiser: EDMDenoiser, *, network: str, arguments: dict[str, Any], notes: dict[str, Any]
+) -> None:
+    """Writes a denoiser as a checkpoint: `arguments` build its network, `notes` (training) are kept for readers."""
+    write_checkpoint(
+        folder,
+        denoiser.network.state_dict(),
+        network=network,
+        arguments=arguments,
+        image_shape=denoiser.image_shape,
+        num_classes=denoiser.num_classes,
+        sigma_data=denoiser.sigma_data,
+        knows_no_label=denoiser.knows_no_label,
+        notes=notes,
+    )
+
+
+def write_checkpoint(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    network: str,
+    arguments: dict[str, Any],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    sigma_data: float,
+    knows_no_label: bool,
+    notes: dict[str, Any],
+) -> None:
+    """Writes weights with all that is needed to use them; the weights' file comes last, so that no half is taken."""
+    partial = folder / f"{WEIGHTS_FILE}.partial"
+    with whole_or_nothing(folder, partial.name, DESCRIPTION_FILE):
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
+        description = {
+            "format": FORMAT,
+            "network": network,
+            "arguments": arguments,
+            "image_shape": list(image_shape),
+            "num_classes": num_classes,
+            "sigma_data": sigma_data,
+            "knows_no_label": knows_no_label,
+            "weights_sha256": file_sha256(partial),
+            "notes": notes,
+        }
+        (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
+        partial.replace(folder / WEIGHTS_FILE)
+
+
+@contextmanager
+def whole_or_nothing(folder: Path, *names: str) -> Iterator[None]:
+    """A folder to write these files into, which are taken away again, as is the folder if it is new, on any error."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        if new:
+            folder.rmdir()
+        raise
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuses what lies in the place of a checkpoint's file after a clone or download that went wrong.
+
+    Raises:
+        CheckpointError: it is a pointer of git-lfs, a page, empty, or another such thing.
+    """
+    if kind := foreign_kind(path):
+        raise CheckpointError(f"{path} is {kind}")
+
+
+def describe_denoiser(folder: Path) -> dict[str, Any]:
+    """The description of a checkpoint, whose weights are there.
+
+    Raises:
+        CheckpointError: there is none, or it is not of our format, or its weights are missing or of another kind.
+    """
+    source = Path(folder)
+    path, weights = source / DESCRIPTION_FILE, source / WEIGHTS_FILE
+    if not path.is_file():
+        _refuse_raw(source)
+        raise CheckpointError(
+            f"{folder} is no checkpoint: {path} is missing (make one with `ndc train` or `ndc convert`)"
+        )
+    description = parse_description(path.read_bytes(), where=str(path))
+    if not weights.is_file():
+        raise CheckpointError(f"{folder} is no checkpoint: {weights} is missing")
+    refuse_foreign(weights)
+    return description
+
+
+def _refuse_raw(source: Path) -> None:
+    """Says what to do with a model that was not taken in."""
+    if source.is_file():
+        refuse_foreign(source)
+        if (source.parent / DESCRIPTION_FILE).is_file():
+            raise CheckpointError(f"{source} is a file of a checkpoint: name its folder, {source.parent}")
+    if source.is_file() or (source / "config.json").is_file():
+        raise CheckpointError(
+            f"{source} is a model of another program, which is never loaded as it is (a pickle runs code): "
+            f"run `ndc convert {source} models/{source.stem}` and use that folder"
+        )
+
+
+def parse_description(content: bytes, *, where: str) -> dict[str, Any]:
+    """The description that a file holds.
+
+    Raises:
+        CheckpointError: it is not of our format; says what it is instead.
+    """
+    description = parse_json(content, where=where)
+    if description.get("format") != FORMAT:
+        raise CheckpointError(f"{where} does not say format {FORMAT!r}: not a checkpoint of this version of ndc")
+    return description
+
+
+def parse_json(content: bytes, *, where: str) -> dict[str, Any]:
+    """Raises CheckpointError for what is no JSON object."""
+    try:
+        values = json.loads(content)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        kind = None if content.lstrip().startswith(b"{") else text_kind(content)
+        raise CheckpointError(
+            f"{where} is {kind or f'not JSON ({error}): damaged, or not a checkpoint of ndc'}"
+        ) from error
+    return values if isinstance(values, dict) else {}
+
+
+def load_denoiser(folder: str | Path, *, device: str = "cpu", execution: Execution | None = None) -> EDMDenoiser:
+    """Loads a checkpoint for inference. Nothing in it is executed.
+
+    Raises:
+        CheckpointError: missing, foreign, truncated or altered files, or weights that do not fit the network.
+    """
+    folder = Path(folder)
+    description = describe_denoiser(folder)
+    network = _build(folder, description)
+    network.load_state_dict(_weights(folder, description, network), strict=True)
+    execution = execution or Execution()
+    denoiser = DENOISERS.get(description["network"], EDMDenoiser)
+    return denoiser(
+        execution.apply(network, device=device),
+        image_shape=tuple(description["image_shape"]),
+        num_classes=description["num_classes"],
+        sigma_data=description["sigma_data"],
+        # Checkpoints from before this key were all trained by `ndc train`, with label dropout.
+        knows_no_label=description.get("knows_no_label", True),
+        network_dtype=DTYPES[execution.precision],
+        launch=execution.launch(device=device),
+    ).eval()
+
+
+def _build(folder: Path, description: dict[str, Any]) -> nn.Module:
+    name = description.get("network")
+    if name not in NETWORKS:
+        raise CheckpointError(f"{folder}: unknown network {name!r}; there are: {', '.join(NETWORKS)}")
+    try:
+        return NETWORKS[name](**description["arguments"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / DESCRIPTION_FILE} does not describe a {name} network: {error}") from error
+
+
+def _weights(folder: Path, description: dict[str, Any], network: nn.Module) -> dict[str, torch.Tensor]:
+    path = folder / WEIGHTS_FILE
+    if file_sha256(path) != description.get("weights_sha256"):
+        raise CheckpointError(
+            f"{path} is not the file that {DESCRIPTION_FILE} was written for (SHA-256 differs): "
+            "truncated or replaced; train or copy the checkpoint again"
+        )
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    if found != expected:
+        odd = sorted(set(expected.items()) ^ set(found.items()))
+        raise CheckpointError(f"{path} does not fit the network: {odd[0][0]} is missing, unexpected or misshapen")
+    return weights
+
+
+def denoiser_digest(folder: str | Path) -> str:
+    """SHA-256 over the weights and everything that decides how they are used (not the notes)."""
+    description = describe_denoiser(Path(folder))
+    decisive = {key: value for key, value in description.items() if key != "notes"}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

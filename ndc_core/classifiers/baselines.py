@@ -1,0 +1,143 @@
+"""What diffusion classifiers are compared with: smoothed classifiers of images, plain or behind a denoiser.
+
+They vote as diffusion classifiers do: on the same noisy images, in passes of the same fixed shape, and every row that
+goes through a network is an evaluation.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ndc_core.classifiers.losses import Images, NonFiniteScoreError
+from ndc_core.classifiers.scoring import Prediction
+from ndc_core.classifiers.unconditional import Unconditional, estimates
+from ndc_core.models.denoiser import Denoiser
+from ndc_core.models.forward_passes import Ask, Inputs, Task
+from ndc_core.models.image_classifier import ImageClassifier
+
+BASELINES = ("plain", "denoise")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A classifier of images that votes on noisy images, as they are or with the noise removed first.
+
+    Without an estimator this is randomized smoothing of a plain classifier (Cohen et al. 2019; SmoothAdv, Consistency
+    and MACER differ in how the classifier was trained). With one, the clean image that it expects is classified
+    (Carlini et al. 2023). With several `steps` noise is removed step by step as the diffusion model samples, `paths`
+    times with other randomness, and the majority of the classes counts (Xiao et al. 2023, DensePure).
+
+    Raises:
+        ValueError: numbers below 1, several paths of one step (they would all be the same), or networks that are of
+            different images.
+    """
+
+    network: ImageClassifier
+    estimator: Unconditional | None = None
+    steps: int = 1
+    paths: int = 1
+    rows_per_pass: int = 256
+    device: str = "cpu"
+    one_path: ClassVar[bool] = False
+    votes_cost_alike: ClassVar[bool] = True
+    asks_for_gradients: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        refuse_steps(self.steps, self.paths)
+        other = self.estimator and self.estimator.denoiser.image_shape
+        if other and other != self.network.image_shape:
+            raise ValueError(
+                f"the denoiser makes images of shape {other}, the classifier takes {self.network.image_shape}"
+            )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.network.image_shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.network.num_classes
+
+    @property
+    def main_network(self) -> Denoiser | ImageClassifier:
+        """The one that passes are mostly of."""
+        return self.estimator.denoiser if self.estimator else self.network
+
+    @property
+    def noise_steps(self) -> tuple[int, int]:
+        """How many arrays of noise a vote needs beside its input's, for its steps and for a sift."""
+        return self.paths * (self.steps - 1), 0
+
+    @property
+    def most_evaluations_per_vote(self) -> int:
+        """The first step is the same for all paths."""
+        if self.estimator is None:
+            return 1
+        return self.estimator.evaluations * (1 + self.paths * (self.steps - 1)) + self.paths
+
+    def votes(
+        self,
+        z: Float[np.ndarray, "draws c h w"],
+        *,
+        tau_model: float,
+        noise: Float[np.ndarray, "draws more c h w"],
+    ) -> Task[list[Prediction]]:
+        """The class of each noisy image, and how many of its paths said each class."""
+        images = torch.from_numpy(z).to(self.device, torch.float32)
+        found = yield from self.scores(images, tau_model=tau_model, noise=torch.from_numpy(noise))
+        scores = found.cpu().numpy()
+        if not np.isfinite(scores).all():
+            row, _, class_id = np.argwhere(~np.isfinite(scores))[0]
+            raise NonFiniteScoreError(f"class {class_id} of the image classifier", row=int(row))
+        said = scores.argmax(axis=2)
+        counts = (said[:, :, None] == np.arange(self.num_classes)).sum(axis=1)
+        cost = len(z) * self.most_evaluations_per_vote
+        return [Prediction(counts.argmax(axis=1), counts.astype(np.float64), cost)]
+
+    def scores(
+        self, images: Images, *, tau_model: float, noise: Float[Tensor, "draws more c h w"]
+    ) -> Task[Float[Tensor, "draws paths classes"]]:
+        """What the image classifier gives for each path of each noisy image."""
+        draws = len(images)
+        if self.estimator:
+            images = yield from self._denoised(self.estimator, images, tau_model, noise)
+        return (yield self._ask(images)).unflatten(0, (draws, len(images) // draws))
+
+    def _denoised(
+        self, estimator: Unconditional, images: Images, tau_model: float, noise: Float[Tensor, "draws more c h w"]
+    ) -> Task[Images]:
+        """The posterior's own steps to lower noise levels, the last of which is 0:
+        z_s | z_t, h ~ N((s/t)^2 z_t + (1 - (s/t)^2) h, s^2 (1 - (s/t)^2)), with h the clean image expected at t."""
+        levels = np.linspace(tau_model, 0, self.steps + 1)
+        for step, (level, lower) in enumerate(pairwise(levels)):
+            clean = yield from estimates(estimator, images, level, rows_per_pass=self.rows_per_pass)
+            kept = (lower / level) ** 2
+            images = kept * images + (1 - kept) * clean
+            if lower:
+                if step == 0:
+                    images = images.repeat_interleave(self.paths, dim=0)
+                fresh = noise[:, step * self.paths : (step + 1) * self.paths].flatten(0, 1).to(images)
+                images = images + lower * (1 - kept) ** 0.5 * fresh
+        return images
+
+    def _ask(self, images: Images) -> Ask:
+        unread = torch.zeros(1, device=images.device)
+
+        def inputs(rows: slice) -> Inputs:
+            count = rows.stop - rows.start
+            return images[rows], unread.expand(count), unread.expand(count, 1)
+
+        return Ask("classify", self.network, len(images), inputs, lambda found, rows: found)
+
+
+def refuse_steps(steps: int, paths: int) -> None:
+    """Raises ValueError for numbers of steps and paths that cannot be, or that make no sense."""
+    if steps < 1 or paths < 1:
+        raise ValueError(f"steps and paths must be at least 1, not {steps} and {paths}")
+    if steps == 1 and paths > 1:
+        raise ValueError(f"{paths} paths of 1 step are all the same: set steps above 1, or paths to 1")

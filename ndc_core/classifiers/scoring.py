@@ -1,0 +1,298 @@
+"""From a batch of noisy images to the class of each: estimate, sift, race, count.
+
+A batch is a task (`passes.Task`): it asks for rows and is sent the answers, so that several batches share forward
+passes. Whatever is decided about a draw is decided from its own losses (rule S2).
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.losses import (
+    Images,
+    Path,
+    ask_label_gradients,
+    ask_losses,
+    ask_losses_of_every_class,
+    refuse_non_finite,
+)
+from ndc_core.classifiers.racing import leaders, strided, survivors
+from ndc_core.classifiers.sift import sift, smallest
+from ndc_core.classifiers.unconditional import estimates
+from ndc_core.models.forward_passes import Ask, Task, answer
+from ndc_core.noise.streams import DrawNoise
+
+Answers = Generator[Ask, Tensor, None]
+Alive = Bool[np.ndarray, "draws classes"]
+NOBODY = -1
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The class of each draw, its scores (minus infinity for a class that left), and how many rows were evaluated."""
+
+    winners: Int[np.ndarray, " draws"]
+    scores: Float[np.ndarray, "draws classes"]
+    evaluations: int
+
+
+def predict(
+    classifier: DiffusionClassifier, z: Float[np.ndarray, "draws c h w"], *, tau_model: float, noise: DrawNoise
+) -> Prediction:
+    """The class with the highest score for each noisy image z (model space), sifted and raced if so set.
+
+    The result of a draw is a function of its z and of its own noise, and of nothing else (rule S2).
+
+    Raises:
+        NonFiniteScoreError: the denoiser returned NaN or infinity.
+    """
+    return _answered(classifier, independent(classifier, z, tau_model=tau_model, noise=noise))[0]
+
+
+def scores(
+    classifier: DiffusionClassifier, z: Float[np.ndarray, "draws c h w"], *, tau_model: float, noise: DrawNoise
+) -> Float[np.ndarray, "draws classes"]:
+    """The score of every class on the full grid, for each noisy image z (model space)."""
+    return _answered(classifier, independent(classifier, z, tau_model=tau_model, noise=noise, everyone=True))[0].scores
+
+
+def _answered(classifier: DiffusionClassifier, task: Task[list[Prediction]]) -> list[Prediction]:
+    return answer(task, rows_per_pass=classifier.rows_per_pass, device=torch.device(classifier.device))
+
+
+def independent(
+    classifier: DiffusionClassifier,
+    z: Float[np.ndarray, "draws c h w"],
+    *,
+    tau_model: float,
+    noise: DrawNoise,
+    candidate: int = NOBODY,
+    everyone: bool = False,
+) -> Task[list[Prediction]]:
+    """Votes at one noise level, with fresh noise at each step. See `on_ready_path` for `candidate`."""
+    ballots = _Ballots(classifier, [z], (tau_model,), (candidate,))
+    clean = yield from ballots.estimates()
+    path, weight = classifier.path(
+        ballots.z[0],
+        clean[0] if clean else None,
+        classifier.grid,
+        ballots.on_device(noise.refine),
+        tau_model=tau_model,
+    )
+    ballots.open(path, weight)
+    if not everyone:
+        if classifier.active_sift:
+            yield from ballots.sift(clean, noise.sift)
+        yield from ballots.shortlist()
+    if classifier.race and not everyone:
+        yield from ballots.race(classifier.race.gap)
+    else:
+        yield from ballots.score_all()
+    return ballots.predictions()
+
+
+def on_ready_path(
+    classifier: DiffusionClassifier,
+    z: Sequence[Float[np.ndarray, "draws c h w"]],
+    later: Float[np.ndarray, "draws steps c h w"],
+    *,
+    taus_model: tuple[float, ...],
+    candidates: Sequence[int] = (),
+) -> Task[list[Prediction]]:
+    """Votes at several noise levels from the same network outputs: z at each tau, `later` at the levels beyond. Or of
+    DC, with z the image itself and `later` all that the denoiser sees.
+
+    A vote whose `candidate` has left may stop: that it is not the candidate's is decided, and its winner is then the
+    class that led at that moment.
+    """
+    ballots = _Ballots(classifier, z, taus_model, candidates or [NOBODY] * len(taus_model))
+    clean = yield from ballots.estimates()
+    ballots.open(*classifier.shared_path(ballots.z, clean, ballots.on_device(later), taus_model=taus_model))
+    yield from ballots.shortlist()
+    if classifier.race:
+        yield from ballots.race(classifier.race.gap)
+    else:
+        yield from ballots.score_all()
+    return ballots.predictions()
+
+
+class _Ballots:
+    """One batch of draws, each at every tau: who is still alive, and the weighted losses that are known.
+
+    `known` and `losses` are shared by all tau; at each, only the steps with a weight count, in the order `order`.
+    """
+
+    def __init__(
+        self,
+        classifier: DiffusionClassifier,
+        z: Sequence[np.ndarray],
+        taus_model: tuple[float, ...],
+        candidates: Sequence[int],
+    ) -> None:
+        self.classifier, self.taus_model, self.candidates = classifier, taus_model, candidates
+        self.z = tuple(self.on_device(one) for one in z)
+        self.dimension = self.z[0][0].numel()
+        self.evaluations = 0
+        shape = (len(z), len(z[0]))
+        self.alive = np.ones((*shape, classifier.denoiser.num_classes), dtype=bool)
+        self.winners = np.full(shape, NOBODY)
+
+    def on_device(self, images: np.ndarray) -> Tensor:
+        return torch.from_numpy(images).to(self.classifier.device, torch.float32)
+
+    def ask(self, ask: Ask) -> Generator[Ask, Tensor, Tensor]:
+        self.evaluations += ask.evaluations
+        return (yield ask)
+
+    # What the votes need before they begin
+
+    def estimates(self) -> Generator[Ask, Tensor, tuple[Images, ...] | None]:
+        """The clean image behind each z without a label, if the classifier's formula needs it."""
+        if not self.classifier.formula.needs_estimate:
+            return None
+        found, rows_per_pass = [], self.classifier.rows_per_pass
+        for z, tau_model in zip(self.z, self.taus_model, strict=True):
+            self.evaluations += len(z) * self.classifier.estimator.evaluations
+            found.append((yield from estimates(self.classifier.estimator, z, tau_model, rows_per_pass=rows_per_pass)))
+        return tuple(found)
+
+    def open(self, path: Path, weight: Float[np.ndarray, "taus steps"]) -> None:
+        """The path that all classes are scored on."""
+        taus, draws, classes = self.alive.shape
+        self.path, self.weight = path, weight
+        own = [steps.nonzero()[0] for steps in weight]
+        self.order = [steps[strided(len(steps))] for steps in own]
+        self.known = np.zeros((draws, len(path.level), classes), dtype=bool)
+        self.losses = np.full((taus, *self.known.shape), np.nan)
+
+    # Which classes are scored at all
+
+    def sift(self, clean: tuple[Images, ...] | None, noise: np.ndarray) -> Answers:
+        """The paper's sift, on a grid and with noise of its own; only where there is one tau."""
+        classifier, (tau_model,) = self.classifier, self.taus_model
+        spec = classifier.active_sift
+        assert spec is not None
+        path, weight = classifier.path(
+            self.z[0], clean[0] if clean else None, spec.grid, self.on_device(noise), tau_model=tau_model
+        )
+        sifting = sift(
+            draws=len(self.z[0]),
+            classes=self.alive.shape[2],
+            steps=len(path.level),
+            threshold=spec.threshold_per_dim * self.dimension,
+            keep=spec.keep,
+        )
+        answer = None
+        while True:
+            try:
+                step, draw, class_id = next(sifting) if answer is None else sifting.send(answer)
+            except StopIteration as stop:
+                self.alive[0] = stop.value
+                return
+            answer = (yield from self._losses(path, weight, draw, np.full(len(draw), step), class_id))[0]
+
+    def shortlist(self) -> Answers:
+        """The classes that come first by the label's gradient, at each tau by its own losses."""
+        spec = self.classifier.active_label_gradient
+        if spec is None:
+            return
+        for tau, order in enumerate(self.order):
+            steps = order[: spec.steps]
+            draw, step = (ids.ravel() for ids in np.indices((len(self.z[0]), len(steps))))
+            ask = ask_label_gradients(self.classifier.denoiser, self.path.of(tau), draw, steps[step])
+            found = (yield from self.ask(ask)).cpu().numpy()
+            refuse_non_finite(found, self.path, draw=draw, step=steps[step], class_id=None)
+            weighted = found.reshape(len(self.z[0]), len(steps), -1) * self.weight[tau, steps][:, None]
+            self.alive[tau] = smallest(weighted.sum(axis=1), spec.keep)
+
+    # Scoring
+
+    def score_all(self) -> Answers:
+        """All steps of all classes that are alive; the only one alive has won and is not scored."""
+        wanted = np.zeros_like(self.known)
+        for alive, order in zip(self.alive, self.order, strict=True):
+            contested = alive & (alive.sum(axis=1, keepdims=True) > 1)
+            wanted[:, order] |= contested[:, None]
+        yield from self._learn(wanted)
+        for tau in range(len(self.alive)):
+            self.winners[tau] = leaders(np.nan_to_num(self._so_far(tau, None)), self.alive[tau])[0]
+
+    def race(self, gap: float) -> Answers:
+        """One step of each vote at a time, until one class is left or the candidate is not."""
+        for turn in range(len(self.path.level)):
+            wanted = np.zeros_like(self.known)
+            for tau, order in enumerate(self.order):
+                if turn < len(order):
+                    wanted[:, order[turn]] |= self.alive[tau] & self._open(tau)[:, None]
+            if not wanted.any():
+                return
+            yield from self._learn(wanted)
+            for tau, order in enumerate(self.order):
+                if turn < len(order):
+                    self._judge(tau, turn + 1, gap)
+
+    def _open(self, tau: int) -> Bool[np.ndarray, " draws"]:
+        alone = self.alive[tau].sum(axis=1) == 1
+        undecided = self.winners[tau] == NOBODY
+        self.winners[tau] = np.where(undecided & alone, self.alive[tau].argmax(axis=1), self.winners[tau])
+        return undecided & ~alone
+
+    def _judge(self, tau: int, turns: int, gap: float) -> None:
+        """Lets classes leave by the losses of a vote's first turns, and closes the votes that are decided."""
+        voting = self._open(tau).nonzero()[0]
+        losses, alive = self._so_far(tau, turns)[voting], self.alive[tau][voting]
+        alive = survivors(losses, alive, gap=gap)
+        candidate, last = self.candidates[tau], turns == len(self.order[tau])
+        beaten = ~alive[:, candidate] if candidate != NOBODY else np.zeros(len(voting), dtype=bool)
+        decided = beaten | last | (alive.sum(axis=1) == 1)
+        self.alive[tau][voting] = alive
+        self.winners[tau][voting[decided]] = leaders(losses, alive)[0][decided]
+
+    def _so_far(self, tau: int, turns: int | None) -> Float[np.ndarray, "draws turns classes"]:
+        found: np.ndarray = self.losses[tau][:, self.order[tau][:turns]]
+        return found
+
+    def _learn(self, wanted: Bool[np.ndarray, "draws steps classes"]) -> Answers:
+        """Asks for those losses that are wanted and not known; what one tau asked for, all others know too."""
+        missing = wanted & ~self.known
+        classifier = self.classifier
+        if not missing.any():
+            return
+        if classifier.all_at_once:
+            draw, step = np.nonzero(missing.any(axis=2))
+            found = yield from self._losses(self.path, self.weight, draw, step, None)
+            self.losses[:, draw, step], self.known[draw, step] = found, True
+        else:
+            draw, step, class_id = missing.nonzero()
+            found = yield from self._losses(self.path, self.weight, draw, step, class_id)
+            self.losses[:, draw, step, class_id], self.known[draw, step, class_id] = found, True
+
+    def _losses(
+        self, path: Path, weight: np.ndarray, draw: np.ndarray, step: np.ndarray, class_id: np.ndarray | None
+    ) -> Generator[Ask, Tensor, Float[np.ndarray, "taus rows *classes"]]:
+        """Weighted losses of rows; of all classes, if no class is named."""
+        denoiser, cap = self.classifier.denoiser, self.classifier.loss_cap
+        ask = (
+            ask_losses_of_every_class(denoiser, path, draw, step)
+            if class_id is None
+            else ask_losses(denoiser, path, draw, step, class_id)
+        )
+        found = (yield from self.ask(ask)).cpu().numpy()
+        refuse_non_finite(found, path, draw=draw, step=step, class_id=class_id)
+        found = found if cap is None else np.minimum(found, cap * self.dimension)
+        weights = weight[:, step].reshape(len(weight), len(step), *[1] * (found.ndim - 2))
+        return np.moveaxis(found, 1, 0) * weights
+
+    def predictions(self) -> list[Prediction]:
+        """One for each tau; the cost, which they share, is counted with the first."""
+        found = []
+        for tau, (alive, winners) in enumerate(zip(self.alive, self.winners, strict=True)):
+            contested = alive & (alive.sum(axis=1, keepdims=True) > 1)
+            sums = np.where(contested, -self._so_far(tau, None).sum(axis=1), 0.0)
+            found.append(Prediction(winners, np.where(alive, sums, -np.inf), 0 if tau else self.evaluations))
+        return found

@@ -1,0 +1,60 @@
+"""How a network is run: precision, memory layout, compilation. Each changes rounding, and with it a near-tie's vote."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ndc_core.models.networks.fused_ops import has_kernels
+from ndc_core.replay import Launch, Replays, cuda_graph, directly
+
+# tf32 holds float32 and rounds only the factors of products, to 10 bits, where an NVIDIA GPU can.
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The defaults are the reference: single precision, PyTorch's own layout, nothing compiled.
+
+    All of it runs on a CPU too, where float16 is slow, tf32 is float32, and compilation needs a C++ compiler.
+    """
+
+    precision: Precision = "float32"
+    channels_last: bool = False
+    compile: bool = False
+
+    def apply(self, network: nn.Module, *, device: str) -> nn.Module:
+        """The network for inference on a device; weights are converted once.
+
+        Part of the precision is a setting of the process: networks of two precisions are not to be used in one.
+        """
+        set_arithmetic(self.precision)
+        network = network.to(device=device, dtype=DTYPES[self.precision]).eval().requires_grad_(False)
+        if self.channels_last:
+            # torch's stub knows the argument for tensors only.
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.channels_last and not self.compile and device.startswith("cuda") and hasattr(network, "fused"):
+            network.fused = has_kernels()
+            if not network.fused:
+                warnings.warn("there is no Triton here: channels_last is slow without its kernels", stacklevel=2)
+        return torch.compile(network) if self.compile else network  # type: ignore[return-value]
+
+    def launch(self, *, device: str) -> Launch:
+        """How passes of the network are launched."""
+        return Replays(cuda_graph) if device.startswith("cuda") and not self.compile else directly
+
+
+def set_arithmetic(precision: Precision) -> None:
+    """Makes CUDA multiply as the precision says, by algorithms that are chosen by shapes alone and can be repeated.
+
+    PyTorch's own default lets convolutions round float32 to TF32. These are the switches that all versions from 2.4
+    on have, and that torch.compile reads too; later ones have others beside them, which must not be mixed with these.
+    """
+    tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = False  # else the algorithm depends on what was fastest that time
+    torch.backends.cudnn.deterministic = True

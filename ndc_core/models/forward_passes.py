@@ -1,0 +1,247 @@
+"""Forward passes of one fixed shape, gathered from whoever asks for rows (rule S1).
+
+Votes are generators: they yield an `Ask` for rows and are sent what the denoiser made of them. Several run at a time,
+each wherever it stands, and their rows share passes, so that passes stay full while classes and draws drop out. Only
+when nobody can go on without an answer is a pass padded.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ndc_core.models.denoiser import Denoiser, EveryClass
+from ndc_core.models.image_classifier import ImageClassifier
+
+Inputs = tuple[Float[Tensor, "rows c h w"], Float[Tensor, " rows"], Float[Tensor, "rows classes"]]
+Kind = Literal["forward", "every_class", "label_gradient", "classify"]
+# A backward pass to the label costs about as much as a forward one: the weights need no gradient.
+EVALUATIONS_OF_A_ROW: dict[Kind, int] = {"forward": 1, "every_class": 1, "label_gradient": 2, "classify": 1}
+TASKS_AT_ONCE = 12
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Rows to be evaluated. `inputs` gives z, sigma_model and label of a window of them, `read` keeps what is wanted of
+    the network's output for the window: one row of the answer for each.
+
+    `forward` is the denoiser at the given labels, `every_class` all classes of a network with class heads (labels are
+    not looked at), `label_gradient` the derivative of what `read` keeps, one number a row, with respect to the label.
+    """
+
+    kind: Kind
+    network: Denoiser | ImageClassifier
+    rows: int
+    inputs: Callable[[slice], Inputs]
+    read: Callable[[Tensor, slice], Tensor]
+
+    @property
+    def evaluations(self) -> int:
+        return self.rows * EVALUATIONS_OF_A_ROW[self.kind]
+
+
+Name = TypeVar("Name")
+Result = TypeVar("Result")
+Task = Generator[Ask, Tensor, Result]
+NextTask = Callable[[], tuple[Name, Task[Result]] | None]
+
+
+@dataclass(eq=False)
+class _Running(Generic[Name, Result]):
+    name: Name
+    task: Task[Result]
+    asked: int = 0  # rows of its ask that are in no pass yet
+    ask: Ask | None = None
+    answer: list[Tensor] = field(default_factory=list)
+
+
+def gather(
+    next_task: NextTask[Name, Result],
+    *,
+    rows_per_pass: int,
+    device: torch.device,
+    tasks_at_once: int = TASKS_AT_ONCE,
+) -> Iterator[tuple[Name, Result | Exception]]:
+    """Runs tasks and yields each one's name and result, or the exception that ended it, as soon as it has ended.
+
+    `next_task` gives None when there is none at present; it is asked again whenever one has ended.
+    """
+    return _Gatherer(next_task, rows_per_pass=rows_per_pass, device=device, tasks_at_once=tasks_at_once).run()
+
+
+def answer(task: Task[Result], *, rows_per_pass: int, device: torch.device) -> Result:
+    """The result of one task."""
+    waiting: list[tuple[None, Task[Result]]] = [(None, task)]
+    ((_, result),) = gather(lambda: waiting.pop() if waiting else None, rows_per_pass=rows_per_pass, device=device)
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def answer_differentiably(task: Task[Result], *, rows_at_once: int) -> Result:
+    """The result of one task in the caller's autograd: passes have whatever rows are asked for, so it is no vote's.
+
+    Of more rows than `rows_at_once`, what autograd needs of a pass is computed again when it is needed: memory does not
+    grow with the rows.
+    """
+    found: Tensor | None = None
+    while True:
+        try:
+            ask = task.send(cast(Tensor, found))  # a generator's first `send` takes None
+        except StopIteration as stop:
+            return cast(Result, stop.value)
+        windows = [slice(first, min(first + rows_at_once, ask.rows)) for first in range(0, ask.rows, rows_at_once)]
+        if len(windows) == 1:
+            found = _read_of(ask, windows[0])
+        else:
+            found = torch.cat([checkpoint(_read_of, ask, window, use_reentrant=False) for window in windows])
+
+
+class _Gatherer(Generic[Name, Result]):
+    def __init__(
+        self,
+        next_task: NextTask[Name, Result],
+        *,
+        rows_per_pass: int,
+        device: torch.device,
+        tasks_at_once: int,
+    ) -> None:
+        self.next_task, self.tasks_at_once = next_task, tasks_at_once
+        self.rows_per_pass, self.device = rows_per_pass, device
+        self.running = 0
+        # Rows of different kinds, or for different networks, cannot share a pass.
+        self.queues: dict[tuple[Kind, int], deque[_Running[Name, Result]]] = defaultdict(deque)
+        self.ended: deque[tuple[Name, Result | Exception]] = deque()
+
+    def run(self) -> Iterator[tuple[Name, Result | Exception]]:
+        # On a GPU a pass is only launched; the next one is, before the answers of the one before it are waited for.
+        launched: deque[list[tuple[_Running[Name, Result], Tensor]]] = deque()
+        while True:
+            self._start_tasks()
+            if self.ended:
+                yield from self._drain()
+                continue  # whoever took them may have a next task now
+            full = self._queue_with(self.rows_per_pass)
+            if full is not None:
+                launched.append(self._launch(full))
+                if len(launched) < 2:
+                    continue
+            elif not launched and (part := self._queue_with(1)) is not None:
+                launched.append(self._launch(part))
+            if launched:
+                self._deliver(launched.popleft())
+                yield from self._drain()
+            elif not self.running:
+                return
+
+    def _drain(self) -> Iterator[tuple[Name, Result | Exception]]:
+        while self.ended:
+            yield self.ended.popleft()
+
+    def _start_tasks(self) -> None:
+        while self.running < self.tasks_at_once and self._queue_with(self.rows_per_pass) is None:
+            named = self.next_task()
+            if named is None:
+                return
+            self.running += 1
+            self._go_on(_Running(*named), None)
+
+    def _go_on(self, running: _Running[Name, Result], answer: Tensor | None) -> None:
+        """Lets a task go on to its next ask, or to its end."""
+        try:
+            ask = running.task.send(cast(Tensor, answer))  # a generator's first `send` takes None
+        except StopIteration as stop:
+            self._end(running, stop.value)
+        except Exception as error:  # it is this task's: the others go on
+            self._end(running, error)
+        else:
+            assert ask.rows > 0
+            running.ask, running.asked, running.answer = ask, ask.rows, []
+            self.queues[ask.kind, id(ask.network)].append(running)
+
+    def _end(self, running: _Running[Name, Result], result: Result | Exception) -> None:
+        self.running -= 1
+        running.ask = None
+        self.ended.append((running.name, result))
+
+    def _queue_with(self, rows: int) -> deque[_Running[Name, Result]] | None:
+        """The fullest queue, if it holds so many rows."""
+        fullest = max(self.queues.values(), key=_rows_of, default=None)
+        return fullest if fullest and _rows_of(fullest) >= rows else None
+
+    def _launch(self, queue: deque[_Running[Name, Result]]) -> list[tuple[_Running[Name, Result], Tensor]]:
+        """Evaluates the first rows of a queue; gives each asker's part of the answer."""
+        room, askers, parts = self.rows_per_pass, [], []
+        for running in queue:
+            assert running.ask is not None
+            start, taken = running.ask.rows - running.asked, min(room, running.asked)
+            askers.append(running)
+            parts.append((running.ask, slice(start, start + taken)))
+            running.asked -= taken
+            room -= taken
+            if not room:
+                break
+        while queue and not queue[0].asked:
+            queue.popleft()
+        try:
+            return list(zip(askers, self._evaluate(parts), strict=True))
+        except Exception as error:  # a pass that fails is the failure of all who asked for it
+            for running in askers:
+                if running in queue:
+                    queue.remove(running)
+                running.task.close()
+                self._end(running, error)
+            return []
+
+    def _evaluate(self, parts: list[tuple[Ask, slice]]) -> list[Tensor]:
+        kind, network = parts[0][0].kind, parts[0][0].network
+        with torch.inference_mode(kind != "label_gradient"):
+            columns = zip(*(ask.inputs(window) for ask, window in parts), strict=True)
+            z, sigma_model, label = (_padded(torch.cat(column), self.rows_per_pass) for column in columns)
+            if kind == "label_gradient":
+                with torch.enable_grad():
+                    label.requires_grad_()
+                    kept = self._read(cast(Denoiser, network)(z, sigma_model, label), parts)
+                    gradient: Tensor = torch.autograd.grad(torch.cat(kept).sum(), label)[0]
+                return list(gradient[: sum(len(one) for one in kept)].split([len(one) for one in kept]))
+            return self._read(_outputs(kind, network, z, sigma_model, label), parts)
+
+    def _read(self, found: Tensor, parts: list[tuple[Ask, slice]]) -> list[Tensor]:
+        sizes = [window.stop - window.start for _, window in parts]
+        pieces = found[: sum(sizes)].split(sizes)
+        return [ask.read(piece, window) for (ask, window), piece in zip(parts, pieces, strict=True)]
+
+    def _deliver(self, parts: list[tuple[_Running[Name, Result], Tensor]]) -> None:
+        for running, found in parts:
+            if running.ask is None:  # another pass with rows of the same ask has failed
+                continue
+            running.answer.append(found)
+            if sum(len(one) for one in running.answer) == running.ask.rows:
+                self._go_on(running, torch.cat(running.answer))
+
+
+def _read_of(ask: Ask, window: slice) -> Tensor:
+    return ask.read(_outputs(ask.kind, ask.network, *ask.inputs(window)), window)
+
+
+def _outputs(kind: Kind, network: Denoiser | ImageClassifier, z: Tensor, sigma_model: Tensor, label: Tensor) -> Tensor:
+    if kind == "classify":
+        return cast(ImageClassifier, network)(z)
+    if kind == "every_class":
+        return cast(EveryClass, network).every_class(z, sigma_model)
+    return cast(Denoiser, network)(z, sigma_model, label)
+
+
+def _rows_of(queue: deque[Any]) -> int:
+    return sum(running.asked for running in queue)
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    """Repeats the last row up to the count."""
+    missing = count - len(rows)
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows

@@ -1,0 +1,166 @@
+"""Evidence to certificates: plain numpy in the driver."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+from ndc_core.certificates.certificate import Certificate
+from pipeline.certificates.stopping import cells_of
+from pipeline.declaration.declaration import refuse_unsound_votes
+from pipeline.declaration.procedure import method_of
+from pipeline.store.evidence import Evidence, EvidenceTable
+from pipeline.store.run_store import StoredImage
+
+LARGEST = "largest per image"
+ROUNDING = 1e-9  # far above that of a quotient of counts, far below what an image makes
+
+
+@dataclass(frozen=True)
+class CertifiedImage:
+    """A certificate with what it was made from and what it cost."""
+
+    image_id: str
+    label: int
+    certificate: Certificate
+    counts: tuple[int, ...]  # estimation votes per class
+    evaluations: int
+    seconds: float
+
+    @property
+    def most_likely(self) -> int:
+        """The certificate's class, or where it abstains the one with the most votes of estimation."""
+        predicted = self.certificate.predicted
+        return max(range(len(self.counts)), key=self.counts.__getitem__) if predicted is None else predicted
+
+    def holds(self, radius: float) -> bool:
+        return self.certificate.holds(label=self.label, radius=radius)
+
+
+def certify_images(
+    evidence: EvidenceTable | Iterable[Evidence],
+    images: Sequence[StoredImage],
+    *,
+    law: dict[str, Any],
+    num_classes: int,
+    alpha: float | None,
+    resume_with: str,
+) -> list[CertifiedImage]:
+    """A certificate for every image and noise level of a run, in the order of the data; alpha None is the declared one.
+
+    Raises:
+        IncompleteRunError: votes are missing or a draw was counted twice; says of which image, and how to go on.
+        UnsoundVotesError: the votes of an earlier version certify nothing.
+    """
+    refuse_unsound_votes(law)
+    labels = {image.image_id: image.label for image in images}
+    methods = {sigma_pixel: method_of(law, sigma_pixel, alpha=alpha) for sigma_pixel in law["sigma_pixel"]}
+    certified = []
+    for cell in cells_of(law, images, evidence, num_classes=num_classes).values():
+        tally = cell.finished(resume_with=resume_with)
+        items = [item for phase in cell.evidence.values() for item in phase.values()]
+        certified.append(
+            CertifiedImage(
+                cell.image_id,
+                labels[cell.image_id],
+                methods[cell.sigma_pixel].certificate(tally),
+                tuple(tally.looks[-1]),
+                sum(item.evaluations for item in items),
+                sum(item.seconds for item in items),
+            )
+        )
+    return certified
+
+
+def largest_of_each_image(certified: Sequence[CertifiedImage]) -> list[CertifiedImage]:
+    """Each image's certificate with the largest radius, chosen without a look at the label; its cost is that of all.
+
+    It holds with the alpha that all noise levels together were declared with, if they share it (rule S5), and for the
+    classifier of the level it names.
+    """
+    of_image = defaultdict(list)
+    for item in certified:
+        of_image[item.image_id].append(item)
+    found = []
+    for items in of_image.values():
+        best = max(items, key=lambda item: item.certificate.radius)
+        evaluations, seconds = sum(item.evaluations for item in items), sum(item.seconds for item in items)
+        found.append(replace(best, evaluations=evaluations, seconds=seconds))
+    return found
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """Accuracy that attacks of each radius left standing, over the first so many images.
+
+    With `confirmed` falls it is an upper bound on the true robust accuracy, as the certified one is a lower bound;
+    otherwise, from an earlier program, an estimate.
+    """
+
+    images: int
+    accuracy: dict[float, float]
+    confirmed: bool = False
+
+    @property
+    def label(self) -> str:
+        return "under attack" if self.confirmed else "under attack, an estimate"
+
+
+def by_level(certified: Sequence[CertifiedImage], *, maximum_over_sigmas: bool) -> dict[str, list[CertifiedImage]]:
+    """The certificates of each noise level, and last those of LARGEST, if the run declared a maximum."""
+    levels = defaultdict(list)
+    for item in certified:
+        levels[f"{item.certificate.sigma_pixel:g}"].append(item)
+    return {**levels, **({LARGEST: largest_of_each_image(certified)} if maximum_over_sigmas else {})}
+
+
+def certificate_rows(certified: Sequence[CertifiedImage]) -> list[dict[str, Any]]:
+    """Rows of certificates.parquet, by column name."""
+    return [
+        {
+            "image_id": item.image_id,
+            "label": item.label,
+            "correct": item.holds(0.0),
+            **asdict(item.certificate),
+            "evaluations": item.evaluations,
+            "seconds": item.seconds,
+        }
+        for item in certified
+    ]
+
+
+def cut(number: float, digits: int = 6) -> float:
+    """So many digits, never rounded up, so that a radius never exceeds the certified one (rule S7)."""
+    return math.floor(number * 10**digits) / 10**digits
+
+
+def cut_text(number: float, digits: int) -> str:
+    return f"{cut(number, digits):.{digits}f}"
+
+
+def percent(share: float | None, *, up: bool = False) -> str:
+    """Of a hundred, with one digit: a share of images rounded down, or up where it bounds from above."""
+    if share is None:
+        return ""
+    tenths = math.ceil(1000 * share - ROUNDING) if up else math.floor(1000 * share + ROUNDING)
+    return f"{tenths / 10:.1f} %"
+
+
+def certificate_tsv(certified: Sequence[CertifiedImage]) -> str:
+    """The log that this field's scripts read (predict is -1 for an abstention), with sigma_pixel as a last column.
+
+    The radius is cut, not rounded, to six digits, so that it never exceeds the certified one (rule S7).
+    """
+    index_of = {image_id: index for index, image_id in enumerate(dict.fromkeys(item.image_id for item in certified))}
+    lines = ["idx\tlabel\tpredict\tradius\tcorrect\ttime\tsigma_pixel"]
+    for item in certified:
+        certificate = item.certificate
+        predict = -1 if certificate.predicted is None else certificate.predicted
+        radius = cut(certificate.radius)
+        lines.append(
+            f"{index_of[item.image_id]}\t{item.label}\t{predict}\t{radius:.6f}\t{int(item.holds(0.0))}\t"
+            f"{timedelta(seconds=item.seconds)}\t{certificate.sigma_pixel:g}"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,413 @@
+"""The command `ndc`. Commands are thin: parse, call, print. Heavy imports wait for the command that needs them."""
+
+import json
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from pipeline.cli.model_commands import convert, diagnose, distill, train
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+    from pipeline.declaration.config import RunConfig
+
+EXIT_INTERRUPTED = 130
+EXIT_CODES = {
+    0: "done",
+    1: "an error, printed in one line; or units failed, differences or broken certificates, each named",
+    2: "the command line could not be read",
+    EXIT_INTERRUPTED: "stopped by Ctrl-C or SIGTERM; the same command goes on",
+}
+# Flags of `ndc certify` that are short for a key of the configuration.
+KEY_OF = {
+    "model": "model",
+    "dataset": "dataset.name",
+    "data_format": "dataset.format",
+    "limit": "dataset.limit",
+    "every": "dataset.every",
+    "offset": "dataset.offset",
+    "skip_corrupt": "dataset.skip_corrupt",
+}
+PRESET_OF = {"cohen": "demo", "sequential": "sequential", "lipschitz": "lipschitz"}
+
+
+class Place(click.ParamType):
+    """A path, or a URI that fsspec knows."""
+
+    name = "path or URI"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        from pipeline.locations import location
+
+        return location(value) if isinstance(value, str) else value
+
+
+PLACE = Place()
+
+
+class Commands(click.Group):
+    """Turns the errors a user can cause into one line and an exit code."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (click.exceptions.Exit, click.Abort):  # click's own, and RuntimeErrors
+            raise
+        except KeyboardInterrupt:
+            _say("\nstopped")
+            sys.exit(EXIT_INTERRUPTED)
+        except (ValueError, OSError, RuntimeError) as error:
+            if context.params.get("traceback"):
+                raise
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(
+    cls=Commands,
+    epilog="\b\nExit codes:\n" + "\n".join(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items()),
+)
+@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+@click.version_option(package_name="ndc")
+def main(traceback: bool) -> None:
+    """By how much may an image change before a diffusion model's class for it can change? Proved, not guessed."""
+
+
+for command in (train, distill, convert, diagnose):
+    main.add_command(command)
+
+
+def run_options(command: Any) -> Any:
+    """What says which run is meant: for `certify` and `plan`."""
+    for option in reversed(
+        [
+            click.argument("source", metavar="[PRESET_OR_TOML_OR_RUN]", required=False),
+            click.option("--certificate", "method", help="cohen, sequential or lipschitz."),
+            click.option("--radii", help="Radii of the table, and the sequential certificate's aims, as 0.25,0.5."),
+            click.option("--run", "folder", type=PLACE, help="Run folder, here or s3://... [default: runs/<preset>]."),
+            click.option("--model", help="Folder or URI of a checkpoint."),
+            click.option("--data", "dataset", help="A data set: digits, or the path or URI of your images."),
+            click.option("--format", "data_format", help="Format of the data, instead of the one guessed."),
+            click.option("--limit", type=click.IntRange(min=1), help="At most N images."),
+            click.option("--every", type=click.IntRange(min=1), help="Only every N-th image."),
+            click.option("--offset", type=click.IntRange(min=0), help="Leave out the first N images."),
+            click.option("--ids", type=click.File("rb"), help="A file with the ids of the images to take, one a line."),
+            click.option("--skip-corrupt", is_flag=True, help="Leave out images that cannot be decoded."),
+            click.option(
+                "--sigma-pixel", type=float, multiple=True, help="Noise level for pixels in [0, 1]; repeatable."
+            ),
+            click.option(
+                "--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Override a key: votes.estimation=99."
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def as_toml(value: Any) -> str:
+    """A string, number or list of strings. Escapes are those of JSON, but no pairs of surrogates, which TOML lacks."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def chosen_run(
+    source: str | None,
+    method: str | None,
+    radii: str | None,
+    folder: "UPath | None",
+    ids: BinaryIO | None,
+    sigma_pixel: tuple[float, ...],
+    assignments: tuple[str, ...],
+    **flags: Any,
+) -> "tuple[RunConfig, UPath]":
+    """The configuration and the folder that the options of `run_options` name."""
+    from pipeline.data.datasets import ids_in
+    from pipeline.declaration.config import load_config
+    from pipeline.locations import exists, location
+
+    source = source or PRESET_OF.get(method or "cohen", "demo")
+    if exists(location(source) / "run.toml"):
+        source, folder = f"{source.rstrip('/')}/run.toml", folder or location(source)
+    folder = folder or location("runs") / Path(source).stem
+    given = {name: value for name, value in flags.items() if value is not None and value is not False}
+    overrides = [f"{KEY_OF[name]}={as_toml(value)}" for name, value in given.items()]
+    overrides += [f"certificate.method={as_toml(method)}"] if method else []
+    overrides += [f"certificate.radii=[{radii}]"] if radii else []
+    overrides += [f"sigma_pixel={list(sigma_pixel)}"] if sigma_pixel else []
+    if ids:
+        wanted = ids_in(ids.read(), where=f"--ids {ids.name}")
+        every_one = ["dataset.offset=0", "dataset.every=1", f"dataset.limit={len(wanted)}"]  # whatever the preset has
+        overrides = [f"dataset.ids={as_toml(wanted)}", *every_one, *overrides]
+    return load_config(source, [*assignments, *overrides]), folder
+
+
+@main.command()
+@run_options
+@click.option("--gpus", type=click.IntRange(min=1), help="GPUs at work, or actors where they hold none [default: all].")
+@click.option("--price-per-hour", type=click.FloatRange(min=0, min_open=True), help="Of a GPU, or of an actor.")
+@click.option(
+    "--evaluations-per-second",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of one actor: take this rate instead of measuring.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def plan(
+    gpus: int | None,
+    price_per_hour: float | None,
+    evaluations_per_second: float | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Say what a run will cost, from some votes on the device that it would use; compute and write nothing else.
+
+    Takes what `ndc certify` takes, and checks what it needs: run folder, tracking server, model and data. For runs that
+    stop early, what is expected, and what it stays between nine times in ten.
+    """
+    from pipeline.driver.plan import plan_lines, plan_run
+
+    found = plan_run(
+        *chosen_run(**options),
+        gpus=gpus,
+        price_per_hour=price_per_hour,
+        evaluations_per_second=evaluations_per_second,
+        say=_say,
+    )
+    click.echo(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(plan_lines(found)))
+
+
+@main.command()
+@run_options
+@click.option("--dry-run", is_flag=True, help="Check everything and print the plan, as `ndc plan`; compute nothing.")
+@click.option("--retry-failed", is_flag=True, help="Compute nothing but the units that failed.")
+@click.option("--force", is_flag=True, help="Take the run from another driver that works on it.")
+def certify(dry_run: bool, retry_failed: bool, force: bool, **options: Any) -> None:
+    """Certify images, going on where a run in the same folder stopped.
+
+    The argument is a preset, a TOML file, or the folder of a run that was started before. Left out, it is the preset
+    that goes with --certificate.
+    """
+    from pipeline.workers.ray_address import check_ray
+
+    check_ray()  # ahead of imports that take seconds
+    from pipeline.driver.certify import certify_run, how_to_go_on
+    from pipeline.driver.plan import plan_lines, plan_run
+    from pipeline.driver.prepare import prepare
+    from pipeline.driver.services import check_services
+
+    config, folder = chosen_run(**options)
+    if dry_run:
+        click.echo("\n".join(plan_lines(plan_run(config, folder, say=_say))))
+        return
+    try:
+        check_services([config])
+        run = prepare(config, folder, say=_say)
+        for line in run.remarks:
+            _say(line)
+        cost = run.votes * run.most_evaluations_per_vote
+        _say(
+            f"{len(run.records):,} images, {run.at_most}{len(run.units):,} units, {run.at_most}{run.votes:,} votes, "
+            f"at most {cost:,} evaluations, in {folder}"
+        )
+        report, tracker = certify_run(run, say=_say, force=force, retry_failed=retry_failed)
+    except KeyboardInterrupt:
+        _say(f"\nstopped{how_to_go_on(folder)}")
+        sys.exit(EXIT_INTERRUPTED)
+    _print_report(report)
+    if tracker:
+        click.echo(f"MLflow: {tracker.link}")
+        if tracker.how_to_open:
+            click.echo(f"        (served by `{tracker.how_to_open}`)")
+
+
+def _say(line: str) -> None:
+    with suppress(OSError, UnicodeError):  # the terminal may be gone, or what it is redirected to full
+        click.echo(line, err=True)
+
+
+@main.command()
+@click.argument("source", metavar="SWEEP_OR_TOML")
+@click.option("--out", type=PLACE, help="Folder of the sweep, here or s3://... [default: runs/<its name>].")
+@click.option(
+    "--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Override a key in all runs: votes.estimation=99."
+)
+@click.option("--dry-run", is_flag=True, help="Check everything and print what is to be drawn; compute no votes.")
+def sweep(source: str, out: "UPath | None", assignments: tuple[str, ...], dry_run: bool) -> None:
+    """Certify runs around one base, a key varied at a time or named methods, and plot them beside each other.
+
+    Each is an ordinary run folder below --out. Votes that several have in common are drawn once. The same command goes
+    on where it stopped.
+    """
+    from pipeline.cli.terminal_tables import print_table
+    from pipeline.locations import location
+    from pipeline.sweep.file import load_sweep
+    from pipeline.sweep.run import plan_sweep, run_sweep
+
+    declared = load_sweep(source, assignments)
+    folder = out or location("runs") / declared.name
+    if dry_run:
+        print_table(plan_sweep(declared, folder, say=_say))
+        return
+    try:
+        written = run_sweep(declared, folder, say=_say)
+    except KeyboardInterrupt:
+        _say("\nstopped; what was published, if anything was, is kept. Run the same command to go on.")
+        sys.exit(EXIT_INTERRUPTED)
+    for paragraph in written.lead:
+        _say(paragraph)
+    for table in [*written.tables, *(written.comparison.tables if written.comparison else ())]:
+        print_table(table)
+    click.echo(f"Sweep: {written.page}")
+
+
+@main.command()
+@click.argument("folder", metavar="RUN", type=PLACE)
+@click.option("--redraw", type=click.IntRange(min=0), default=0, help="Also draw N random units again from the model.")
+def verify(folder: "UPath", redraw: int) -> None:
+    """Recompute all that a finished run states from its evidence, and name every difference."""
+    from pipeline.driver.verify import verify_run
+
+    verify_run(folder, redraw=redraw, say=click.echo)
+    click.echo(f"{folder} is what it states")
+
+
+@main.command()
+@click.argument("folder", metavar="RUN", type=PLACE)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
+@click.option("--restarts", type=click.IntRange(min=1), default=4, show_default=True, help="Attacks on each radius.")
+@click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Gradient steps of an attack.")
+@click.option("--draws", type=click.IntRange(min=1), default=4, show_default=True, help="Noise draws of a gradient.")
+@click.option("--votes", type=click.IntRange(min=1), default=64, show_default=True, help="Votes that judge an attack.")
+def attack(folder: "UPath", limit: int | None, **settings: int) -> None:
+    """Try to break a finished run's certificates; measure what attacks leave of its accuracy beyond them."""
+    from pipeline.driver.attack import attack_run
+    from pipeline.workers.attack_actor import AttackSettings
+
+    try:
+        report, _ = attack_run(folder, AttackSettings(**settings), limit=limit, say=click.echo)
+    except KeyboardInterrupt:
+        _say("\nstopped; images that are finished, if any are, are kept. Run the same command to go on.")
+        sys.exit(EXIT_INTERRUPTED)
+    _print_report(report)
+
+
+@main.command()
+@click.argument("folder", metavar="RUN", type=PLACE)
+@click.option("--alpha", type=float, help="Another failure probability than the run's; the votes stay as they are.")
+@click.option("--radii", help="Radii of the table, as 0,0.25,0.5 [default: the run's].")
+@click.option("--out", type=PLACE, help="Where to write [default: RUN, or RUN/alpha-<alpha>].")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--mlflow-link", is_flag=True, help="Only print the link that opens on the experiment's MLflow charts.")
+def report(
+    folder: "UPath", alpha: float | None, radii: str | None, out: "UPath | None", as_json: bool, mlflow_link: bool
+) -> None:
+    """Derive certificates, tables and pictures again from a run's evidence. Needs no model."""
+    from pipeline.declaration.config import load_config
+    from pipeline.driver.certify import reduce_and_report
+    from pipeline.report.mlflow_tracker import link_of_run
+    from pipeline.report.report import summary_json
+    from pipeline.store.run_store import RunStore
+
+    if mlflow_link:
+        if as_json or alpha is not None or radii or out:
+            raise click.UsageError("--mlflow-link goes with no other option: it prints a link, and derives nothing.")
+        link, how_to_open = link_of_run(folder)
+        click.echo(link)
+        if how_to_open:
+            _say(f"served by `{how_to_open}`")
+        return
+    store = RunStore(folder)
+    store.manifest()
+    overrides = [f"certificate.alpha={alpha}"] if alpha is not None else []
+    overrides += [f"certificate.radii=[{radii}]"] if radii else []
+    config = load_config(str(folder / "run.toml"), overrides)
+    out = out or (folder if alpha is None else folder / f"alpha-{alpha:g}")
+    written = reduce_and_report(store, alpha=alpha, radii=config.certificate.radii, folder=out)
+    if as_json:
+        click.echo(json.dumps(summary_json(written.summary), indent=2))
+    else:
+        _print_report(written)
+
+
+@main.command()
+@click.argument("sources", metavar="RUN...", nargs=-1, required=True)
+@click.option("--radii", help="Radii of the table, as 0.25,0.5 [default: all that the runs declared].")
+@click.option("--alpha", type=float, help="One failure probability for all runs; their votes stay as they are.")
+@click.option("--intersect", is_flag=True, help="Compare on the images that all share.")
+@click.option("--out", type=PLACE, default="runs/compare", show_default=True, help="Where to write.")
+def compare(sources: tuple[str, ...], radii: str | None, alpha: float | None, intersect: bool, out: "UPath") -> None:
+    """Put methods beside each other: certified accuracy, average radius, and the cost to certify and to classify.
+
+    RUN is a run's folder or URI, or a log of another tool (TSV with idx, label, predict, radius, correct, maybe time).
+    Give a method's name as NAME=RUN, a log's noise level as NAME@SIGMA=LOG; logs of one NAME are one method. Needs no
+    model.
+    """
+    from pipeline.cli.terminal_tables import print_table
+    from pipeline.compare.compare import compare as compare_methods
+    from pipeline.compare.compare import radii_of
+
+    chosen = radii_of(radii) if radii else None
+    written = compare_methods(sources, alpha=alpha, radii=chosen, intersect=intersect, out=out)
+    for remark in written.comparison.remarks:
+        _say(remark)
+    for table in written.tables:
+        print_table(table)
+    click.echo(f"Comparison: {written.page}")
+
+
+@main.command()
+@click.argument("folder", metavar="RUN", type=PLACE)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.option("--watch", is_flag=True, help="Go on until the run is complete.")
+@click.option("--every", type=click.FloatRange(min=0.1), default=10, show_default=True, help="Seconds between looks.")
+def status(folder: "UPath", as_json: bool, watch: bool, every: float) -> None:
+    """Say how far a run is: units, votes, evaluations per second, time left, driver, failed units.
+
+    It reads the run's folder alone, so it works on any machine that sees it.
+    """
+    from pipeline.driver.status import status_lines, status_of
+
+    while True:
+        found = status_of(folder)
+        click.echo(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(status_lines(found)))
+        if found.failures and not as_json:
+            _print_failures(found.failures)
+        if not watch or found.complete:
+            return
+        time.sleep(every)
+
+
+def _print_failures(failures: list[dict[str, Any]]) -> None:
+    from pipeline.cli.terminal_tables import print_table
+    from pipeline.report.tables import Table
+
+    title = f"{len(failures):,} units failed; `ndc certify RUN --retry-failed` tries them again"
+    rows = [
+        [
+            failure["unit"],
+            failure["error"],
+            datetime.fromtimestamp(failure["failed_unix"], UTC).isoformat(" ", timespec="seconds"),
+        ]
+        for failure in failures
+    ]
+    print_table(Table(title, ["unit", "error", "when"], rows, names=3))
+
+
+def _print_report(written: Any) -> None:
+    from pipeline.cli.terminal_tables import print_table
+    from pipeline.report.report import accuracy_table
+
+    caption = f"Certified accuracy (alpha = {written.summary.alpha:g}, L2, pixels in [0, 1])"
+    print_table(replace(accuracy_table(written.summary), caption=caption))
+    for warning in written.summary.warnings:
+        _say(warning)
+    click.echo(f"Report: {written.page}")
+
+
+if __name__ == "__main__":
+    main()

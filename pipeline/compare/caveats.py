@@ -1,0 +1,119 @@
+"""What must be known to read a comparison: said above its tables, and on the terminal."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+from pipeline.compare.inputs import OpenedLog, OpenedRun, Seen
+from pipeline.compare.method_tables import Contender
+from pipeline.report.chance import chance_warning
+
+Named = Sequence[tuple[str, OpenedRun | OpenedLog]]  # by the method's name
+
+
+def remarks_on(
+    named: Named,
+    contenders: Sequence[Contender],
+    images: Sequence[tuple[str, Mapping[str, Seen]]],
+    *,
+    shared: int,
+    alpha: float | None,
+) -> tuple[str, ...]:
+    runs = [(name, one) for name, one in named if isinstance(one, OpenedRun)]
+    logs = [(name, one) for name, one in named if isinstance(one, OpenedLog)]
+    return (
+        *_on_images(images, shared),
+        *_on_alpha(runs, alpha),
+        *_on_sampling(runs),
+        *_on_logs(logs, alone=not runs),
+        *_on_chance(runs, contenders),
+        *_on_scopes(contenders),
+        *_on_devices(contenders),
+    )
+
+
+def _on_images(images: Sequence[tuple[str, Mapping[str, Seen]]], shared: int) -> Iterator[str]:
+    yield f"Compared on {shared:,} images."
+    if larger := [f"{name} has {len(found):,}" for name, found in images if len(found) > shared]:
+        yield (
+            f"These are the images that all share; {', '.join(larger)}. What attacks left is known of all images of a "
+            "run together, so it is left out where some of them are."
+        )
+
+
+def _on_alpha(runs: Sequence[tuple[str, OpenedRun]], alpha: float | None) -> Iterator[str]:
+    if not runs:
+        return
+    declared = runs[0][1].law["certificate"]["alpha"]
+    yield f"Each certificate of a run is wrong with a probability of at most {declared if alpha is None else alpha:g}."
+    changed = [
+        f"{name} with {run.law['certificate']['alpha']:g}"
+        for name, run in runs
+        if alpha not in (None, run.law["certificate"]["alpha"])
+    ]
+    if changed:
+        yield (
+            f"Declared with another alpha than this one: {', '.join(changed)}. That is sound if this one was chosen "
+            "without a look at the results."
+        )
+    for name, run in runs:
+        if run.law["certificate"]["maximum_over_sigmas"]:
+            yield f"{name} shares this among its noise levels, for the row with each image's largest radius."
+
+
+def _on_sampling(runs: Sequence[tuple[str, OpenedRun]]) -> Iterator[str]:
+    stopped = defaultdict(list)
+    for name, run in runs:
+        if radii := run.law["certificate"].get("radii"):
+            stopped[tuple(radii)].append(name)
+    for radii, names in stopped.items():
+        natural = "" if 0.0 in radii else " natural accuracy,"
+        its = "its" if len(names) == 1 else "their"
+        yield (
+            f"{', '.join(names)} stopped drawing votes of an image when {its} declared radii "
+            f"({', '.join(f'{radius:g}' for radius in radii)}) were decided. {its.capitalize()}{natural} average "
+            "radius and curve between them are lower than more votes would make them."
+        )
+
+
+def _on_logs(logs: Sequence[tuple[str, OpenedLog]], *, alone: bool) -> Iterator[str]:
+    if logs:
+        names = ", ".join(dict.fromkeys(name for name, _ in logs))
+        yield f"A log does not say its alpha, evaluations or device: those of {names} are unknown."
+    if rounded := ", ".join(dict.fromkeys(name for name, log in logs if not log.log.own)):
+        yield f"Radii of {rounded} are as its log prints them; published logs give three digits, and may round up."
+    if logs and alone:
+        yield "No run is there to name the images: logs are taken to be about the same ones where idx and label agree."
+    if untimed := ", ".join(dict.fromkeys(name for name, log in logs if not log.log.timed)):
+        yield f"The log of {untimed} does not tell the time of each image: its seconds are unknown."
+    for _, log in logs:
+        if log.log.remark:
+            yield f"Warning: {log.log.remark}."
+
+
+def _on_chance(runs: Sequence[tuple[str, OpenedRun]], contenders: Sequence[Contender]) -> Iterator[str]:
+    """Of images that a method names a class for; a log does not say how many classes there are."""
+    for name, run in runs:
+        guesses = {
+            one.level: [(o.label, o.predicted) for o in one.outcomes.values() if o.predicted is not None]
+            for one in contenders
+            if one.method == name
+        }
+        if warning := chance_warning(guesses, classes=run.num_classes):
+            yield f"{name}: {warning}"
+
+
+def _on_scopes(contenders: Sequence[Contender]) -> Iterator[str]:
+    """Only if runs differ."""
+    scopes = {contender.method: contender.scope for contender in contenders if contender.scope}
+    if len(set(scopes.values())) > 1:
+        listed = "; ".join(f"{method}: {scope}" for method, scope in scopes.items())
+        yield f"Radii do not cover the same adversarial images: {listed}."
+
+
+def _on_devices(contenders: Sequence[Contender]) -> Iterator[str]:
+    devices = {one.method: ", ".join(one.devices) or "unknown" for one in contenders}
+    if len(set(devices.values())) > 1:
+        listed = "; ".join(f"{method}: {device}" for method, device in devices.items())
+        yield f"Warning: seconds are of different or unknown devices, and do not compare ({listed})."
+    elif contenders[0].devices:
+        yield f"Seconds are those of actors at work, all on {devices[contenders[0].method]}."

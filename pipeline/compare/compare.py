@@ -1,0 +1,205 @@
+"""`ndc compare`: runs and logs of other tools in the same tables and the same plot."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, Protocol
+
+from upath import UPath
+
+from pipeline.certificates.reduce import LARGEST
+from pipeline.compare.caveats import remarks_on
+from pipeline.compare.inputs import OpenedLog, OpenedRun, open_contender, parse_argument
+from pipeline.compare.method_tables import (
+    Comparison,
+    Contender,
+    accuracy_table,
+    best_curve,
+    comparison_json,
+    cost_table,
+    levels_of,
+)
+from pipeline.compare.shared_images import ids_of_log, shared_images
+from pipeline.declaration.config import RunConfig
+from pipeline.declaration.declaration import LawChangedError, refuse_undeclared_radii
+from pipeline.locations import exists, publish
+from pipeline.report.figures import certified_accuracy_figure
+from pipeline.report.pages import comparison_page
+from pipeline.report.tables import Table, latex_page, markdown_page
+from pipeline.store.run_store import StoreError
+
+TITLE = "Methods compared"
+
+Opened = OpenedRun | OpenedLog
+
+
+class DeclaredRun(Protocol):
+    """What a run is before any of its votes is looked at."""
+
+    @property
+    def where(self) -> UPath: ...
+    @property
+    def law(self) -> dict[str, Any]: ...
+    @property
+    def config(self) -> RunConfig: ...
+
+
+@dataclass(frozen=True)
+class WrittenComparison:
+    comparison: Comparison
+    tables: tuple[Table, Table]
+    page: UPath
+
+
+def compare(
+    arguments: Sequence[str], *, alpha: float | None, radii: Sequence[float] | None, intersect: bool, out: UPath
+) -> WrittenComparison:
+    """Compares runs and logs from their files alone, and writes tables, page, figure and numbers into a folder.
+
+    `alpha` None is the one that all runs were declared with, `radii` None all that they declared.
+
+    Raises:
+        ValueError: what is given does not compare: other images, alphas or undeclared radii, incomplete runs, logs that
+            contradict themselves; or the folder holds a run.
+    """
+    if exists(out / "run.json"):
+        raise StoreError(f"{out} holds a run, whose tables these would replace; give another folder with --out")
+    opened = [open_contender(parse_argument(argument), alpha=alpha) for argument in arguments]
+    comparison = comparison_of(opened, alpha=alpha, radii=radii, intersect=intersect)
+    return write_comparison(comparison, out)
+
+
+def comparison_of(
+    opened: Sequence[Opened], *, alpha: float | None, radii: Sequence[float] | None, intersect: bool
+) -> Comparison:
+    """See `compare`; what can be refused without a look at the evidence is."""
+    runs = [one for one in opened if isinstance(one, OpenedRun)]
+    if alpha is None:
+        refuse_other_alphas(runs)
+    chosen = chosen_radii(runs, radii)
+    ids = {id(one): ids_of_log(one, runs) for one in opened if isinstance(one, OpenedLog)}
+    sources = [
+        (str(one.where), one.images if isinstance(one, OpenedRun) else one.images(ids[id(one)])) for one in opened
+    ]
+    shared = shared_images(sources, intersect=intersect)
+    named = list(zip(names_of(opened), opened, strict=True))
+    found: list[Contender] = []
+    for name, one in named:
+        if isinstance(one, OpenedRun):
+            found += one.contenders(name, alpha=alpha)
+        else:
+            found += one.contenders(name, ids[id(one)])
+    contenders = in_order([restricted(contender, shared) for contender in found])
+    remarks = remarks_on(named, contenders, sources, shared=len(shared), alpha=alpha)
+    declared = next((run.law["certificate"]["alpha"] for run in runs), None)
+    return Comparison(contenders, chosen, alpha if runs and alpha is not None else declared, remarks)
+
+
+def refuse_other_alphas(runs: Sequence[DeclaredRun]) -> None:
+    """Raises LawChangedError, naming two runs that were declared with different alphas."""
+    alphas = [run.law["certificate"]["alpha"] for run in runs]
+    for run, alpha in zip(runs, alphas, strict=True):
+        if alpha != alphas[0]:
+            raise LawChangedError(
+                f"{runs[0].where} was declared with alpha {alphas[0]:g}, {run.where} with {alpha:g}: their radii hold "
+                f"with different probability; give one alpha for all, as --alpha {max(alpha, alphas[0]):g}"
+            )
+
+
+def chosen_radii(runs: Sequence[DeclaredRun], radii: Sequence[float] | None) -> tuple[float, ...]:
+    """The asked radii, or else all that the runs declared; without radius 0, which every table has.
+
+    Raises:
+        LawChangedError: a sequential run did not aim at one.
+    """
+    if not runs and radii is None:
+        raise ValueError("logs alone declare no radii; give those of the table, as --radii 0.25,0.5,1")
+    declared = chain.from_iterable(run.config.certificate.radii for run in runs)
+    chosen = sorted(set(declared if radii is None else radii))
+    for run in runs:
+        try:
+            refuse_undeclared_radii(run.law, [radius for radius in chosen if radius > 0])
+        except LawChangedError as error:
+            aims = [set(one.law["certificate"]["radii"]) for one in runs if "radii" in one.law["certificate"]]
+            common = ",".join(f"{radius:g}" for radius in sorted(set.intersection(*aims))) or "0"
+            raise LawChangedError(f"{run.where}: {error}. These runs can be compared at --radii {common}") from error
+    return tuple(radius for radius in chosen if radius > 0)
+
+
+def radii_of(text: str) -> tuple[float, ...]:
+    """Radii as they are typed, `0.25,0.5`.
+
+    Raises:
+        ValueError: one is no number from 0 on.
+    """
+    try:
+        radii = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        radii = (math.nan,)
+    if not all(0 <= radius < math.inf for radius in radii):
+        raise ValueError(f"--radii {text}: these are not all numbers from 0 on; give them as 0.25,0.5")
+    return radii
+
+
+def names_of(opened: Sequence[Opened]) -> list[str]:
+    """The names given, else those of the methods, with the folder's name where several would share one."""
+    names = [one.argument.name or one.default_name for one in opened]
+    for longer in ("name", "path"):
+        often = Counter(names)
+        names = [
+            name if one.argument.name or often[name] == 1 else f"{one.default_name} ({_called(one.where, longer)})"
+            for one, name in zip(opened, names, strict=True)
+        ]
+    return names
+
+
+def _called(where: UPath, how: str) -> str:
+    return where.absolute().name if how == "name" else str(where)
+
+
+def restricted(contender: Contender, images: Sequence[str]) -> Contender:
+    """Only on these images. What attacks left is known of all together, so it goes where some are left out."""
+    outcomes = {image_id: contender.outcomes[image_id] for image_id in images}
+    attacked = contender.attacked if len(outcomes) == len(contender.outcomes) else None
+    return replace(contender, outcomes=outcomes, attacked=attacked)
+
+
+def in_order(contenders: Sequence[Contender]) -> tuple[Contender, ...]:
+    """Methods as they were given, their levels by rising noise.
+
+    Raises:
+        ValueError: a method has a noise level twice.
+    """
+    seen: dict[tuple[str, str], Contender] = {}
+    for one in contenders:
+        other = seen.setdefault((one.method, one.level), one)
+        if other is not one:
+            raise ValueError(
+                f"{one.method} has the noise level {one.level} twice, in {other.source} and in {one.source}; "
+                "give them different names, as NAME=RUN"
+            )
+    methods = list(dict.fromkeys(one.method for one in contenders))
+    noise = {one.level: math.inf if one.level == LARGEST else float(one.level) for one in contenders}
+    return tuple(sorted(contenders, key=lambda one: (methods.index(one.method), noise[one.level])))
+
+
+def write_comparison(comparison: Comparison, folder: UPath) -> WrittenComparison:
+    tables = accuracy_table(comparison), cost_table(comparison)
+    figure = certified_accuracy_figure(
+        [best_curve(m) if len(levels_of(m)) > 1 else m[0].curve for m in comparison.methods]
+    )
+    curves = [contender.curve for contender in comparison.contenders]
+    texts = {
+        "table.md": markdown_page(comparison.remarks, tables),
+        "table.tex": latex_page(comparison.remarks, tables),
+        "compare.json": json.dumps(comparison_json(comparison), indent=2, allow_nan=False) + "\n",
+        "curves.svg": figure.svg,
+        "compare.html": comparison_page(title=TITLE, lead=comparison.remarks, tables=tables, curves=curves),
+    }
+    publish(folder / "curves.png", figure.png)
+    for name, text in texts.items():
+        publish(folder / name, text.encode())
+    return WrittenComparison(comparison, tables, folder / "compare.html")

@@ -1,0 +1,440 @@
+"""One frozen, validated description of a run, read from TOML."""
+
+import math
+import tomllib
+from collections.abc import Collection
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from ndc_core.certificates.registry import CERTIFICATES
+from ndc_core.classifiers.baselines import refuse_steps
+from ndc_core.classifiers.diffusion import refuse_combination
+from ndc_core.classifiers.racing import RaceSpec
+from ndc_core.classifiers.sift import LabelGradientSpec, SiftSpec
+from ndc_core.models.execution import Precision
+from ndc_core.noise.grid import WEIGHTS, GridSpec, build_grid
+from ndc_core.noise.smoothing import LEVELS, NoiseName
+from ndc_core.space import sigma_to_model
+from pipeline.data.classes import class_order
+from pipeline.data.datasets import DatasetSpec
+from pipeline.data.decoding import RESAMPLING
+from pipeline.data.formats import FORMATS
+from pipeline.declaration.procedure import method_of
+from pipeline.locations import LocationError, location, read_text
+
+STRICT = ConfigDict(extra="forbid")
+MOST_SIGMAS = 7.8  # no radius reaches further: the bound on a probability would have to exceed 1 - 2^-48
+Device = Literal["auto", "cpu", "cuda"]
+# Keys whose values are names of a registry.
+NAMES_OF: dict[str, Collection[str]] = {
+    "dataset.format": FORMATS,
+    "dataset.filter": RESAMPLING,
+    "classifier.weight": WEIGHTS,
+    "certificate.method": CERTIFICATES,
+}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run: what, where, remedy."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True, config=STRICT)
+class GridConfig(GridSpec):
+    pass
+
+
+@dataclass(frozen=True, config=STRICT)
+class SiftConfig(SiftSpec):
+    grid: GridConfig
+
+
+@dataclass(frozen=True, config=STRICT)
+class LabelGradientConfig(LabelGradientSpec):
+    pass
+
+
+@dataclass(frozen=True, config=STRICT)
+class RaceConfig(RaceSpec):
+    pass
+
+
+@dataclass(frozen=True, config=STRICT)
+class DatasetConfig(DatasetSpec):
+    pass
+
+
+class DiffusionConfig(Section):
+    """docs/cost.md says what sift, label_gradient, race and one_path save."""
+
+    name: Literal["dc", "epndc", "apndc", "apndc-ensemble"]
+    """Which diffusion classifier votes."""
+    weight: str
+    """Weight of a level in the score."""
+    grid: GridConfig
+    """Noise levels of the score."""
+    sift: SiftConfig | None = None
+    """Drop classes on a grid of its own first; left out, none are."""
+    label_gradient: LabelGradientConfig | None = None
+    """Instead of a sift, order all classes by the gradient of the label."""
+    race: RaceConfig | None = None
+    """Let classes leave on paired evidence; left out, all stay."""
+    one_path: bool = False
+    """One path of noise for all of `sigma_pixel`: for `epndc` and `apndc` on explicit `grid.levels`."""
+    loss_cap: float | None = Field(default=None, gt=0)
+    """Largest squared error of a level, for each dimension: for the lipschitz certificate."""
+
+
+class PlainConfig(Section):
+    name: Literal["plain"]
+    """The image classifier `model` votes on noisy images as they are: randomized smoothing."""
+
+
+class DenoiseConfig(Section):
+    name: Literal["denoise"]
+    """`model`, a denoiser, takes the noise away, and an image classifier votes on what it makes of the image."""
+    network: str
+    """Folder or URI of the image classifier."""
+    steps: int = Field(default=1, ge=1)
+    """In how many steps noise is taken away."""
+    paths: int = Field(default=1, ge=1)
+    """How often, with other randomness in between; the majority of the classes counts."""
+
+    @model_validator(mode="after")
+    def _paths_differ(self) -> Self:
+        refuse_steps(self.steps, self.paths)
+        return self
+
+
+class VotesConfig(Section):
+    """How many votes each image has at each noise level."""
+
+    selection: int = Field(ge=1)
+    """Votes that name the class."""
+    estimation: int = Field(ge=1)
+    """Fresh votes that bound its probability; the most of them, where a certificate may stop early."""
+    per_unit: int | None = Field(default=None, ge=1)
+    """Votes in a work unit; left out, a run finds out when it first starts how many take about three minutes."""
+    ends: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """Draws at which a unit ends besides: a sweep sets them, so that runs of fewer votes share those of more."""
+
+
+class CertificateConfig(Section):
+    """What is proved of each image, and how surely; docs/certificates.md derives it."""
+
+    method: str
+    """Which certificate."""
+    alpha: float = Field(gt=0, lt=1)
+    """Probability with which the certificate of an image may be wrong."""
+    radii: tuple[float, ...] = Field(min_length=1)
+    """Radii of the table, and those that the sequential certificate aims at; pixels in [0, 1], not negative."""
+    maximum_over_sigmas: bool = False
+    """Share alpha among the noise levels, for a row with each image's largest radius."""
+    precision: float = Field(default=0.1, gt=0, lt=1)
+    """How near the lipschitz radius must come to that of the mean margin."""
+
+
+class ComputeConfig(Section):
+    """How the network is run, where, and by how many actors; the last four keys may change on resume."""
+
+    rows_per_pass: int | None = Field(default=None, ge=1)
+    """Rows of every forward pass; left out, a run searches for the fastest when it first starts."""
+    precision: Precision = "float32"
+    """Of the network; all around it is single or double precision. `tf32` rounds the factors of products on GPUs that
+    can, and is `float32` elsewhere."""
+    channels_last: bool = False
+    """Layout of images in memory."""
+    compile: bool = False
+    """Run the network through `torch.compile`."""
+    threads_per_actor: int = Field(default=1, ge=1)
+    """Threads, and CPUs, of an actor."""
+    device: Device = "auto"
+    """`auto` takes GPUs where Ray sees some, and on resume what the run began on; `cpu` at most counts them."""
+    gpus_per_actor: float | None = Field(default=None, ge=0, le=1)
+    """GPU of an actor, which may be a fraction; left out, a whole one where GPUs are used."""
+    actors: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    """Their number, or the fewest and the most: the pool grows as nodes come; left out, one for each CPU (or GPU)."""
+    stuck_seconds: float = Field(default=1800, gt=0)
+    """After which an actor that was not heard of is replaced."""
+
+    @model_validator(mode="after")
+    def _fewest_before_most(self) -> Self:
+        if isinstance(self.actors, tuple) and self.actors[0] > self.actors[1]:
+            raise ValueError(f"actors are the fewest and the most: {list(self.actors)} is the wrong way round")
+        return self
+
+    @model_validator(mode="after")
+    def _cuda_needs_gpus(self) -> Self:
+        if self.device == "cuda" and self.gpus_per_actor == 0:
+            raise ValueError("device 'cuda' needs GPUs, and gpus_per_actor is 0; leave that out")
+        return self
+
+    @property
+    def grows(self) -> bool:
+        """Whether actors may come while the run goes on, on nodes that come."""
+        return isinstance(self.actors, tuple) and self.actors[0] < self.actors[1]
+
+    def bounds(self, room: int) -> tuple[int, int]:
+        """The fewest and the most actors, where there is room for so many now."""
+        if isinstance(self.actors, tuple):
+            return self.actors
+        return self.actors or room, self.actors or room
+
+
+class RunConfig(Section):
+    seed: int = Field(default=0, ge=0)
+    """From which all noise of the run follows. Every preset has the same; an independent confirmation needs another."""
+    model: str
+    """Folder or URI of a checkpoint: a denoiser, or for `plain` an image classifier."""
+    unconditional: str = "null_label"
+    """What knows images without a label, for apndc and `denoise`: `null_label`, `label_mean`, `blended_label`, or
+    another checkpoint."""
+    sigma_pixel: tuple[float, ...] = Field(min_length=1)
+    """Noise levels, for pixels in [0, 1]: above 0, and 0 alone for the lipschitz certificate."""
+    noise: NoiseName = "integer"
+    """Of the image. `integer` lies on the grid of 8-bit images and is exact; `none` is for the lipschitz certificate,
+    whose steps have such noise of their own."""
+    experiment: str = "ndc"
+    """The MLflow experiment."""
+    tracking: Literal["mlflow", "none"] = "mlflow"
+    """Where runs are compared; with `none` MLflow is not needed, and told nothing. It may change on resume."""
+    sweep: str | None = Field(default=None, min_length=1)
+    """A name under which runs that belong together are found in MLflow."""
+    dataset: DatasetConfig
+    """The images."""
+    classifier: DiffusionConfig | PlainConfig | DenoiseConfig = Field(discriminator="name")
+    """What votes."""
+    votes: VotesConfig
+    """How often."""
+    certificate: CertificateConfig
+    """What the votes prove."""
+    compute: ComputeConfig = ComputeConfig()
+    """Where and how it is computed."""
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        for key, known in NAMES_OF.items():
+            section, _, name = key.partition(".")
+            value = getattr(getattr(self, section), name, None)  # not every variant of a section has every key
+            if value is not None and value not in known:
+                raise ValueError(f"{key} {value!r} is unknown; there are: {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _noise_levels_fit_the_grids(self) -> Self:
+        if len(set(self.sigma_pixel)) != len(self.sigma_pixel):
+            raise ValueError("sigma_pixel names a level twice")
+        own = self.diffusion
+        grids = [own.grid] + ([own.sift.grid] if own.sift else []) if own else []
+        for sigma in self.sigma_pixel:
+            if self.certificate.method != "lipschitz" and not 0 < sigma < 100:
+                raise ValueError(f"sigma_pixel {sigma} is out of range: it must lie between 0 and 100")
+            if self.noise == "integer" and sigma * MOST_SIGMAS < 1 / LEVELS:
+                raise ValueError(
+                    f"sigma_pixel {sigma:g} is too small for noise = 'integer': no radius that it can certify reaches "
+                    f"the nearest other 8-bit image, {1 / LEVELS:.4f} away; raise it to {1 / LEVELS / MOST_SIGMAS:.1g}"
+                )
+            for grid in grids:
+                build_grid(grid, tau_model=0.0 if own and own.name == "dc" else sigma_to_model(sigma))
+        return self
+
+    @model_validator(mode="after")
+    def _the_levers_go_together(self) -> Self:
+        if c := self.diffusion:
+            refuse_combination(c.name, c.grid, sift=c.sift, label_gradient=c.label_gradient, one_path=c.one_path)
+        return self
+
+    @property
+    def diffusion(self) -> DiffusionConfig | None:
+        """Its classifier, if that is no baseline."""
+        return self.classifier if isinstance(self.classifier, DiffusionConfig) else None
+
+    @property
+    def one_path(self) -> bool:
+        return self.diffusion is not None and self.diffusion.one_path
+
+    @property
+    def follows_images(self) -> bool:
+        """Whether what is drawn of an image depends on its votes so far: when it stops, or whom a vote is about."""
+        return self.certificate.method != "cohen" or bool(self.diffusion and self.diffusion.race)
+
+    @model_validator(mode="after")
+    def _the_certificate_fits_the_classifier(self) -> Self:
+        lipschitz = self.certificate.method == "lipschitz"
+        if lipschitz and (
+            self.classifier.name != "dc"
+            or self._leaves_classes_out
+            or self.sigma_pixel != (0.0,)
+            or self.noise != "none"
+        ):
+            raise ValueError(
+                "the lipschitz certificate is of the scores of all classes by dc, on images without noise: set "
+                "classifier.name = 'dc', sigma_pixel = [0.0], noise = 'none' and no classifier.sift, "
+                ".label_gradient or .race, or start from the preset lipschitz"
+            )
+        if not lipschitz and self.noise == "none":
+            raise ValueError(
+                f"the {self.certificate.method} certificate needs noise: set noise to 'integer' or 'float'"
+            )
+        if self.certificate.maximum_over_sigmas and len(self.sigma_pixel) < 2:
+            raise ValueError(
+                "certificate.maximum_over_sigmas needs at least two sigma_pixel: it splits alpha among them"
+            )
+        return self
+
+    @property
+    def _leaves_classes_out(self) -> bool:
+        own = self.diffusion
+        return own is not None and any((own.sift, own.label_gradient, own.race))
+
+    @property
+    def reach(self) -> float:
+        """No certificate exceeds it, whatever is drawn."""
+        # The size of image for which most can be certified: large ones have the smaller Lipschitz constant.
+        shape = [10**9] if self.certificate.method == "lipschitz" else [1]
+        law = {**self.model_dump(mode="json"), "dataset": {"image_shape": shape}}
+        return max(method_of(law, sigma).largest_radius for sigma in self.sigma_pixel)
+
+    @model_validator(mode="after")
+    def _something_can_be_certified(self) -> Self:
+        alpha, votes, reach = self.certificate.alpha, self.votes.estimation, self.reach
+        most = math.floor(1000 * reach) / 1000
+        for radius in self.certificate.radii:
+            if radius < 0:
+                raise ValueError(f"certificate.radii holds {radius}; radii are not negative")
+            if reach == 0 or radius > reach:
+                raise ValueError(
+                    f"radius {radius:g} can never be certified: if all {votes:,} estimation votes agree at "
+                    f"alpha {alpha:g} and sigma_pixel {max(self.sigma_pixel):g}, the radius is {most:.3f}; "
+                    "raise votes.estimation, alpha or sigma_pixel, or drop the radius from certificate.radii"
+                )
+        return self
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def packaged_names(folder: str) -> list[str]:
+    files = (resources.files("pipeline") / folder).iterdir()
+    return sorted(Path(item.name).stem for item in files if item.name.endswith(".toml"))
+
+
+def preset_names() -> list[str]:
+    return packaged_names("presets")
+
+
+def read_source(source: str) -> dict[str, Any]:
+    """The raw TOML of a preset's name, or of a file's path or URI."""
+    return read_toml(source, "presets", what="a preset")
+
+
+def read_toml(source: str, folder: str, *, what: str) -> dict[str, Any]:
+    """The raw TOML of a packaged name, or of a file's path or URI.
+
+    Raises:
+        ConfigError: there is no such name or file, or it is not TOML.
+    """
+    if source in packaged_names(folder):
+        text = (resources.files("pipeline") / folder / f"{source}.toml").read_text("utf-8")
+    else:
+        try:
+            text = read_text(location(source))
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{source} is not TOML: it is no text in UTF-8 ({error})") from error
+        except (FileNotFoundError, LocationError) as error:
+            if isinstance(error, LocationError) and "://" in source:
+                raise
+            raise ConfigError(
+                f"{source!r} is neither {what} ({', '.join(packaged_names(folder))}) nor the path of a TOML file"
+            ) from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not TOML: {error}") from error
+
+
+def override(raw: dict[str, Any], assignment: str) -> None:
+    """Applies one `section.key=value`; the value is TOML, or else a plain string."""
+    path, separator, text = assignment.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {assignment!r} is not of the form key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    assign(raw, path.strip(), value, said=f"--set {assignment!r}")
+
+
+def assign(raw: dict[str, Any], path: str, value: Any, *, said: str) -> None:
+    """Sets one `section.key`, instead of all that was there; `said` is who asks for it."""
+    *sections, key = path.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{said}: {section!r} is a value, not a section")
+    raw[key] = value
+
+
+def load_config(source: str, assignments: list[str] | None = None) -> RunConfig:
+    """The validated configuration of a preset or TOML file, with overrides applied in order.
+
+    Raises:
+        ConfigError: an unknown preset or key, a value out of range, or a setting that can certify nothing.
+    """
+    raw = read_source(source)
+    for assignment in assignments or []:
+        override(raw, assignment)
+    return validated(raw, source=source)
+
+
+def validated(raw: dict[str, Any], *, source: str) -> RunConfig:
+    """The configuration that raw TOML describes.
+
+    Raises:
+        ConfigError: naming the source, and all that is wrong.
+    """
+    try:
+        return RunConfig.model_validate(with_class_names(raw))
+    except ValidationError as error:
+        raise ConfigError(f"{source}: " + "; ".join(sentence(problem) for problem in error.errors())) from error
+
+
+def with_class_names(raw: dict[str, Any]) -> dict[str, Any]:
+    """With the lines of the file that `dataset.classes` names, so that a run keeps them.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    dataset = raw.get("dataset")
+    if not isinstance(dataset, dict) or not isinstance(dataset.get("classes"), str):
+        return raw
+    return raw | {"dataset": dataset | {"classes": class_order(dataset["classes"])}}
+
+
+def _listed(problem: Any) -> str:
+    return str(problem["ctx"]["expected_tags"]).replace("'", "")
+
+
+def sentence(problem: Any) -> str:
+    place = [str(part) for part in problem["loc"]]
+    if problem["type"] == "union_tag_invalid":
+        return f"{'.'.join(place)}.name {problem['ctx']['tag']!r} is unknown; there are: {_listed(problem)}"
+    if problem["type"] == "union_tag_not_found":
+        return f"key {'.'.join(place)}.name is missing"
+    if place[:1] == ["classifier"]:
+        del place[1:2]  # the variant's name
+    key = ".".join(place)
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"unknown key {key}"
+    if problem["type"] == "missing":
+        return f"key {key} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message} (it is {problem['input']!r})" if key and problem["type"] != "value_error" else message

@@ -1,0 +1,295 @@
+"""A run from configuration to report."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from upath import UPath
+
+from pipeline.certificates.reduce import certify_images
+from pipeline.certificates.reuse import borrow
+from pipeline.data.datasets import examples_of
+from pipeline.declaration.declaration import refuse_undeclared_radii
+from pipeline.declaration.units import WorkUnit
+from pipeline.driver.prepare import PreparedRun, refuse_other_law
+from pipeline.driver.tracked_votes import TrackedVotes
+from pipeline.locations import LocationError, absolute
+from pipeline.progress import VoteProgress
+from pipeline.report.gallery import MOST_IMAGES
+from pipeline.report.report import Report, write_report
+from pipeline.side_channel import Listener, Listeners, SideChannel, in_time, safely
+from pipeline.store.devices import device_lines
+from pipeline.store.event_log import RunLog
+from pipeline.store.evidence import EvidenceTable
+from pipeline.store.lease import Lease, held
+from pipeline.store.run_store import RunStore
+from pipeline.workers.attack_actor import empirical_accuracy
+from pipeline.workers.pools import NoGpuError, Pool, as_begun, kinds_of
+from pipeline.workers.ray_pool import Metrics, Say, connect_ray, stop_on_signals, stream
+from pipeline.workers.vote_actor import Receipt, VoteActor, VoterSettings, WaveActor, unit_row
+
+IMAGES_TOGETHER = 8
+UNITS_BETWEEN_COMPACTIONS = 20_000
+
+
+class UnitsFailedError(RuntimeError):
+    """Some units have no evidence: the run is incomplete and can be resumed."""
+
+
+class NothingKeptError(UnitsFailedError):
+    """The run's folder takes no evidence, so that other units would fail too."""
+
+
+def certify_run(
+    run: PreparedRun, *, say: Say, force: bool = False, retry_failed: bool = False, lenders: Sequence[UPath] = ()
+) -> tuple[Report, Any]:
+    """Brings a run to its end from wherever it stands; returns its report and its MLflow tracker, if it has one.
+
+    `force` takes the run from a driver that is at work on it; `retry_failed` computes failed units only. Votes that
+    `lenders` have drawn, folders of other runs, are taken over. A terminal, log, metric or MLflow that fails is said
+    once, and the run goes on.
+
+    Raises:
+        UnitsFailedError: naming the units that failed; the others are done.
+        ValueError: actors can be nowhere, or the folder is in use or cannot be written.
+    """
+    stop_on_signals()
+    store, say = RunStore(run.folder), safely(say)
+    if not store.is_declared():
+        connect_ray(run.config.compute, say=say)  # actors that cannot be anywhere leave no folder behind
+    with held(run.folder, force=force, say=say) as lease, RunLog(run.folder, say=say) as log:
+        refuse_other_law(store, run.law)  # another driver may have been here since `prepare`
+        if not store.is_declared():
+            examples = examples_of(run.config.dataset, run.source, channels=run.listing.image_shape[0], corrupt=[])
+            store.declare(run.manifest(), config_toml=run.config.to_toml(), records=run.records, examples=examples)
+        tracker, mlflow = None, SideChannel("MLflow", say)
+        with mlflow:
+            tracker = tracker_of(run)
+        try:
+            Session(run, store, lease, log, say, lenders, tracker).vote(only_failed=retry_failed)
+            report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=run.folder)
+            for line in report.devices:
+                say(line)
+        except BaseException as error:
+            if tracker:
+                with mlflow:
+                    in_time(partial(tracker.stopped, failed=isinstance(error, Exception)))
+            raise
+        if tracker:
+            names = ("report.html", "curve.svg", "curve.png", "table.md", "certificates.parquet", "run.toml")
+            with mlflow:
+                tracker.finish(report, [run.folder / name for name in names])
+        return report, tracker
+
+
+def how_to_go_on(folder: UPath) -> str:
+    """What to say of a run that was stopped. Before its folder is declared there is nothing to go on with."""
+    try:
+        declared = RunStore(folder).is_declared()
+    except ValueError:  # the store is away, and may hold what was published
+        declared = True
+    if declared:
+        return f"; what was published is kept. Run `ndc certify {folder}` to go on."
+    return f" before any vote was drawn: {folder} holds nothing yet."
+
+
+def tracker_of(run: PreparedRun) -> Any:
+    """The run's MLflow tracker; None where it asks for none."""
+    if run.config.tracking == "none":
+        return None
+    from pipeline.report.mlflow_tracker import Tracker
+
+    return Tracker(run.config, folder=run.folder, law=run.law, fingerprint=run.fingerprint)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What one driver does for a run."""
+
+    run: PreparedRun
+    store: RunStore
+    lease: Lease
+    log: RunLog
+    tell: Say
+    lenders: Sequence[UPath] = ()
+    tracker: Any = None
+
+    def say(self, line: str) -> None:
+        self.tell(line)
+        self.log.add("note", message=line)
+
+    def vote(self, *, only_failed: bool) -> None:
+        """Computes what is missing of the evidence.
+
+        Raises:
+            UnitsFailedError: naming the units that failed.
+            LeaseError: another driver has taken the run over.
+        """
+        evidence, unusable = self.store.sort_out_evidence(
+            fingerprint=self.run.fingerprint, planned=self.run.units.keys()
+        )
+        for path, problem in unusable:
+            self.say(f"set aside {path}: {problem}; what it held is computed again")
+        for lender in self.lenders:
+            if self.run.missing(evidence):
+                evidence = self._borrow(evidence, lender)
+        votes_done, missing = evidence.draws, self.run.missing(evidence)
+        if only_failed:
+            missing = {unit_id: missing[unit_id] for unit_id in self.store.failed_ids() if unit_id in missing}
+            self.say(f"trying {len(missing):,} failed units again")
+        elif not missing:
+            self.say(f"all {votes_done:,} votes are there already")
+        elif votes_done:
+            self.say(f"going on at {votes_done:,} of {self.run.at_most}{self.run.votes:,} votes")
+        if missing:
+            self._vote_on(list(missing.values()), evidence, self._pool(kinds_of(evidence.devices)))
+
+    def _pool(self, begun: Sequence[str]) -> Pool:
+        """Actors on the device that drew the votes so far, unless another one is asked for: never mixed unsaid.
+
+        Raises:
+            ValueError: the votes so far were drawn on a GPU, and none can be used here.
+        """
+        asked_for = self.run.config.compute
+        compute = as_begun(asked_for, begun)
+        so_far = f"the votes so far were drawn on {' and '.join(begun)}"
+        try:
+            pool = connect_ray(compute, say=self.say)
+        except NoGpuError as error:
+            if compute == asked_for:
+                raise
+            raise NoGpuError(
+                f"{so_far}, and no GPU can be used here; a CPU may decide near-ties otherwise: with --set "
+                "compute.device=cpu the run goes on on it, and its certificates are of votes on both"
+            ) from error
+        for remark in pool.remarks:
+            self.say(remark)
+        if begun and pool.device not in begun:
+            self.say(
+                f"{so_far}, the others are drawn on {pool.device}, which may decide near-ties otherwise: certificates "
+                "are of votes on both (docs/soundness.md)"
+            )
+        elif pool.remarks and compute != asked_for and pool.device == "cpu":
+            self.say(f"{so_far}, and so are the others; --set compute.device=cuda draws them on GPUs nevertheless")
+        return pool
+
+    def _borrow(self, evidence: EvidenceTable, lender: UPath) -> EvidenceTable:
+        run = self.run
+        votes, evaluations = borrow(
+            self.store, run.law, evidence, run.records, num_classes=run.num_classes, lender=lender
+        )
+        if not votes:
+            return evidence
+        self.say(f"took {votes:,} votes over from {lender}, {evaluations:,} evaluations")
+        return self.store.all_evidence(fingerprint=run.fingerprint)
+
+    def _compact(self) -> None:
+        with suppress(LocationError, FileNotFoundError):  # it can wait until the run is started again
+            self.store.compact(fingerprint=self.run.fingerprint)
+
+    def _listeners(self, evidence: EvidenceTable) -> dict[str, Callable[[], Listener[Receipt]]]:
+        run = self.run
+        listeners: dict[str, Callable[[], Listener[Receipt]]] = {
+            "the progress display": lambda: VoteProgress(
+                votes=run.votes, votes_done_before=evidence.draws, at_most=run.at_most
+            )
+        }
+        if self.tracker:
+            listeners["progress in MLflow"] = lambda: TrackedVotes(self.tracker, evidence, say=self.say)
+        return listeners
+
+    def _vote_on(self, units: list[WorkUnit], evidence: EvidenceTable, pool: Pool) -> None:
+        run, failed, done = self.run, [], 0
+        self.log.add("start", units=len(units), fingerprint=run.fingerprint)
+        with Listeners(self._listeners(evidence), say=self.say) as listeners:
+            for receipt in stream_receipts(run, units, pool=pool, say=self.say):
+                self.lease.check()
+                listeners.add(receipt)
+                self.log.add("unit", **asdict(receipt))
+                done += 1
+                if done % UNITS_BETWEEN_COMPACTIONS == 0:
+                    threading.Thread(target=self._compact, daemon=True).start()
+                if receipt.error:
+                    failed.append(receipt)
+                if receipt.fatal:
+                    raise NothingKeptError(
+                        f"{receipt.unit}: {receipt.error}\nstopped, since nothing can be kept; what was published is: "
+                        f"run `{run.resume_command}` to go on"
+                    )
+        if failed:
+            listed = "\n".join(f"  {receipt.unit}: {receipt.error}" for receipt in failed)
+            raise UnitsFailedError(
+                f"{len(failed)} of {done} units failed, the others are done:\n{listed}\n"
+                f"mend the cause, then run `{run.resume_command}` to finish (`--retry-failed` for these alone)"
+            )
+
+
+def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, say: Say) -> Iterator[Receipt]:
+    """Sends units to a pool of actors and yields a receipt for each as soon as it is published.
+
+    Where what is drawn depends on the votes, an actor is sent one unit of each image and noise level, and goes on from
+    there; levels on one path go together. Several images at a time, so that their rows share forward passes. What
+    takes longest is sent first, so that no actor is left with much at the end: the more draws a unit has, and where
+    they depend on the votes, the more noise.
+    """
+    record_of = {record.image_id: record for record in run.records}
+    follows, one_path = run.config.follows_images, run.config.one_path
+    sent = {
+        (
+            unit.image_id,
+            None if one_path else unit.sigma_pixel,
+            None if follows else (unit.phase, unit.draw_start),
+        ): unit
+        for unit in sorted(units, key=lambda unit: (unit.sigma_pixel if follows else 0, unit.draws), reverse=True)
+    }
+    rows = [unit_row(unit, record_of[unit.image_id]) for unit in sent.values()]
+    settings = VoterSettings(
+        run.config, absolute(run.folder), run.law, run.fingerprint, run.num_classes, device=pool.device
+    )
+    actor, together = (WaveActor, IMAGES_TOGETHER) if follows else (VoteActor, 1)
+    stuck_seconds = run.config.compute.stuck_seconds
+    metrics, exported = Metrics(str(run.folder)), SideChannel("Ray's metrics", say)
+    for row in stream(rows, actor, settings, pool=pool, stuck_seconds=stuck_seconds, rows_together=together, say=say):
+        receipt = Receipt(**row)
+        with exported:
+            if receipt.error:
+                metrics.add(failed_units=1)
+            else:
+                metrics.add(units=1, votes=receipt.draws, evaluations=receipt.evaluations)
+        yield receipt
+
+
+def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[float], folder: UPath) -> Report:
+    """Derives certificates and report from a run's evidence alone; another alpha needs no model and no votes.
+
+    Raises:
+        ValueError: the run is incomplete, or a radius is none that a sequential run declared.
+    """
+    manifest, images = store.manifest(), store.images(shown=MOST_IMAGES)
+    law, fingerprint = manifest["law"], manifest["fingerprint"]
+    refuse_undeclared_radii(law, radii)
+    evidence = store.all_evidence(fingerprint=fingerprint)
+    certified = certify_images(
+        evidence,
+        images,
+        law=law,
+        num_classes=manifest["plan"]["classes"],
+        alpha=alpha,
+        resume_with=f"ndc certify {store.folder}",
+    )
+    return write_report(
+        folder,
+        certified,
+        images,
+        law=law,
+        alpha=law["certificate"]["alpha"] if alpha is None else alpha,
+        radii=radii,
+        title=f"Certified robustness: {store.folder.name}",
+        evidence_digest=evidence.digest,
+        empirical=empirical_accuracy(store.folder, fingerprint=fingerprint),
+        class_names=manifest["data"].get("classes"),
+        devices=device_lines(evidence.devices),
+    )

@@ -1,0 +1,276 @@
+"""What is checked, measured and planned before a run does any work."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from upath import UPath
+
+from pipeline.certificates.stopping import cells_of
+from pipeline.data.datasets import (
+    DATASETS,
+    ImageRecord,
+    Listing,
+    examples_of,
+    list_images,
+    meaning_of_labels,
+    source_of,
+)
+from pipeline.data.source import Source
+from pipeline.declaration.config import RunConfig
+from pipeline.declaration.declaration import fingerprint_of, law_of, refuse_changes
+from pipeline.declaration.units import WorkUnit, draws_a_unit, plan_units
+from pipeline.progress import ReadingProgress
+from pipeline.store.evidence import EvidenceTable
+from pipeline.store.run_store import RunStore
+from pipeline.workers.measurement import Measured, ToMeasure, measure
+from pipeline.workers.models import build_classifier, model_digests
+from pipeline.workers.ray_pool import Say, run_once
+
+IMAGES_TO_MEASURE = 8
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that passed every check that can be made before work starts."""
+
+    config: RunConfig
+    folder: UPath
+    source: Source
+    listing: Listing
+    units: dict[str, WorkUnit]  # by unit id
+    law: dict[str, Any]
+    fingerprint: str
+    num_classes: int
+    most_evaluations_per_vote: int
+    votes_cost_alike: bool  # whether every vote costs that
+    measured: Measured | None  # for its sizes, if it was
+
+    @property
+    def records(self) -> list[ImageRecord]:
+        return self.listing.records
+
+    @property
+    def votes(self) -> int:
+        return sum(unit.draws for unit in self.units.values())
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the number of votes depends on the votes."""
+        return self.config.certificate.method != "cohen"
+
+    @property
+    def at_most(self) -> str:
+        return "at most " if self.stops_early else ""
+
+    def missing(self, evidence: EvidenceTable) -> dict[str, WorkUnit]:
+        """The units without evidence that images are known to need."""
+        there = set(evidence.unit_ids)
+        absent = {unit_id: unit for unit_id, unit in self.units.items() if unit_id not in there}
+        if not self.stops_early:
+            return absent
+        cells = cells_of(self.law, self.records, evidence, num_classes=self.num_classes)
+        needed = {key: cell.standing().needed for key, cell in cells.items()}
+        return {
+            unit_id: unit
+            for unit_id, unit in absent.items()
+            if unit.phase == "selection" or unit.draw_stop <= needed[unit.cell]
+        }
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was decided about the data without being asked."""
+        data, (channels, height, width) = self.config.dataset, self.listing.image_shape
+        guess = "" if data.format or data.name in DATASETS else f", read as {self.source.format} (--format overrides)"
+        resized = f", resized with the filter {data.filter}" if data.resize else ""
+        lines = [f"data: {data.name}{guess}: {channels} x {height} x {width} pixels{resized}", self.labels]
+        lines += [f"data: {note}" for note in self.listing.notes]
+        if self.measured is None or self.measured.device:  # a stated rate does not tell the rows
+            lines += [
+                f"{self.config.compute.rows_per_pass} rows a forward pass, {self.config.votes.per_unit:,} draws a unit"
+            ]
+        if self.config.compute.precision == "tf32":
+            lines.append("compute.precision is tf32: on a CPU, or a GPU from before Ampere, that is float32")
+        corrupt = self.listing.corrupt
+        return lines + ([f"left out {len(corrupt):,} corrupt images: {', '.join(corrupt)}"] if corrupt else [])
+
+    @property
+    def labels(self) -> str:
+        return meaning_of_labels(self.config.dataset, self.source, num_classes=self.num_classes)
+
+    @property
+    def resume_command(self) -> str:
+        return f"ndc certify {self.folder}"
+
+    def manifest(self) -> dict[str, Any]:
+        plan = {
+            "units": len(self.units),
+            "votes": self.votes,
+            "classes": self.num_classes,
+            "stops_early": self.stops_early,
+        }
+        data = {
+            "format": self.source.format,
+            "label_order": self.source.label_order,
+            "classes": self.source.class_names,
+        }
+        return {"fingerprint": self.fingerprint, "law": self.law, "plan": plan, "data": data}
+
+
+def silent(line: str) -> None:
+    """Says nothing."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A run's model and data, as far as a plan needs them."""
+
+    source: Source
+    listing: Listing
+    digests: dict[str, str]  # of the models
+    num_classes: int
+    most_evaluations_per_vote: int
+    votes_cost_alike: bool
+
+
+def read_inputs(config: RunConfig) -> Inputs:
+    """Loads the models on the CPU, since the driver's node may have nothing else, and lists the images.
+
+    Raises:
+        ValueError: a model or data that cannot be used.
+    """
+    classifier = build_classifier(config, device="cpu")
+    source = source_of(config.dataset)
+    listing = list_images(
+        config.dataset,
+        source,
+        image_shape=classifier.image_shape,
+        num_classes=classifier.num_classes,
+        noise=config.noise,
+        on_image=ReadingProgress(),
+    )
+    return Inputs(
+        source,
+        listing,
+        model_digests(config),
+        classifier.num_classes,
+        classifier.most_evaluations_per_vote,
+        classifier.votes_cost_alike,
+    )
+
+
+def prepare(
+    config: RunConfig,
+    folder: UPath,
+    *,
+    say: Say = silent,
+    plan: "Planning | None" = None,
+    inputs: Inputs | None = None,
+) -> PreparedRun:
+    """Loads and checks everything, writing nothing (a model in an object store is copied to this node's cache).
+
+    What is measured is measured in a process with an actor's resources: the sizes that the run leaves open, and for a
+    plan some votes. `inputs` are those of this configuration, if they were read before.
+
+    Raises:
+        ValueError: a model or data that cannot be used, or a folder that belongs to another run.
+    """
+    store = RunStore(folder)
+    store.is_declared()  # says at once whether the place can be reached at all
+    inputs = inputs or read_inputs(config)
+    source, listing = inputs.source, inputs.listing
+    measuring = Measuring(source, listing, inputs.most_evaluations_per_vote, say)
+    config, measured = with_sizes(config, store, measuring, plan)
+    data = replace(config.dataset, label_order=source.label_order)  # run.toml states what was taken
+    config = config.model_copy(update={"dataset": data})
+    law = law_of(config, listing, models=inputs.digests)
+    fingerprint = fingerprint_of(law)
+    refuse_other_law(store, law)
+    units = {unit.unit_id(fingerprint): unit for unit in plan_units(law, listing.records)}
+    return PreparedRun(
+        config,
+        folder,
+        source,
+        listing,
+        units,
+        law,
+        fingerprint,
+        inputs.num_classes,
+        inputs.most_evaluations_per_vote,
+        inputs.votes_cost_alike,
+        measured,
+    )
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured for a run: on which images, at which cost of a vote at most."""
+
+    source: Source
+    listing: Listing
+    most_evaluations_per_vote: int
+    say: Say
+
+    def cells(self, config: RunConfig) -> int:
+        """How many certificates the run makes."""
+        return len(self.listing.records) * len(config.sigma_pixel)
+
+    def measure(self, config: RunConfig, *, votes: bool) -> Measured:
+        """Passes, and if asked for some votes of images that are spread over the data."""
+        images: tuple[tuple[str, Any], ...] = ()
+        if votes:
+            records = self.listing.records
+            few = min(IMAGES_TO_MEASURE, len(records))
+            ids = tuple(records[index * len(records) // few].image_id for index in range(few))
+            chosen = replace(config.dataset, ids=ids, offset=0, every=1, limit=None)
+            examples = examples_of(chosen, self.source, channels=self.listing.image_shape[0], corrupt=[])
+            images = tuple((example.image_id, example.image) for example in examples)
+        self.say(
+            f"measuring passes{f' and votes of {len(images)} images' * bool(images)}; it takes up to half a minute"
+        )
+        asked = ToMeasure(config, images, self.most_evaluations_per_vote)
+        return run_once(measure, asked, compute=config.compute, say=self.say)
+
+
+@dataclass(frozen=True)
+class Planning:
+    """Asks for a sample of votes, or takes a stated rate of one actor instead of all measuring."""
+
+    evaluations_per_second: float | None = None
+
+
+def with_sizes(
+    config: RunConfig, store: RunStore, measuring: Measuring, plan: Planning | None
+) -> tuple[RunConfig, Measured | None]:
+    """The configuration with the sizes of passes and units that the run was declared with, or else measured here."""
+    rows, per_unit, measured = config.compute.rows_per_pass, config.votes.per_unit, None
+    if store.is_declared():
+        law = store.manifest()["law"]
+        rows, per_unit = rows or law["compute"]["rows_per_pass"], per_unit or law["votes"]["per_unit"]
+    stated = plan.evaluations_per_second if plan else None
+    if stated:
+        measured = Measured("", rows or 1, stated, ())
+    elif plan or rows is None or per_unit is None:
+        sizes = {"rows_per_pass": rows}
+        asked = config.model_copy(update={"compute": config.compute.model_copy(update=sizes)})
+        measured = measuring.measure(asked, votes=plan is not None or per_unit is None)
+    if measured:
+        rows = rows or measured.rows_per_pass
+        per_vote = measured.evaluations_per_vote or measuring.most_evaluations_per_vote
+        per_unit = per_unit or draws_a_unit(
+            measured.evaluations_per_second / per_vote,
+            phase=max(config.votes.selection, config.votes.estimation),
+            run=measuring.cells(config) * (config.votes.selection + config.votes.estimation),
+            of_a_pass=math.ceil(rows / per_vote),
+        )
+    chosen = {
+        "compute": config.compute.model_copy(update={"rows_per_pass": rows}),
+        "votes": config.votes.model_copy(update={"per_unit": per_unit}),
+    }
+    return config.model_copy(update=chosen), measured
+
+
+def refuse_other_law(store: RunStore, law: dict[str, Any]) -> None:
+    """Raises LawChangedError if the folder holds a run of another law."""
+    if store.is_declared():
+        refuse_changes(store.manifest()["law"], law, folder=str(store.folder))

@@ -1,0 +1,71 @@
+"""How far a run is, told to MLflow while it votes, so that one that is stopped or killed shows there what it has."""
+
+import threading
+from types import TracebackType
+from typing import Protocol, Self
+
+from pipeline.side_channel import Say, SideChannel
+from pipeline.store.evidence import EvidenceTable
+from pipeline.workers.vote_actor import Receipt
+
+SECONDS_BETWEEN_POINTS = 30.0
+LAST_SECONDS = 1.0  # for what is left to tell when votes end or are stopped: Ray kills a job 3 s after it stops it
+
+
+class Progress(Protocol):
+    def progress(self, metrics: dict[str, int], *, step: int) -> None: ...
+
+
+class TrackedVotes:
+    """A point now and then, from a thread of its own: a slow server slows no votes, and one that is away fails alone.
+
+    Counts include what there was before; a point's step is the number of votes.
+    """
+
+    def __init__(self, tracker: Progress, before: EvidenceTable, *, say: Say) -> None:
+        self.tracker, self.channel = tracker, SideChannel("progress in MLflow", say)
+        self.units, self.votes, self.evaluations = len(before), before.draws, before.evaluations
+        self.images, self.failed = set(before.images), 0
+        self.ended, self.lock = threading.Event(), threading.Lock()
+        self.thread = threading.Thread(target=self._tell, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.ended.set()
+        self.thread.join(LAST_SECONDS)
+
+    def add(self, receipt: Receipt) -> None:
+        with self.lock:
+            if receipt.error:
+                self.failed += 1
+            elif receipt.seconds:  # else it was there before, and is counted
+                self.units += 1
+                self.votes += receipt.draws
+                self.evaluations += receipt.evaluations
+                self.images.add(receipt.image_id)
+
+    def counts(self) -> dict[str, int]:
+        with self.lock:
+            return {
+                "progress/units": self.units,
+                "progress/votes": self.votes,
+                "progress/evaluations": self.evaluations,
+                "progress/images_begun": len(self.images),
+                "progress/units_failed": self.failed,
+            }
+
+    def _tell(self) -> None:
+        told: dict[str, int] = {}
+        last = False
+        while not last:
+            last = self.ended.wait(SECONDS_BETWEEN_POINTS)
+            counts = self.counts()
+            if counts != told:
+                with self.channel:
+                    self.tracker.progress(counts, step=counts["progress/votes"])
+                    told = counts

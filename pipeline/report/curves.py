@@ -1,0 +1,69 @@
+"""Certified accuracy over the radius, and what it cost: what methods are compared by."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from scipy import stats
+
+from pipeline.certificates.reduce import Attacked, CertifiedImage
+
+CONFIDENCE = 0.95
+BEST = "best sigma per radius, chosen on this data"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method at one noise level. `radii` are those of the images that it gave their label, rising; the others count
+    as wrong at every radius (rule S6). Costs are means over the images, None where a log does not tell."""
+
+    method: str
+    level: str
+    images: int
+    radii: tuple[float, ...]
+    abstained: int
+    evaluations_per_image: float | None = None
+    seconds_per_image: float | None = None
+    attacked: Attacked | None = None
+
+    def right_at(self, radius: float) -> int:
+        """How many images are right and certified to at least this radius."""
+        return len(self.radii) - bisect_left(self.radii, radius)
+
+    def accuracy_at(self, radius: float) -> float:
+        return self.right_at(radius) / self.images
+
+    @property
+    def average_radius(self) -> float:
+        """Over all images; a wrong one counts 0."""
+        return sum(self.radii) / self.images
+
+
+def best_of(curves: Sequence[Curve]) -> Curve:
+    """The highest of some levels of one method at each radius, chosen on these very images; its costs are unknown."""
+    falling = [curve.radii[::-1] for curve in curves]
+    radii = [max(found) for found in zip_longest(*falling, fillvalue=0.0)]  # to which so many images hold
+    first = curves[0]
+    return Curve(first.method, BEST, first.images, tuple(reversed(radii)), 0)
+
+
+def curve_of(method: str, level: str, items: Sequence[CertifiedImage], attacked: Attacked | None = None) -> Curve:
+    return Curve(
+        method=method,
+        level=level,
+        images=len(items),
+        radii=tuple(sorted(item.certificate.radius for item in items if item.holds(0.0))),
+        abstained=sum(item.certificate.predicted is None for item in items),
+        evaluations_per_image=sum(item.evaluations for item in items) / len(items),
+        seconds_per_image=sum(item.seconds for item in items) / len(items),
+        attacked=attacked,
+    )
+
+
+def interval_of(right: int, images: int) -> tuple[float, float]:
+    """Where the share of all images like these lies, if these were drawn from them: Clopper and Pearson's interval."""
+    tail = (1 - CONFIDENCE) / 2
+    low = stats.beta.ppf(tail, right, images - right + 1) if right else 0.0
+    high = stats.beta.ppf(1 - tail, right + 1, images - right) if right < images else 1.0
+    return float(low), float(high)

@@ -1,0 +1,222 @@
+"""MLflow, spoken to by the driver only: one flat run for each run folder, continued on resume."""
+
+import logging
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+from filelock import FileLock
+from upath import UPath
+
+from pipeline.data.datasets import DatasetSpec
+from pipeline.declaration.config import RunConfig, load_config
+from pipeline.locations import absolute, read
+from pipeline.report.mlflow_address import (
+    TrackingError,
+    database_of,
+    explained,
+    impatient,
+    refuse_deleted,
+    refuse_unusable,
+    tracking_uri,
+    without_password,
+)
+from pipeline.report.mlflow_values import (
+    Point,
+    attacked_scalars,
+    curve_points,
+    description,
+    flatten,
+    scalars,
+    table_of,
+    tags_of,
+)
+from pipeline.report.report import Report
+from pipeline.store.run_store import RunStore
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # in a quarter of a minute; MLflow's 7 take four
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # `ndc` prints its own
+
+DEFAULT_ARTIFACTS = "mlartifacts"
+NOTE = "mlflow.note.content"
+TABLE = "certified.json"
+POINTS_AT_ONCE = 1000  # as MLflow allows
+CHARTS = "workflowType=machine_learning&compareRunsMode=CHART"
+
+
+class Tracker:
+    """The MLflow run that belongs to one law and one run folder."""
+
+    def __init__(self, config: RunConfig, *, folder: UPath, law: dict[str, Any], fingerprint: str) -> None:
+        self.folder, database = absolute(folder), database_of(tracking_uri())
+        with FileLock(f"{database}.lock") if database else nullcontext():  # the first initialisation races
+            self.uri, self.client, experiment = connect(config.experiment)
+            self.experiment_id = str(experiment.experiment_id) if experiment else self._created(config.experiment)
+        tags, found = tags_of(config, law), find_run(self.client, self.experiment_id, self.folder, fingerprint)
+        self.run_id = found or self._create(f"{tags['method']}: {folder.name}", law, fingerprint, config.dataset)
+        for name, value in tags.items():  # those that are not of the law may have changed
+            self.client.set_tag(self.run_id, name, value)
+        self.client.update_run(self.run_id, status="RUNNING")
+
+    def progress(self, metrics: Mapping[str, int], *, step: int) -> None:
+        """Logs how far the votes are."""
+        self._log_points(
+            [(name, step, value) for name, value in metrics.items()], milliseconds=round(1000 * time.time())
+        )
+
+    def _created(self, name: str) -> str:
+        local = self.uri.startswith("sqlite:")
+        location = Path(DEFAULT_ARTIFACTS).absolute().as_uri() if local else None
+        return str(self.client.create_experiment(name, artifact_location=location))
+
+    def _create(self, name: str, law: dict[str, Any], fingerprint: str, data: DatasetSpec) -> str:
+        from mlflow.entities import Dataset, DatasetInput, Param
+
+        tags = {"ndc.fingerprint": fingerprint, "ndc.folder": self.folder, NOTE: description(None, self.folder)}
+        run = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
+        self.client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in flatten(law).items()])
+        dataset = Dataset(name=data.name, digest=law["dataset"]["sha256"][:32], source_type="ndc", source=data.name)
+        self.client.log_inputs(run.info.run_id, [DatasetInput(dataset)])
+        return str(run.info.run_id)
+
+    @property
+    def link(self) -> str:
+        return charts_link(self.uri, self.experiment_id)
+
+    @property
+    def how_to_open(self) -> str | None:
+        return serving_command(self.uri)
+
+    def stopped(self, *, failed: bool) -> None:
+        """Ends the MLflow run of a run that is not finished; the next driver goes on with it."""
+        self.client.set_terminated(self.run_id, status="FAILED" if failed else "KILLED")
+
+    def finish(self, report: Report, artifacts: list[UPath]) -> None:
+        """Logs figures and curves once (a second time would zigzag), and ends the MLflow run."""
+        run = self.client.get_run(self.run_id)
+        if run.data.tags.get("ndc.reported") != "true":
+            points = [(name, 0, value) for name, value in scalars(report.summary).items()]
+            # All at the run's own time: if a driver is killed here, the next one logs the very same points.
+            self._log_points([*points, *curve_points(report.levels)], milliseconds=run.info.start_time)
+            self._log_files(artifacts)
+            if TABLE not in {item.path for item in self.client.list_artifacts(self.run_id)}:  # it would be added to
+                self.client.log_table(self.run_id, table_of(report.summary), TABLE)
+            self.client.set_tag(self.run_id, NOTE, description(report.summary, self.folder))
+            self.client.set_tag(self.run_id, "ndc.reported", "true")
+        self.client.set_terminated(self.run_id)
+
+    def attacked(self, report: Report, artifacts: list[UPath]) -> None:
+        """Adds what attacks left standing to a run that is reported already."""
+        points = [(name, 0, value) for name, value in attacked_scalars(report.summary).items()]
+        self._log_points(points, milliseconds=round(1000 * time.time()))
+        self._log_files(artifacts)
+        self.client.set_tag(self.run_id, NOTE, description(report.summary, self.folder))
+        self.client.set_terminated(self.run_id)
+
+    def _log_points(self, points: list[Point], *, milliseconds: int) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, value, milliseconds, step) for name, step, value in points]
+        for start in range(0, len(metrics), POINTS_AT_ONCE):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + POINTS_AT_ONCE])
+
+    def _log_files(self, artifacts: list[UPath]) -> None:
+        with tempfile.TemporaryDirectory() as scratch:  # a run folder may be in an object store
+            for artifact in artifacts:
+                copy = Path(scratch) / artifact.name
+                copy.write_bytes(read(artifact))
+                self.client.log_artifact(self.run_id, str(copy))
+
+
+def connect(experiment: str) -> "tuple[str, MlflowClient, Experiment | None]":
+    """The tracking address, a client of it, and the experiment, if there is one of that name.
+
+    Raises:
+        TrackingError: the address cannot be used, or the experiment was deleted.
+    """
+    uri = tracking_uri()
+    refuse_unusable(uri)
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it makes
+    try:
+        with impatient():
+            client = MlflowClient(tracking_uri=uri)
+            found = client.get_experiment_by_name(experiment)
+    except Exception as error:  # of many kinds, with many lines
+        raise explained(error, uri) from error
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise refuse_deleted(experiment, found.experiment_id, uri)
+    return uri, client, found
+
+
+def check_tracking(config: RunConfig) -> None:
+    """Whether a run can be tracked as it asks to be; creates nothing.
+
+    Raises:
+        TrackingError: it cannot, with the remedy.
+    """
+    if config.tracking == "none":
+        return
+    database = database_of(tracking_uri())
+    if database and not database.exists():  # MLflow would make it
+        refuse_unusable(tracking_uri())
+    else:
+        connect(config.experiment)
+
+
+def find_run(client: "MlflowClient", experiment_id: str, folder: str, fingerprint: str) -> str | None:
+    for run in client.search_runs([experiment_id], f"tags.`ndc.fingerprint` = '{fingerprint}'"):
+        if _resolved(run.data.tags.get("ndc.folder", "")) == _resolved(folder):
+            return str(run.info.run_id)
+    return None
+
+
+def _resolved(folder: str) -> str:
+    """One name for a folder that can be reached by several paths; a URI is its own."""
+    return folder if "://" in folder else os.path.realpath(folder)
+
+
+def link_of_run(folder: UPath) -> tuple[str, str | None]:
+    """Where the experiment of a logged run opens on its charts, and the command that serves it if that is a database
+    of this machine. Nothing is created.
+
+    Raises:
+        TrackingError: this run was never logged at this tracking address.
+        ValueError: the folder holds no run.
+    """
+    fingerprint = RunStore(folder).manifest()["fingerprint"]
+    experiment = load_config(str(folder / "run.toml")).experiment
+    uri = tracking_uri()
+    database = database_of(uri)
+    if not database or database.is_file():  # MLflow would make the database
+        uri, client, found = connect(experiment)
+        if found is not None and find_run(client, found.experiment_id, absolute(folder), fingerprint):
+            return charts_link(uri, found.experiment_id), serving_command(uri)
+    raise TrackingError(
+        f"{folder} was never logged to the experiment {experiment!r} at {without_password(uri)}; set "
+        f"MLFLOW_TRACKING_URI to where it was, or log it there: `ndc certify {folder}`"
+    )
+
+
+def charts_link(uri: str, experiment_id: str) -> str:
+    """Where the experiment opens on its charts."""
+    served = urlparse(uri).scheme in ("http", "https")
+    place = without_password(uri).rstrip("/") if served else "http://127.0.0.1:5000"
+    return f"{place}/#/experiments/{experiment_id}/runs?{CHARTS}"
+
+
+def serving_command(uri: str) -> str | None:
+    """The command that serves a local database; None where a server is running."""
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if uri.startswith("sqlite:") else None

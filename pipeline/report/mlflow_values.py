@@ -1,0 +1,130 @@
+"""What MLflow is told of a run, as plain values: tags to filter by, metrics to compare, a description to read."""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from pipeline.certificates.reduce import LARGEST, CertifiedImage, percent
+from pipeline.declaration.config import RunConfig
+from pipeline.report.report import Summary, accuracy_at
+
+BEST = "best_sigma"
+BEST_ROW = "best sigma, chosen on this data"
+# MLflow's steps are integers: a curve's step is the radius in thousandths.
+STEPS_TO_ONE = 1000
+APART, APART_WHERE_TINY = 10, 1
+TINY = 0.1
+LONGEST_TABLE = 5000  # MLflow refuses descriptions of more than 8,000 characters
+WIDE_SPACE = "&emsp;"  # MLflow draws the columns of a table without a gap
+
+Point = tuple[str, int, float]
+
+
+def tags_of(config: RunConfig, law: dict[str, Any]) -> dict[str, str]:
+    """What runs are told apart by in MLflow's search: `tags.method = 'epndc'`."""
+    tags = {
+        "method": law["classifier"]["name"],
+        "certificate": law["certificate"]["method"],
+        "dataset": config.dataset.name,
+        "model": config.model,
+        "sigmas": ", ".join(f"{sigma:g}" for sigma in law["sigma_pixel"]),
+        "noise": law["noise"],
+        "alpha": f"{law['certificate']['alpha']:g}",
+        "version": version("ndc"),
+    }
+    return {**tags, "sweep": config.sweep} if config.sweep else tags
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value)
+    return flat
+
+
+def scalars(summary: Summary) -> dict[str, float]:
+    """One number each; a name's part before the slash is its section among MLflow's charts.
+
+    Names hold no method, so that those of different methods share a chart. What every run has comes without a level,
+    so that runs of different levels share one too; costs are then those of all levels together.
+    """
+    found = {f"radius/{radius:g}_{BEST}": share for radius, share in summary.best_accuracy.items()}
+    drawn = [level for level in summary.levels if level.name != LARGEST]  # its votes are those of the others
+    for cost in ("evaluations_per_image", "seconds_per_image", "votes_per_image"):
+        found[f"cost/{cost}"] = sum(getattr(level, cost) for level in drawn)
+    for level in summary.levels:
+        section = metric_name(level.name)
+        found[f"{section}/abstained"] = level.abstained / level.images
+        found[f"{section}/average_radius"] = level.average_radius
+        found[f"{section}/evaluations_per_image"] = level.evaluations_per_image
+    return found
+
+
+def attacked_scalars(summary: Summary) -> dict[str, float]:
+    """Accuracy under attack at each radius."""
+    names = {True: "attacked", False: "attacked_estimate"}
+    return {
+        f"{metric_name(level.name)}/{names[level.attacked.confirmed]}_at_{radius:g}": share
+        for level in summary.levels
+        if level.attacked
+        for radius, share in level.attacked.accuracy.items()
+    }
+
+
+def metric_name(level: str) -> str:
+    return f"sigma_{level}" if level[0].isdigit() else level.replace(" ", "_")
+
+
+def curve_points(levels: Mapping[str, Sequence[CertifiedImage]]) -> list[Point]:
+    """Certified accuracy over the radius at each level, and at the best level for each radius (as in the table)."""
+    reach = {name: max(item.certificate.radius for item in items) for name, items in levels.items()}
+    apart = APART if max(reach.values()) > TINY else APART_WHERE_TINY
+    points, best = [], dict[int, float]()
+    for name, items in levels.items():
+        for step in range(0, int(STEPS_TO_ONE * reach[name]) + 2 * apart, apart):
+            share = accuracy_at(items, step / STEPS_TO_ONE)
+            points.append((f"curve/{metric_name(name)}", step, share))
+            best[step] = max(best.get(step, 0.0), share)
+    return points + [(f"curve/{BEST}", step, share) for step, share in best.items()]
+
+
+def description(summary: Summary | None, folder: str) -> str:
+    """Markdown for the head of the run's page: the result as soon as there is one, and the command to go on with."""
+    if summary is None:
+        return f"Not finished. To go on: `ndc certify {folder}`\n"
+    shares = best_of(summary) | {level.name: level.certified_accuracy for level in summary.levels}
+    header = ["sigma", *(f"r = {radius:g}" for radius in summary.radii)]
+    rows = [header, *([name, *map(percent, row.values())] for name, row in shares.items())]
+    first, *others = ("| " + f"{WIDE_SPACE} | ".join(row) + " |" for row in rows)
+    table = "\n".join([first, "| --- " * len(header) + "|", *others])
+    if len(table) > LONGEST_TABLE:
+        table = "The table is long: it is `table.md` among the artifacts."
+    return f"{table}\n\nFrom the votes again: `ndc report {folder}`\n"
+
+
+def best_of(summary: Summary) -> dict[str, dict[float, float]]:
+    """The row that papers report, if there are levels to choose from."""
+    return {"best per radius, chosen on this data": summary.best_accuracy} if len(summary.levels) > 1 else {}
+
+
+def table_of(summary: Summary) -> dict[str, list[Any]]:
+    """Certified accuracies by column, one row a level and radius. MLflow compares runs by its first two columns unless
+    told otherwise; what all runs have comes first."""
+    levels = {
+        level.name if level.name == LARGEST else f"sigma {level.name}": level.certified_accuracy
+        for level in summary.levels
+    }
+    rows = [
+        (name, radius, share)
+        for name, shares in {BEST_ROW: summary.best_accuracy, **levels}.items()
+        for radius, share in shares.items()
+    ]
+    return {
+        "level and radius": [f"{name}, r = {radius:g}" for name, radius, _ in rows],
+        "certified accuracy": [share for _, _, share in rows],
+        "level": [name for name, _, _ in rows],
+        "radius": [radius for _, radius, _ in rows],
+    }

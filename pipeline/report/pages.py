@@ -1,0 +1,150 @@
+"""The self-contained HTML pages: a run's report, and a comparison of methods."""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import jinja2
+
+from pipeline.certificates.reduce import CertifiedImage, cut
+from pipeline.report.curves import Curve, interval_of
+from pipeline.report.figures import COLOURS
+from pipeline.report.gallery import gallery_data, picture_data, shown_items
+from pipeline.report.tables import Table
+from pipeline.store.run_store import StoredImage, spread
+
+MOST_BYTES = 1_950_000  # of a report's page
+MOST_STEPS = 12_000  # of all curves of a page together
+FEWEST_STEPS = 100
+
+
+@cache
+def environment() -> jinja2.Environment:
+    found = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    found.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return found
+
+
+def step_radii(curve: Curve, most: int) -> list[float]:
+    """The radii where a curve falls, cut to six digits; of more than `most` a spread, and always the last."""
+    radii = sorted({cut(radius) for radius in curve.radii})
+    last = len(radii) - 1
+    return [radii[last - index] for index in reversed(spread(len(radii), most))]
+
+
+def curve_data(curve: Curve, *, most_steps: int = MOST_STEPS) -> dict[str, Any]:
+    """A curve for the page's script: `right[i]` images, and the interval of their share, hold at radii beyond
+    `radii[i - 1]` up to `radii[i]`, and the last at all beyond.
+
+    Shares end after three digits, the interval's outwards. A spread of the radii makes the curve lower, never higher.
+    """
+    radii = step_radii(curve, most_steps)
+    cut_radii = sorted(cut(radius) for radius in curve.radii)
+    held = Curve(curve.method, curve.level, curve.images, tuple(cut_radii), curve.abstained)
+    right = [*(held.right_at(radius) for radius in radii), 0]
+    interval_at = {number: interval_of(number, curve.images) for number in set(right)}
+    attacked = curve.attacked
+    return {
+        "method": curve.method,
+        "level": curve.level,
+        "images": curve.images,
+        "abstained": curve.abstained,
+        "radii": radii,
+        "right": right,
+        "low": [math.floor(1000 * interval_at[number][0]) / 1000 for number in right],
+        "high": [math.ceil(1000 * interval_at[number][1]) / 1000 for number in right],
+        "evaluations": curve.evaluations_per_image,
+        "seconds": curve.seconds_per_image,
+        "attacked": sorted(attacked.accuracy.items()) if attacked else [],
+        "attackedImages": attacked.images if attacked else 0,
+        "attackedLabel": attacked.label if attacked else "",
+    }
+
+
+def charts_data(curves: Sequence[Curve]) -> dict[str, Any]:
+    """What the page's script draws, the same for every page."""
+    most_steps = max(FEWEST_STEPS, MOST_STEPS // max(1, len(curves)))
+    return {
+        "colours": COLOURS,
+        "thinned": any(len({cut(radius) for radius in curve.radii}) > most_steps for curve in curves),
+        "curves": [curve_data(curve, most_steps=most_steps) for curve in curves],
+    }
+
+
+def comparison_page(
+    *,
+    title: str,
+    lead: Sequence[str],
+    tables: Sequence[Table],
+    curves: Sequence[Curve],
+) -> str:
+    """Methods beside each other: paragraphs, tables, and the curves of all."""
+    template = environment().get_template("comparison.html")
+    return template.render(title=title, lead=lead, tables=tables, data=charts_data(curves))
+
+
+def sweep_page(
+    *, title: str, lead: Sequence[str], figure: str, tables: Sequence[Table], curves: Sequence[Curve]
+) -> str:
+    """Runs of a sweep beside each other: its figure, the curves of all, and a table for each varied key."""
+    template = environment().get_template("sweep.html")
+    return template.render(title=title, lead=lead, figure=embedded(figure), tables=tables, data=charts_data(curves))
+
+
+def embedded(figure: str) -> str:
+    """An SVG file as it may stand in a page."""
+    return figure[figure.index("<svg") :]
+
+
+def html_page(
+    *,
+    title: str,
+    table: Table,
+    figure: str,
+    curves: Sequence[Curve],
+    alpha: float,
+    scope: str,
+    certified: Sequence[CertifiedImage],
+    images: Sequence[StoredImage],
+    law: dict[str, Any],
+    warnings: Sequence[str] = (),
+    classes: str = "",
+    class_names: Sequence[str] = (),
+    devices: Sequence[str] = (),
+) -> str:
+    """One page that needs no other file: curves, costs, table, what was declared, and a gallery of images.
+
+    `classes` lists the names of the classes, `class_names` are those of the gallery, by label.
+    """
+    items = shown_items(certified, images)
+    data = charts_data(curves) | {"gallery": gallery_data(items, images=len(images), class_names=class_names)}
+
+    def page(pictures: dict[str, Any]) -> str:
+        return (
+            environment()
+            .get_template("report.html")
+            .render(
+                title=title,
+                tables=[table],
+                figure=embedded(figure),
+                attacked=any(curve.attacked for curve in curves),
+                confirmed=all(curve.attacked.confirmed for curve in curves if curve.attacked),
+                alpha=alpha,
+                scope=scope,
+                law=law,
+                warnings=warnings,
+                classes=classes,
+                devices=devices,
+                data=data | {"pictures": pictures},
+            )
+        )
+
+    left = MOST_BYTES - len(page({"note": ""}).encode())
+    return page(picture_data(items, budget=left, law=law))

@@ -1,0 +1,197 @@
+"""What a run proved, as numbers, tables, pictures and one HTML page."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from upath import UPath
+
+from pipeline.certificates.reduce import (
+    Attacked,
+    CertifiedImage,
+    by_level,
+    certificate_rows,
+    certificate_tsv,
+    cut_text,
+    percent,
+)
+from pipeline.data.classes import listed
+from pipeline.locations import publish
+from pipeline.report.chance import chance_warning
+from pipeline.report.curves import curve_of
+from pipeline.report.figures import certified_accuracy_figure
+from pipeline.report.pages import html_page
+from pipeline.report.tables import Table, escape_markdown, latex, latex_comments, markdown
+from pipeline.store.run_store import StoredImage, write_certificates
+
+CLASSES_LISTED = 1000
+
+Empirical = Mapping[str, Attacked]  # by level
+
+
+@dataclass(frozen=True)
+class LevelSummary:
+    """One noise level: shares are of all images; an abstention is wrong at every radius (rule S6)."""
+
+    name: str
+    images: int
+    certified_accuracy: dict[float, float]
+    attacked: Attacked | None
+    average_radius: float
+    abstained: int
+    wrong: int
+    votes_per_image: float
+    evaluations_per_image: float
+    seconds_per_image: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All noise levels of a run. `best_level` is chosen per radius on this very data set, as papers report it:
+    no single smoothed classifier reaches it."""
+
+    alpha: float
+    method: str
+    scope: str
+    radii: tuple[float, ...]
+    levels: tuple[LevelSummary, ...]
+    best_level: dict[float, str]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def best_accuracy(self) -> dict[float, float]:
+        return {r: max(level.certified_accuracy[r] for level in self.levels) for r in self.radii}
+
+
+def accuracy_at(items: Sequence[CertifiedImage], radius: float) -> float:
+    return sum(item.holds(radius) for item in items) / len(items)
+
+
+def summarise(
+    levels: Mapping[str, Sequence[CertifiedImage]],
+    *,
+    alpha: float,
+    radii: Sequence[float],
+    empirical: Empirical | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Summary:
+    """Certified accuracy at the radii, average certified radius (a wrong image counts 0), abstentions, cost."""
+    found = []
+    for name, items in levels.items():
+        abstained = sum(item.certificate.predicted is None for item in items)
+        found.append(
+            LevelSummary(
+                name=name,
+                images=len(items),
+                certified_accuracy={radius: accuracy_at(items, radius) for radius in radii},
+                attacked=(empirical or {}).get(name),
+                average_radius=sum(item.certificate.radius for item in items if item.holds(0.0)) / len(items),
+                abstained=abstained,
+                wrong=len(items) - abstained - sum(item.holds(0.0) for item in items),
+                votes_per_image=sum(item.certificate.votes for item in items) / len(items),
+                evaluations_per_image=sum(item.evaluations for item in items) / len(items),
+                seconds_per_image=sum(item.seconds for item in items) / len(items),
+            )
+        )
+    best = {r: max(found, key=lambda level: level.certified_accuracy[r]).name for r in radii}
+    first = next(iter(levels.values()))[0]
+    guesses = {name: [(item.label, item.most_likely) for item in items] for name, items in levels.items()}
+    warning = chance_warning(guesses, classes=len(first.counts), names=class_names)
+    warnings = (warning,) if warning else ()
+    terms = first.certificate
+    return Summary(alpha, terms.method, terms.scope, tuple(radii), tuple(found), best, warnings)
+
+
+def accuracy_table(summary: Summary) -> Table:
+    """Certified accuracy, with what attacks left below each level that was attacked."""
+    costs = ["average radius", "abstained", "votes an image", "evaluations an image"]
+    header, rows = ["sigma", *(f"r = {r:g}" for r in summary.radii), *costs], []
+    for level in summary.levels:
+        rows.append(
+            [
+                level.name,
+                *(percent(level.certified_accuracy[r]) for r in summary.radii),
+                cut_text(level.average_radius, 3 if summary.method != "lipschitz" else 5),
+                f"{level.abstained} of {level.images}",
+                f"{level.votes_per_image:,.0f}",
+                f"{level.evaluations_per_image:,.0f}",
+            ]
+        )
+        if level.attacked:
+            left = [percent(level.attacked.accuracy.get(r), up=True) for r in summary.radii]
+            images = "" if level.attacked.images == level.images else f" (first {level.attacked.images} images)"
+            rows.append([f"{level.name}, {level.attacked.label}{images}", *left, *[""] * len(costs)])
+    if len(summary.levels) > 1:
+        best = [percent(summary.best_accuracy[r]) for r in summary.radii]
+        rows.append(["best per radius, chosen on this data", *best, *[""] * len(costs)])
+    return Table("Certified accuracy", header, rows)
+
+
+def summary_json(summary: Summary) -> dict[str, Any]:
+    """The summary for scripts; radii become strings, as JSON's keys are."""
+    return {**asdict(summary), "best_accuracy": summary.best_accuracy}
+
+
+@dataclass(frozen=True)
+class Report:
+    summary: Summary
+    levels: dict[str, list[CertifiedImage]]
+    folder: UPath
+    devices: tuple[str, ...] = ()  # what computed it, where that needs to be said
+
+    @property
+    def page(self) -> UPath:
+        return self.folder / "report.html"
+
+
+def write_report(
+    folder: UPath,
+    certified: Sequence[CertifiedImage],
+    images: Sequence[StoredImage],
+    *,
+    law: dict[str, Any],
+    alpha: float,
+    radii: Sequence[float],
+    title: str,
+    evidence_digest: str,
+    empirical: Empirical | None = None,
+    class_names: Sequence[str] | None = None,
+    devices: Sequence[str] = (),
+) -> Report:
+    """Writes certificates, tables, pictures and the page into a folder; `class_names` are by label, `devices` are
+    remarks for the page."""
+    levels = by_level(certified, maximum_over_sigmas=law["certificate"]["maximum_over_sigmas"])
+    summary = summarise(levels, alpha=alpha, radii=radii, empirical=empirical, class_names=class_names)
+    write_certificates(folder / "certificates.parquet", certificate_rows(certified), evidence_digest=evidence_digest)
+    table = accuracy_table(summary)
+    curves = [curve_of(summary.method, name, items, (empirical or {}).get(name)) for name, items in levels.items()]
+    figure = certified_accuracy_figure(curves)
+    classes = listed(class_names, most=CLASSES_LISTED) if class_names else ""
+    notes = [*summary.warnings, *([f"Classes: {classes}"] if classes else [])]
+    texts = {
+        "certificates.tsv": certificate_tsv(certified),
+        "table.md": markdown(table) + "".join(f"\n{escape_markdown(note)}\n" for note in notes),
+        "table.tex": latex_comments(notes) + latex(table),
+        "summary.json": json.dumps(summary_json(summary), indent=2) + "\n",
+        "curve.svg": figure.svg,
+        "report.html": html_page(
+            title=title,
+            table=table,
+            figure=figure.svg,
+            curves=curves,
+            alpha=alpha,
+            scope=summary.scope,
+            certified=certified,
+            images=images,
+            law=law,
+            warnings=summary.warnings,
+            classes=classes,
+            class_names=class_names or (),
+            devices=devices,
+        ),
+    }
+    for name, text in texts.items():
+        publish(folder / name, text.encode())
+    publish(folder / "curve.png", figure.png)
+    return Report(summary, levels, folder, tuple(devices))

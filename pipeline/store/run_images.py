@@ -1,0 +1,124 @@
+"""A run's own copy of its images, as they are certified: actors and reports need the data set no more.
+
+images.parquet             ids, labels and hashes, in the order of the data
+images/00000.parquet       pixels of the first 256 images, and so on
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from pipeline.data.datasets import Example, ImageRecord
+from pipeline.locations import LocationError, publish, read
+
+IMAGES_OF_A_SHARD = 256
+
+RECORD_SCHEMA = pa.schema(
+    [("index", pa.int64()), ("image_id", pa.string()), ("label", pa.int32()), ("sha256", pa.string())]
+)
+PIXEL_SCHEMA = pa.schema([("image_id", pa.string()), ("shape", pa.list_(pa.int32())), ("pixels", pa.binary())])
+
+
+class ChangedImageError(ValueError):
+    """An image is not the one that the run was declared with."""
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, write_page_checksum=True)
+    return bytes(sink.getvalue())
+
+
+def parquet_table(content: bytes) -> pa.Table:
+    """A table whose page checksums fit.
+
+    Raises:
+        ValueError: a torn or changed file, or none of Parquet.
+    """
+    try:
+        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+            return file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"not a readable Parquet file ({str(error).splitlines()[0]})") from error
+
+
+class RunImages:
+    """Writes a run's images once, and reads them in any order; the last shard that was read is kept."""
+
+    def __init__(self, run_folder: UPath) -> None:
+        self.folder = run_folder
+        self._shard: tuple[int, list[dict[str, object]]] | None = None
+
+    def _shard_path(self, number: int) -> UPath:
+        return self.folder / "images" / f"{number:05d}.parquet"
+
+    def write(self, examples: Iterable[Example], *, expected: list[ImageRecord]) -> None:
+        """Copies the images shard by shard; `images.parquet` comes last.
+
+        Raises:
+            ChangedImageError: they are not those that were listed before.
+        """
+        stream, reached = iter(examples), 0
+        while shard := list(islice(stream, IMAGES_OF_A_SHARD)):
+            found = [example.record(index) for index, example in enumerate(shard, start=reached)]
+            if found != expected[reached : reached + len(shard)]:
+                break
+            publish(self._shard_path(reached // IMAGES_OF_A_SHARD), parquet_bytes(_pixel_table(shard)))
+            reached += len(shard)
+        if shard or reached != len(expected):
+            raise ChangedImageError("the data changed while they were read; run the command again")
+        rows = [record.__dict__ for record in expected]
+        publish(self.folder / "images.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=RECORD_SCHEMA)))
+
+    def records(self) -> list[ImageRecord]:
+        """Ids, labels and hashes, in the order of the data.
+
+        Raises:
+            LocationError: they are missing or damaged.
+        """
+        path = self.folder / "images.parquet"
+        try:
+            return [ImageRecord(**row) for row in parquet_table(read(path)).to_pylist()]
+        except (ValueError, TypeError, FileNotFoundError) as error:
+            raise LocationError(
+                f"{path} is damaged, or of another version of ndc ({error}); restore it, or start the run elsewhere"
+            ) from error
+
+    def pixels(self, record: ImageRecord) -> np.ndarray:
+        """The pixels of an image.
+
+        Raises:
+            ChangedImageError: they are not those that the run was declared with.
+        """
+        number, row = divmod(record.index, IMAGES_OF_A_SHARD)
+        if self._shard is None or self._shard[0] != number:
+            self._shard = number, parquet_table(read(self._shard_path(number))).to_pylist()
+        kept = self._shard[1][row]
+        image = np.frombuffer(kept["pixels"], np.uint8).reshape(kept["shape"])  # type: ignore[call-overload]
+        if Example(str(kept["image_id"]), image, record.label).record(record.index) != record:
+            raise ChangedImageError(
+                f"{self._shard_path(number)}: image {record.image_id} is not the one that the run was declared with; "
+                "restore the file"
+            )
+        return image
+
+    def examples(self) -> Iterator[Example]:
+        """All of them again.
+
+        Raises:
+            ChangedImageError: one is not the one that the run was declared with.
+        """
+        for record in self.records():
+            yield Example(record.image_id, self.pixels(record), record.label)
+
+
+def _pixel_table(shard: Sequence[Example]) -> pa.Table:
+    rows = [
+        {"image_id": example.image_id, "shape": list(example.image.shape), "pixels": example.image.tobytes()}
+        for example in shard
+    ]
+    return pa.Table.from_pylist(rows, schema=PIXEL_SCHEMA)

@@ -1,0 +1,182 @@
+"""A sweep: runs around one base that are declared together, read from TOML."""
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from pipeline.declaration.config import (
+    ConfigError,
+    RunConfig,
+    Section,
+    assign,
+    override,
+    packaged_names,
+    read_source,
+    read_toml,
+    sentence,
+    validated,
+)
+
+LONGEST_NAME = 100
+POINT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+class Axis(Section):
+    """A key that is varied by itself."""
+
+    values: tuple[Any, ...] = Field(min_length=1)
+    """Its values, each a run: `[100, 1000]`."""
+    set: dict[str, Any] = Field(default={})
+    """Keys that this key's runs have besides."""
+
+
+def _as_axis(value: Any) -> Any:
+    return {"values": value} if isinstance(value, list) else value
+
+
+class SweepFile(Section):
+    """Keys are written as `--set` takes them, those with a dot in quotes: `"votes.estimation" = 100`. A value that is a
+    table takes the place of all that was there."""
+
+    base: str
+    """The run that all start from: a preset, or the path or URI of a TOML file."""
+    set: dict[str, Any] = Field(default={})
+    """Keys that all runs have."""
+    vary: dict[str, Annotated[Axis, BeforeValidator(_as_axis)]] = Field(default={})
+    """Keys that are varied, each by itself: a list of values, or a section."""
+    points: dict[str, dict[str, Any]] = Field(default={})
+    """Runs by name, each with the keys that it has: methods to compare."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep: its folder's name, and the key that is varied in it with its value; none if it was named."""
+
+    name: str
+    config: RunConfig
+    key: str | None
+    value: Any
+
+
+@dataclass(frozen=True)
+class Sweep:
+    name: str
+    points: tuple[Point, ...]
+
+
+def sweep_names() -> list[str]:
+    return packaged_names("sweeps")
+
+
+def load_sweep(source: str, assignments: tuple[str, ...] = ()) -> Sweep:
+    """The validated runs of a packaged sweep or a TOML file. `assignments` hold for all of them but for what is varied.
+
+    Raises:
+        ConfigError: an unknown name or key, no runs, runs that cannot be told apart, or one that cannot be run.
+    """
+    declared, name = read_sweep(source), Path(source).stem
+    base = read_source(declared.base)
+    assign_all(base, declared.set, said=f"{source}: [set]")
+    for assignment in assignments:
+        override(base, assignment)
+    base.setdefault("sweep", name)
+    points = list(configured_points(base, declared, source))
+    if not points:
+        raise ConfigError(f"{source} has no runs; give values of a key below [vary], or a run below [points.NAME]")
+    names = [point.name for point in points]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(
+            f"{source}: two runs would be called {twice}; leave one out, or name it yourself below [points.NAME]"
+        )
+    return Sweep(name, tuple(points))
+
+
+def configured_points(base: dict[str, Any], declared: SweepFile, source: str) -> Iterator[Point]:
+    """Each run. It does without those of the radii that it cannot reach, whatever is drawn: it certifies nothing there.
+
+    Raises:
+        ConfigError: naming the run that cannot be run; or no run that is asked for a radius can reach it.
+    """
+    reached, asked = set[float](), dict[float, dict[str, Any]]()
+    for name, keys, key, value in declared_points(declared, source):
+        raw, said = copy.deepcopy(base), f"{source}: run {name}"
+        assign_all(raw, keys, said=said)
+        radii, within = radii_within_reach(raw, said=said)
+        reached |= set(within)
+        asked |= dict.fromkeys(radii, raw)
+        limited = copy.deepcopy(raw)
+        assign(limited, "certificate.radii", within, said=said)
+        yield Point(name, validated(limited, source=said), key, value)
+    for radius in asked.keys() - reached:
+        validated(asked[radius], source=source)
+
+
+def radii_within_reach(raw: dict[str, Any], *, said: str) -> tuple[list[float], list[float]]:
+    """The radii that are asked for, and those of them that the run can reach: all, if there is nothing it can."""
+    certificate = raw.get("certificate")
+    radii = certificate.get("radii") if isinstance(certificate, dict) else None
+    if not isinstance(radii, list) or not all(isinstance(radius, int | float) for radius in radii):
+        validated(raw, source=said)  # which says what is wrong with them
+    assert isinstance(radii, list)
+    natural = copy.deepcopy(raw)
+    natural["certificate"]["radii"] = [0.0]
+    reach = validated(natural, source=said).reach
+    return radii, [radius for radius in radii if not radius > reach] or radii
+
+
+def read_sweep(source: str) -> SweepFile:
+    raw = read_toml(source, "sweeps", what="a sweep")
+    for key, value in raw["vary"].items() if isinstance(raw.get("vary"), dict) else ():
+        if isinstance(value, dict) and "values" not in value:
+            raise ConfigError(
+                f'{source}: vary.{key} has no values; write a key with a dot in quotes, as "votes.estimation" = [100], '
+                "or give a table its `values`"
+            )
+    try:
+        return SweepFile.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: " + "; ".join(sentence(problem) for problem in error.errors())) from error
+
+
+def declared_points(declared: SweepFile, source: str) -> Iterator[tuple[str, Mapping[str, Any], str | None, Any]]:
+    """Name, keys, and the varied key with its value, of each run."""
+    for key, axis in declared.vary.items():
+        for index, value in enumerate(axis.values):
+            if value in axis.values[:index]:
+                raise ConfigError(f"{source}: vary.{key} has the value {value!r} twice")
+            name = f"{key}-{as_name(value)}"
+            if len(name) > LONGEST_NAME:
+                raise ConfigError(f"{source}: vary.{key} has a value too long for a name; name it below [points.NAME]")
+            yield name, {**axis.set, key: value}, key, value
+    for name, keys in declared.points.items():
+        if not POINT_NAME.fullmatch(name):
+            raise ConfigError(
+                f"{source}: the point {name!r} cannot name a folder; use letters, digits and any of . _ + -"
+            )
+        yield name, keys, None, None
+
+
+def as_name(value: Any) -> str:
+    """A value as part of a folder's name."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case int():
+            return str(value)
+        case float():
+            return f"{value:g}"
+        case list():
+            return "_".join(map(as_name, value))
+        case dict():
+            return "_".join(f"{key}-{as_name(inner)}" for key, inner in value.items())
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", str(value)).strip("-.")
+
+
+def assign_all(raw: dict[str, Any], keys: Mapping[str, Any], *, said: str) -> None:
+    for key, value in keys.items():
+        assign(raw, key, copy.deepcopy(value), said=f"{said}: {key}")

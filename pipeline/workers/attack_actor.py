@@ -1,0 +1,302 @@
+"""Attacks on a finished run: one cell (an image at one noise level) after the other, each result published at once.
+
+attacks/<settings>/<cell>.json   what the attacks of one cell found; the names change with all that was asked
+attacks/broken/<cell>.png        an image that breaks its certificate, should there be one (and .npy, exactly)
+attacks.json                     the summary that the report reads
+"""
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from upath import UPath
+
+from ndc_core.analysis.attacks import ScoreObjective, ascend, round_within
+from ndc_core.certificates.confidence_bounds import clopper_pearson_lower
+from ndc_core.certificates.confidence_sequences import log_wealth_of_means
+from ndc_core.certificates.lipschitz import Lipschitz
+from ndc_core.noise.streams import draw_generator
+from ndc_core.space import bytes_to_pixels
+from ndc_core.voting import count_votes
+from pipeline.certificates.reduce import Attacked, CertifiedImage
+from pipeline.data.datasets import ImageRecord
+from pipeline.data.decoding import png_bytes
+from pipeline.declaration.procedure import method_of
+from pipeline.locations import exists, location, publish, read
+from pipeline.store.evidence import checksum
+from pipeline.store.run_store import RunStore
+from pipeline.workers.vote_actor import Columns, VoterSettings, load_voter, rows_of
+from pipeline.workers.watchdog import LOADING, Journal
+
+SUMMARY = "attacks.json"
+# What an attack's votes say is confirmed by so many times as many fresh ones, or it does not count.
+CONFIRM_FACTOR, CONFIRM_ALPHA = 20, 1e-4
+RIVALS = 2
+
+
+class BrokenCertificateError(RuntimeError):
+    """An image below the certified radius whose class is another one: named, and saved."""
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """`votes` judge each adversarial image; the gradient of each step is a mean over `draws`."""
+
+    restarts: int
+    steps: int
+    draws: int
+    votes: int
+
+    def folder(self, fingerprint: str) -> str:
+        """Results of other settings, another run or another test of falls are never taken for these."""
+        return checksum([asdict(self), fingerprint, CONFIRM_FACTOR, CONFIRM_ALPHA])[:12]
+
+
+@dataclass(frozen=True)
+class AttackerSettings:
+    """What an actor needs to know, small enough to send to each."""
+
+    voter: VoterSettings
+    attack: AttackSettings
+
+
+def cell_id(image_id: str, sigma_pixel: float) -> str:
+    return checksum([image_id, sigma_pixel])[:24]
+
+
+def cell_row(item: CertifiedImage, record: ImageRecord, radii: Sequence[float]) -> dict[str, Any]:
+    """A cell as one row of a Ray dataset: the certificate to break and the radii at which it promises nothing.
+
+    An abstention whose votes speak for another class than the label has yet to be shown wrong: by the image itself, at
+    radius 0.
+    """
+    certificate = item.certificate
+    right = certificate.predicted in (None, item.label)
+    most_voted = max(range(len(item.counts)), key=lambda c: item.counts[c])
+    doubted = [0.0] if certificate.predicted is None and most_voted != item.label else []
+    return {
+        "right": right,
+        **record.__dict__,
+        "sigma_pixel": certificate.sigma_pixel,
+        "predicted": -1 if certificate.predicted is None else certificate.predicted,
+        "certified_radius": certificate.radius,
+        "radii": [*doubted, *(radius for radius in radii if radius > certificate.radius)] if right else [],
+    }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On the most harmful image found, which is `distance` away: its votes for each class, or the mean scores where
+    those decide (`support`). With `success` they speak for another class; `confirmed`, fresh ones do beyond doubt."""
+
+    radius: float
+    attacks: int
+    success: bool
+    confirmed: bool
+    distance: float
+    support: list[float]
+
+
+class AttackActor:
+    """Holds the model; for each cell attacks its certificate, then the label at growing radii until one falls."""
+
+    def __init__(self, settings: AttackerSettings, journal: Journal | None = None) -> None:
+        self.settings = settings
+        self.config = settings.voter.config
+        self.journal = journal or Journal()
+        self.journal.arrive()
+        self.classifier = load_voter(settings.voter)
+        self.journal.end(LOADING)
+        self.pictures = RunStore(settings.voter.run_folder).pictures
+        self.folder = location(settings.voter.run_folder) / "attacks"
+        self.results = self.folder / settings.attack.folder(settings.voter.fingerprint)
+
+    def __call__(self, batch: Columns) -> Columns:
+        results, errors = [], []
+        for row in rows_of(batch):
+            asked = [row["image_id"], row["sigma_pixel"], row["certified_radius"], list(map(float, row["radii"]))]
+            path = self.results / f"{checksum(asked)[:24]}.json"
+            cell = f"image {row['image_id']}, sigma_pixel {row['sigma_pixel']:g}"
+            try:
+                self.journal.begin(cell)
+                if not exists(path):
+                    record = ImageRecord(**{name: row[name] for name in ImageRecord.__dataclass_fields__})
+                    publish(path, json.dumps(self.attack(row, self.pictures.pixels(record))).encode())
+                results.append(read(path).decode())
+                errors.append("")
+            except Exception as error:  # whatever it is, it is this cell's: the others go on
+                results.append("")
+                errors.append(f"{cell}: {error}")
+            self.journal.end(cell)
+        return {"result": np.array(results), "error": np.array(errors)}
+
+    def attack(self, row: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
+        certificate, verdicts = None, []
+        if row["predicted"] >= 0:
+            certificate = self.strike(row, image, target=row["predicted"], radius=row["certified_radius"])
+        for radius in map(float, row["radii"]):
+            verdicts.append(asdict(self.strike(row, image, target=row["label"], radius=radius)))
+            if verdicts[-1]["confirmed"]:
+                break
+        named = ("image_id", "label", "sigma_pixel", "predicted", "certified_radius", "right")
+        return {
+            **{key: row[key] for key in named},
+            "certificate": certificate and asdict(certificate),
+            "beyond": verdicts,
+        }
+
+    def strike(self, row: dict[str, Any], image: np.ndarray, *, target: int, radius: float) -> Verdict:
+        """All restarts at one radius; the verdict is on the image that left the target class the fewest votes."""
+        adversarials = self._attacked(row, image, target=target, radius=radius) if radius else [image]
+        shares = [self._support(row, one, radius, restart) for restart, one in enumerate(adversarials)]
+        worst = min(range(len(shares)), key=lambda restart: _lead(shares[restart], target))
+        support, adversarial = shares[worst], adversarials[worst]
+        rival = int(np.argmax(support))
+        success, inside = rival != target, row["predicted"] == target and radius <= row["certified_radius"]
+        confirmed = success and self._confirmed(row, adversarial, radius, target=target, rival=rival, inside=inside)
+        if confirmed and inside:
+            self._save(row, adversarial)
+        pixels = bytes_to_pixels(adversarial) if adversarial.dtype == np.uint8 else adversarial
+        distance = float(np.sqrt(((pixels - bytes_to_pixels(image)) ** 2).sum()))
+        return Verdict(radius, len(shares), success, confirmed, distance, support.tolist())
+
+    def _attacked(self, row: dict[str, Any], image: np.ndarray, *, target: int, radius: float) -> list[np.ndarray]:
+        """What each restart found: 8-bit images, unless the certificate is about others too."""
+        generator = self._generator(row, radius)
+        smoothed = self.config.certificate.method != "lipschitz"
+        classes = (target, *self._rivals(row, image, target))
+        draws = self.settings.attack.draws
+        ascended = ascend(
+            ScoreObjective(self.classifier, classes, row["sigma_pixel"], draws, smoothed, generator),
+            image,
+            radius_pixel=radius,
+            steps=self.settings.attack.steps,
+            restarts=self.settings.attack.restarts,
+            generator=generator,
+        )
+        if self.config.noise == "float":
+            return list(ascended)
+        return [round_within(one, image, radius_pixel=radius) for one in ascended]
+
+    def _generator(self, row: dict[str, Any], radius: float) -> torch.Generator:
+        """Randomness of the attack itself: a function of the cell and the radius, so that results can be repeated."""
+        name = f"attack on {row['image_id']} at {radius} under {row['sigma_pixel']}"
+        source = draw_generator(seed=self.config.seed, image_id=name, phase="selection", draw=0)
+        return torch.Generator().manual_seed(int(source.integers(2**62)))
+
+    def _draw(self, row: dict[str, Any], image: np.ndarray, name: str, votes: int) -> Any:
+        return count_votes(
+            self.classifier,
+            image,
+            sigma_pixel=row["sigma_pixel"],
+            noise=self.config.noise,
+            seed=self.config.seed,
+            image_id=f"{name} on {row['image_id']}",
+            phase="estimation",
+            draws=range(votes),
+            keep_scores=True,
+        )
+
+    def _rivals(self, row: dict[str, Any], image: np.ndarray, target: int) -> list[int]:
+        """The classes with the next best scores on the image itself."""
+        scores = self._draw(row, image, "rivals", self.settings.attack.draws).scores
+        order = np.argsort(-np.nan_to_num(scores, neginf=scores[np.isfinite(scores)].min() - 1).mean(axis=0))
+        return [int(c) for c in order if c != target][:RIVALS]
+
+    def _support(self, row: dict[str, Any], image: np.ndarray, radius: float, restart: int) -> np.ndarray:
+        """What speaks for each class at an image: votes, or the mean score where that is what decides."""
+        drawn = self._draw(row, image, f"attack {restart} at {radius}", self.settings.attack.votes)
+        support: np.ndarray = (
+            drawn.scores.mean(axis=0) if self.config.certificate.method == "lipschitz" else drawn.votes
+        )
+        return support
+
+    def _confirmed(
+        self, row: dict[str, Any], image: np.ndarray, radius: float, *, target: int, rival: int, inside: bool
+    ) -> bool:
+        """Whether many fresh draws, which nothing was chosen by, show at CONFIRM_ALPHA that the target class has lost.
+
+        Within a certificate's radius, which says that it has more than half of the votes: that it has not. Elsewhere,
+        that the rival, whom the attack's own votes name, is ahead of it: so that it is not the most probable class.
+        Where scores decide, that the rival's expected score is the higher one.
+        """
+        drawn = self._draw(row, image, f"confirmation at {radius}", CONFIRM_FACTOR * self.settings.attack.votes)
+        if self.config.certificate.method == "lipschitz":
+            method = method_of(self.settings.voter.law, row["sigma_pixel"])
+            assert isinstance(method, Lipschitz)
+            margins = drawn.scores[:, [rival]] - drawn.scores[:, [target]]
+            wealth = log_wealth_of_means(margins, lowest=method.lowest_margin, mean=0.0)
+            return bool(wealth[0] >= -math.log(CONFIRM_ALPHA))
+        kept = int(drawn.votes[target])
+        lost = int(drawn.votes.sum()) - kept if inside else int(drawn.votes[rival])
+        return clopper_pearson_lower(lost, lost + kept, alpha=CONFIRM_ALPHA) > 0.5
+
+    def _save(self, row: dict[str, Any], adversarial: np.ndarray) -> None:
+        folder = self.folder / "broken"
+        name = f"{cell_id(row['image_id'], row['sigma_pixel'])}"
+        pixels = bytes_to_pixels(adversarial) if adversarial.dtype == np.uint8 else adversarial
+        publish(folder / f"{name}.png", png_bytes(np.rint(255 * pixels.clip(0, 1)).astype(np.uint8)))
+        exactly = io.BytesIO()
+        np.save(exactly, adversarial)
+        publish(folder / f"{name}.npy", exactly.getvalue())
+
+
+def _lead(support: np.ndarray, target: int) -> float:
+    return float(support[target] - np.delete(support, target).max())
+
+
+def summary_of(results: Sequence[dict[str, Any]], *, radii: Sequence[float], fingerprint: str) -> dict[str, Any]:
+    """What the attacks of all cells found, by noise level: accuracy left standing, and broken certificates.
+
+    Only confirmed falls count; `falls_confirmed_at` says so, which summaries of earlier programs lack.
+    """
+    levels: dict[str, dict[str, float]] = {}
+    for sigma_pixel in dict.fromkeys(result["sigma_pixel"] for result in results):
+        cells = [result for result in results if result["sigma_pixel"] == sigma_pixel]
+        levels[f"{sigma_pixel:g}"] = {str(r): sum(_stands(cell, r) for cell in cells) / len(cells) for r in radii}
+    certificates = [result["certificate"] for result in results if result["certificate"]]
+    beyond = [verdict for result in results for verdict in result["beyond"] if verdict["radius"] > 0]
+    return {
+        "fingerprint": fingerprint,
+        "images": len({result["image_id"] for result in results}),
+        "empirical_accuracy": levels,
+        "falls_confirmed_at": CONFIRM_ALPHA,
+        "attacks_on_certificates": sum(verdict["attacks"] for verdict in certificates),
+        "certificates_attacked": len(certificates),
+        "certificates_where_an_attack_won_the_vote": sum(verdict["success"] for verdict in certificates),
+        "certificates_broken": sum(verdict["confirmed"] for verdict in certificates),
+        "attacks_beyond": sum(verdict["attacks"] for verdict in beyond),
+        "cells": len(results),
+        "cells_broken_beyond": sum(verdict["confirmed"] for verdict in beyond),
+        "falls_not_confirmed": sum(verdict["success"] and not verdict["confirmed"] for verdict in beyond),
+    }
+
+
+def _stands(cell: dict[str, Any], radius: float) -> bool:
+    """Not shown to be wrong on the image itself, nor after any attack of at most the radius."""
+    certificate = cell["certificate"]
+    if cell["predicted"] == cell["label"] and radius <= cell["certified_radius"]:
+        return not (certificate and certificate["confirmed"])
+    fallen = [verdict["radius"] for verdict in cell["beyond"] if verdict["confirmed"]]
+    return cell["right"] and not any(reached <= radius for reached in fallen)
+
+
+def empirical_accuracy(folder: UPath, *, fingerprint: str) -> dict[str, Attacked]:
+    """What attacks left standing in this run, by level and radius; empty if it was not attacked."""
+    path = folder / SUMMARY
+    found: dict[str, Any] = json.loads(read(path)) if exists(path) else {}
+    if found.get("fingerprint") != fingerprint:
+        return {}
+    return {
+        level: Attacked(
+            found["images"],
+            {float(radius): share for radius, share in shares.items()},
+            confirmed="falls_confirmed_at" in found,
+        )
+        for level, shares in found["empirical_accuracy"].items()
+    }

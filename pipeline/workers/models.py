@@ -1,0 +1,207 @@
+"""The models of a run: checkpoints in an object store are copied to each node once, and checked."""
+
+import hashlib
+from pathlib import Path
+
+from filelock import FileLock
+from upath import UPath
+
+from ndc_core.checkpoints.denoisers import (
+    DESCRIPTION_FILE,
+    WEIGHTS_FILE,
+    CheckpointError,
+    denoiser_digest,
+    describe_denoiser,
+    file_sha256,
+    load_denoiser,
+    parse_description,
+)
+from ndc_core.checkpoints.image_classifiers import (
+    CLASSIFIER_DESCRIPTION,
+    classifier_digest,
+    describe_classifier,
+    load_classifier,
+    parse_classifier,
+)
+from ndc_core.classifiers.baselines import Baseline
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.unconditional import UNCONDITIONALS, Unconditional, null_label
+from ndc_core.models.denoiser import EDMDenoiser
+from ndc_core.models.execution import Execution
+from ndc_core.untrusted_files.file_kinds import foreign_kind
+from ndc_core.voting import Voter
+from pipeline.declaration.config import DenoiseConfig, PlainConfig, RunConfig
+from pipeline.locations import cache_folder, is_local, location, reaching, read
+
+NEED_NO_LABEL = ("apndc", "apndc-ensemble", "denoise")
+
+
+def local_checkpoint(where: str) -> Path:
+    """A denoiser's folder on this node; one of an object store is fetched by the first process that asks.
+
+    Raises:
+        CheckpointError: there is none, it is a file of another program, or what arrived is not what was written.
+        LocationError: the object store cannot be used.
+    """
+    place = location(where)
+    if is_local(place):
+        describe_denoiser(Path(where))
+        return Path(where)
+    try:
+        content = read(place / DESCRIPTION_FILE)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{where} is no checkpoint ({DESCRIPTION_FILE} is missing); fetch a model of another program, take it in "
+            "with `ndc convert FILE FOLDER`, and put that folder there"
+        ) from error
+    description = parse_description(content, where=str(place / DESCRIPTION_FILE))
+    return _fetched(place, (DESCRIPTION_FILE, content), WEIGHTS_FILE, description.get("weights_sha256"))
+
+
+def local_classifier(where: str) -> Path:
+    """The same for the folder of an image classifier."""
+    place = location(where)
+    if is_local(place):
+        describe_classifier(Path(where))
+        return Path(where)
+    try:
+        content = read(place / CLASSIFIER_DESCRIPTION)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{where} is no image classifier ({CLASSIFIER_DESCRIPTION} is missing); take one in with `ndc convert "
+            "--classifier FILE FOLDER`, and put that folder there"
+        ) from error
+    found = parse_classifier(content, where=str(place / CLASSIFIER_DESCRIPTION))
+    return _fetched(place, (CLASSIFIER_DESCRIPTION, content), found.file, found.sha256)
+
+
+def _fetched(place: UPath, description: tuple[str, bytes], weights: str, sha256: str | None) -> Path:
+    name, content = description
+    folder = cache_folder("models") / hashlib.sha256(content).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "fetch.lock"):
+        if not (folder / weights).is_file():
+            partial = folder / f"{weights}.partial"
+            with reaching(place):
+                place.fs.get_file((place / weights).path, str(partial))
+            if file_sha256(partial) != sha256:
+                kind = foreign_kind(partial)
+                partial.unlink()
+                if kind:
+                    raise CheckpointError(f"{place / weights} is {kind}")
+                raise CheckpointError(
+                    f"{place / weights} is not the file that {name} was written for (SHA-256 "
+                    "differs): truncated or replaced; copy the checkpoint there again"
+                )
+            (folder / name).write_bytes(content)
+            partial.replace(folder / weights)
+    return folder
+
+
+def checkpoints_of(config: RunConfig) -> dict[str, str]:
+    """Where what decides a vote lies, by its name in a run's law; an unconditional estimate may be no checkpoint."""
+    if isinstance(config.classifier, PlainConfig):
+        return {"model_sha256": config.model}
+    found = {"model_sha256": config.model, "unconditional": config.unconditional}
+    if isinstance(config.classifier, DenoiseConfig):
+        found["network_sha256"] = config.classifier.network
+    return found
+
+
+def model_digests(config: RunConfig) -> dict[str, str]:
+    """What of the models decides a vote, for a run's law.
+
+    Raises:
+        CheckpointError: a model that cannot be used, or that was never trained without a label though it is asked to.
+    """
+    digests = {}
+    for name, where in checkpoints_of(config).items():
+        if name == "unconditional" and where in UNCONDITIONALS:
+            digests[name] = where
+        elif name == "network_sha256" or isinstance(config.classifier, PlainConfig):
+            digests[name] = classifier_digest(local_classifier(where))
+        else:
+            digests[name] = denoiser_digest(local_checkpoint(where))
+    return digests
+
+
+def execution_of(config: RunConfig) -> Execution:
+    return Execution(config.compute.precision, config.compute.channels_last, config.compute.compile)
+
+
+def build_classifier(config: RunConfig, *, device: str) -> Voter:
+    """What votes in a run, its models loaded. It is not to vote while the rows of a pass are left open.
+
+    Raises:
+        CheckpointError: a model that cannot be used, or models that do not fit each other.
+    """
+    rows_per_pass, execution = config.compute.rows_per_pass or 1, execution_of(config)
+    if isinstance(config.classifier, PlainConfig):
+        network = load_classifier(local_classifier(config.model), device=device, execution=execution)
+        return Baseline(network, rows_per_pass=rows_per_pass, device=device)
+    denoiser, unconditional = load_models(config, device=device)
+    if isinstance(config.classifier, DenoiseConfig):
+        where, steps, paths = config.classifier.network, config.classifier.steps, config.classifier.paths
+        network = load_classifier(local_classifier(where), device=device, execution=execution)
+        try:
+            return Baseline(network, unconditional, steps, paths, rows_per_pass, device)
+        except ValueError as error:
+            raise CheckpointError(f"{where} does not go with {config.model}: {error}") from error
+    own = config.classifier
+    return DiffusionClassifier(
+        denoiser,
+        own.name,
+        grid=own.grid,
+        weight=own.weight,
+        sift=own.sift,
+        label_gradient=own.label_gradient,
+        race=own.race,
+        one_path=own.one_path,
+        loss_cap=own.loss_cap,
+        rows_per_pass=rows_per_pass,
+        device=device,
+        unconditional=unconditional,
+    )
+
+
+def load_models(config: RunConfig, *, device: str) -> tuple[EDMDenoiser, Unconditional]:
+    """The denoiser and the unconditional estimate of a run that has them: see `load_pair`."""
+    return load_pair(
+        config.model,
+        config.unconditional,
+        classifier=config.classifier.name,
+        device=device,
+        execution=execution_of(config),
+    )
+
+
+def load_pair(
+    model: str, unconditional: str, *, classifier: str, device: str, execution: Execution | None = None
+) -> tuple[EDMDenoiser, Unconditional]:
+    """A denoiser, and an unconditional estimate by its name or from a checkpoint. Only `denoise` needs no classes.
+
+    Raises:
+        CheckpointError: a model that cannot be used; no label is asked of one that was never trained without; or the
+            two models are of different images.
+    """
+    denoiser = load_denoiser(local_checkpoint(model), device=device, execution=execution)
+    if denoiser.num_classes < 2 and classifier != "denoise":
+        raise CheckpointError(f"{model} knows no classes: it can stand as unconditional, not as the model")
+    if unconditional in UNCONDITIONALS:
+        if not denoiser.num_classes and unconditional != "null_label":
+            raise CheckpointError(f"{model} knows no classes, and {unconditional} is of them: leave unconditional out")
+        needs_it = classifier in NEED_NO_LABEL and unconditional == "null_label"
+        if needs_it and not denoiser.knows_no_label:
+            raise CheckpointError(
+                f"{model} was never trained without a label, which {classifier} asks for; set "
+                "unconditional to a checkpoint without classes, to 'label_mean' or to 'blended_label'"
+                + ("" if classifier == "denoise" else ", or take epndc")
+            )
+        return denoiser, UNCONDITIONALS[unconditional](denoiser)
+    other = load_denoiser(local_checkpoint(unconditional), device=device, execution=execution)
+    if other.image_shape != denoiser.image_shape or not other.knows_no_label:
+        raise CheckpointError(
+            f"{unconditional} cannot stand for {model} without a label: it makes images of shape "
+            f"{other.image_shape}, not {denoiser.image_shape}, or needs a label itself"
+        )
+    return denoiser, null_label(other)

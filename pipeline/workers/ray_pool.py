@@ -1,0 +1,370 @@
+"""The one place where Ray is wired: rows of work go to a pool of actors, receipts come back as they are made."""
+
+import hashlib
+import logging
+import math
+import os
+import signal
+import string
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cache, cached_property
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import quote
+
+import pyarrow as pa
+
+from pipeline.declaration.config import ComputeConfig, Device
+from pipeline.side_channel import SideChannel, in_one_line
+from pipeline.workers.cores import usable_cores
+from pipeline.workers.pools import Node, Pool, pool_of
+from pipeline.workers.ray_address import RayAddressError, check_ray, cluster_address, lend_token
+from pipeline.workers.signals import heard
+from pipeline.workers.vote_actor import rows_of, why_no_cuda
+from pipeline.workers.watchdog import Journal, Ledger, Place
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets every other process push in front of the actors
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the driver's terminal is for progress
+
+if (cluster_address() or "127.").startswith(("127.", "localhost", "[::1]")):
+    # Where Ray asks for no cluster it binds to loopback only, all of its processes; it is read when ray is imported.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+FOR_EVER = -1  # actors and nodes may die as often as they like: the journal gives up units, not the run
+MAX_BLOCKS = 20_000
+TURNS_OF_AN_ACTOR = 8  # at the least, so that none is left alone with much of the work at the end
+IN_FLIGHT = 2  # the unit behind the one in work has not begun, so nothing of it is lost with its actor
+LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+SECONDS_BETWEEN_WATCHES = 5.0
+SECONDS_TO_A_GPU = 20.0  # after which it is said that one is waited for
+MOST_OF_A_LABEL = 200
+# What leads actors to stores and is no secret: Ray shows a job's environment to all who see its dashboard.
+HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION")
+
+JOINING_SECONDS = 60.0  # of a Ray that answers
+
+Say = Callable[[str], None]
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def stop_on_signals() -> None:
+    """Lets SIGTERM stop a run as Ctrl-C does: both leave it to be resumed."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def connect_ray(compute: ComputeConfig, *, say: Say) -> Pool:
+    """Joins the cluster of RAY_ADDRESS, or starts a local one; gives the pool of actors to hold there.
+
+    Raises:
+        RayAddressError: no Ray can be joined or started.
+        ValueError: GPUs are asked for, and there are none and none to come, or none that torch can use.
+    """
+    _connect(compute, say=say)
+    pool = pool_of(compute, _nodes(), why_no_cuda=lambda gpus: _why_no_cuda(gpus, say))
+    open_to_gpus = compute.device == "auto" and compute.gpus_per_actor is None
+    if cluster_address() and open_to_gpus and not pool.remarks:
+        later = (
+            "no GPU on this cluster now, so actors take CPUs; with compute.gpus_per_actor = 1 they wait for GPU nodes"
+        )
+        return replace(pool, remarks=(later,))
+    return pool
+
+
+def _connect(compute: ComputeConfig, *, say: Say) -> None:
+    import ray
+
+    if ray.is_initialized():
+        return
+    check_ray()
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address := cluster_address():
+        _join(address, quiet, say)
+    else:
+        _start_local(compute, quiet, say)
+    stop_on_signals()  # again: Ray has put handlers of its own in place
+
+
+def _nodes() -> list[Node]:
+    import ray
+
+    there = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in there]
+
+
+@cache
+def _looking_for_cuda(gpus: float, session: str) -> Any:
+    import ray
+
+    return ray.remote(why_no_cuda).options(num_cpus=0, num_gpus=gpus).remote()
+
+
+def _why_no_cuda(gpus: float, say: Say) -> str:
+    """Why torch cannot use so much of a GPU where Ray places an actor with it; looked up once in a session of Ray."""
+    import ray
+
+    looking = _looking_for_cuda(gpus, ray.get_runtime_context().get_node_id())
+    if not ray.wait([looking], timeout=SECONDS_TO_A_GPU)[0]:
+        say("waiting for a GPU: all are taken by other jobs, or torch takes long to start there")
+    why: str = ray.get(looking)
+    return why
+
+
+def connect_most(computes: Sequence[ComputeConfig], *, say: Say) -> None:
+    """Joins or starts a Ray for several runs in turn: it has room for the actors of each.
+
+    Raises:
+        ValueError: see `connect_ray`.
+    """
+    _connect(max(computes, key=lambda compute: _actors(compute) * compute.threads_per_actor), say=say)
+    for compute in dict.fromkeys(computes):
+        connect_ray(compute, say=say)
+
+
+def _actors(compute: ComputeConfig) -> int:
+    """The most of them, on this machine alone."""
+    most = compute.actors[1] if isinstance(compute.actors, tuple) else compute.actors
+    return most or max(1, usable_cores() // compute.threads_per_actor)
+
+
+def _start_local(compute: ComputeConfig, quiet: dict[str, Any], say: Say) -> None:
+    import ray
+
+    if done := lend_token():
+        say(done)
+    with _starting("Ray cannot be started on this machine"):
+        # One CPU more than the actors take: without a free one, Ray Data's own tasks never start.
+        ray.init(
+            address="local",
+            num_cpus=_actors(compute) * compute.threads_per_actor + 1,
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            **quiet,
+        )
+
+
+def _join(address: str, quiet: dict[str, Any], say: Say) -> None:
+    import ray
+
+    doing = f"joining the Ray cluster at {address}"
+    with (
+        _starting(f"the Ray cluster at {address} cannot be joined"),
+        heard(within_seconds=JOINING_SECONDS, doing=doing),
+    ):
+        joined = ray.init(address=address, **quiet, **_environment())
+    with SideChannel("the dashboard's address", say):
+        link = joined.dashboard_url
+        say(f"on the Ray cluster whose dashboard is http://{link}" if link else "on a Ray cluster")
+
+
+@contextmanager
+def _starting(failure: str) -> Iterator[None]:
+    """Turns what Ray raises, of many kinds and with many lines, into one."""
+    stop_on_signals()
+    try:
+        yield
+    except SystemExit:  # Ray's answer to SIGTERM
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        raise RayAddressError(f"{failure}: {in_one_line(error)}") from error
+
+
+def _environment() -> dict[str, Any]:
+    """What a driver outside of a Ray job hands on to its actors; a job has a runtime environment of its own."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return {}
+    variables = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
+    return {"runtime_env": {"env_vars": variables}} if variables else {}
+
+
+def run_once(function: Callable[[Asked, Device], Answer], asked: Asked, *, compute: ComputeConfig, say: Say) -> Answer:
+    """What a function gives, told the device, in a process that has an actor's resources: the driver's node may have no
+    GPU.
+
+    Raises:
+        ValueError: as the function raises it, or for GPUs that are nowhere.
+    """
+    import ray
+
+    pool = connect_ray(compute, say=say)
+    stop_on_signals()
+    task = ray.remote(function).options(num_cpus=pool.cpus_per_actor, num_gpus=pool.gpus_per_actor or None)
+    try:
+        answer: Answer = ray.get(task.remote(asked, pool.device))
+        return answer
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, ValueError) else error) from None
+
+
+class Metrics:
+    """Counts of one run among what the driver's Ray node exports for Prometheus, as ray_ndc_votes_total and so on."""
+
+    def __init__(self, run: str) -> None:
+        self.tags = {"run": label_of(run)}
+
+    @cached_property
+    def counters(self) -> dict[str, Any]:
+        from ray.util.metrics import Counter
+
+        counted = {
+            "units": "units done",
+            "votes": "draws that have voted",
+            "evaluations": "evaluations of the network, an image and a label each",
+            "failed_units": "units that failed",
+        }
+        return {name: Counter(f"ndc_{name}", what, tag_keys=("run",)) for name, what in counted.items()}
+
+    def add(self, **amounts: int) -> None:
+        for name, amount in amounts.items():
+            if amount:
+                self.counters[name].inc(amount, tags=self.tags)
+
+
+def label_of(run: str) -> str:
+    """A run's folder as a label that Ray and Prometheus take: of printable ASCII, and not long. Those of two runs are
+    two: what is not of it is written as in a URL, and a long name ends with a digest."""
+    name = run.encode("utf-8", "surrogatepass")
+    label, digest = quote(name, safe=string.punctuation.replace("%", "") + " "), hashlib.sha256(name).hexdigest()[:16]
+    return label if len(label) <= MOST_OF_A_LABEL else f"{label[: MOST_OF_A_LABEL - 17]}-{digest}"
+
+
+class RemoteJournal(Journal):
+    """An actor's journal in the ledger beside the driver."""
+
+    def __init__(self, ledger: Any) -> None:
+        self.ledger = ledger
+
+    @property
+    def actor(self) -> str | None:
+        import ray
+
+        return ray.get_runtime_context().get_actor_id()
+
+    def arrive(self) -> None:
+        import ray
+
+        self.ledger.arrive.remote(self.actor, Place(ray.get_runtime_context().get_node_id(), os.getpid()))
+
+    def _attempts(self, unit: str) -> int:
+        import ray
+
+        attempts: int = ray.get(self.ledger.begin.remote(self.actor, unit))
+        return attempts
+
+    def end(self, unit: str) -> None:
+        self.ledger.end.remote(self.actor, unit)
+
+
+@contextmanager
+def watched(*, stuck_seconds: float, say: Say) -> Iterator[RemoteJournal]:
+    """A journal for actors; those that are at a unit and not heard of for so long are replaced, and that is said.
+
+    The journals end with the driver, beside which they are kept.
+    """
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    ledger: Any = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=_on(here)).remote()
+    ended, channel = threading.Event(), SideChannel("the watch over actors that hang", say)
+
+    def watch() -> None:
+        while not ended.wait(min(SECONDS_BETWEEN_WATCHES, stuck_seconds / 4)):
+            with channel, suppress(ray.exceptions.RayError):  # Ray is going down, or the node is gone with the actor
+                for stuck in ray.get(ledger.stuck.remote(stuck_seconds)):
+                    # From outside the process, which may not answer; Ray starts the actor again.
+                    kill = ray.remote(_kill).options(num_cpus=0, scheduling_strategy=_on(stuck.place.node))
+                    if ray.get(kill.remote(stuck.place.process)):
+                        say(f"stuck for {stuck.seconds:,.0f} s at {'; '.join(stuck.units)}: its actor is replaced")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield RemoteJournal(ledger)
+    finally:
+        ended.set()
+        thread.join()
+        ray.kill(ledger)
+
+
+def _on(node: str) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def _kill(process: int) -> bool:
+    try:
+        os.kill(process, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def stream(
+    rows: Sequence[dict[str, Any]],
+    actor: type,
+    settings: object,
+    *,
+    pool: Pool,
+    stuck_seconds: float,
+    rows_together: int = 1,
+    say: Say,
+) -> Iterator[dict[str, Any]]:
+    """Maps rows over a pool of `actor(settings, journal)` and yields the rows that they return, as each is there.
+
+    An actor is sent at most `rows_together` rows at a time (more only of more than MAX_BLOCKS times as many), and fewer
+    where there are few for each. The pool grows to its most as nodes come, and goes on with those that are left when
+    nodes go.
+    """
+    fewest, most = (min(bound, len(rows)) for bound in (pool.fewest, pool.most))
+    together = rows_of_a_call(len(rows), actors=most, rows_together=rows_together)
+    blocks = [pa.Table.from_pylist(rows[first : first + together]) for first in range(0, len(rows), together)]
+    stop_on_signals()  # again: Ray has put handlers of its own in place, which abort
+    import ray.data
+
+    _set_up_ray_data()
+    with watched(stuck_seconds=stuck_seconds, say=say) as journal, warnings.catch_warnings():
+        # Ray deprecates max_restarts and max_task_retries here without another way to say them.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        receipts = ray.data.from_arrow(blocks).map_batches(
+            actor,
+            fn_constructor_args=(settings, journal),
+            # With GPUs Ray wants a number, and gathers blocks up to it: all but the last have just so many.
+            batch_size=together,
+            compute=ray.data.ActorPoolStrategy(min_size=fewest, max_size=most, max_tasks_in_flight_per_actor=IN_FLIGHT),
+            num_cpus=pool.cpus_per_actor,
+            num_gpus=pool.gpus_per_actor or None,
+            max_restarts=FOR_EVER,
+            max_task_retries=FOR_EVER,
+        )
+        for batch in receipts.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+            yield from rows_of(batch)
+
+
+def rows_of_a_call(rows: int, *, actors: int, rows_together: int) -> int:
+    """As many as asked for, unless an actor would have few turns or Ray too many blocks."""
+    return max(math.ceil(rows / MAX_BLOCKS), min(rows_together, rows // (TURNS_OF_AN_ACTOR * actors)), 1)
+
+
+def _set_up_ray_data() -> None:
+    import ray.data
+
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # its file among Ray's logs keeps everything
+            handler.setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.verbose_progress = False
+    context.target_max_block_size = 1  # receipts flow at once instead of filling a block first
+    context.execution_no_progress_timeout_s = -1  # the watch says what is stuck, and a long unit is not

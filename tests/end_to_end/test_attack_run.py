@@ -1,0 +1,112 @@
+"""`ndc attack` on whole runs: incomplete ones, sound ones, and one whose certificates are forged."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.certificates.stopping import IncompleteRunError
+from pipeline.driver.attack import attack_run
+from pipeline.driver.certify import certify_run, reduce_and_report
+from pipeline.driver.prepare import prepare
+from pipeline.driver.verify import verify_run
+from pipeline.locations import location
+from pipeline.store.run_store import RunStore
+from pipeline.workers.attack_actor import CONFIRM_ALPHA, AttackSettings, BrokenCertificateError, cell_id, summary_of
+from tests.support.small_runs import small_config
+
+pytestmark = pytest.mark.usefixtures("ray_workplace")
+
+QUICK = AttackSettings(restarts=2, steps=2, draws=2, votes=20)
+
+
+def certified(model: Path) -> RunStore:
+    certify_run(prepare(small_config(model), location("run")), say=lambda line: None)
+    return RunStore(Path("run"))
+
+
+def test_a_forged_certificate_is_broken_loudly_and_its_image_saved(tiny_model: Path) -> None:
+    """All votes are given to a class that never won one: its certificate cannot survive."""
+    run = certified(tiny_model)
+    attack_run(run.folder, QUICK, limit=1, say=lambda line: None)  # with the evidence as drawn nothing breaks
+    fingerprint = run.manifest()["fingerprint"]
+    evidence = list(run.all_evidence(fingerprint=fingerprint))
+    victim = evidence[0].unit.image_id
+    items = [item for item in evidence if item.unit.image_id == victim]
+    never = next(c for c in range(10) if not any(c in item.votes for item in items))
+    for item in items:
+        run.publish(replace(item, votes={never: item.unit.draws}), fingerprint=fingerprint)
+    settings = replace(QUICK, steps=3)
+    with pytest.raises(BrokenCertificateError, match="CERTIFICATES BROKEN: 1 of 4") as caught:
+        attack_run(run.folder, settings, limit=None, say=lambda line: None)
+    picture = run.folder / "attacks/broken" / f"{cell_id(victim, 0.25)}.png"
+    assert f"image {victim}, sigma_pixel 0.25: certified to 0.2500" in str(caught.value)
+    assert str(picture) in str(caught.value)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    adversarial = np.load(picture.with_suffix(".npy"))
+    assert adversarial.dtype == np.uint8
+    assert json.loads((run.folder / "attacks.json").read_text())["certificates_broken"] == 1
+
+
+def test_an_attacked_run_reports_what_is_left_and_still_verifies(tiny_model: Path) -> None:
+    run = certified(tiny_model)
+    said: list[str] = []
+    report, summary = attack_run(run.folder, QUICK, limit=None, say=said.append)
+    assert "none broken" in said[-1]
+    assert summary["images"] == 4
+    level = report.summary.levels[0]
+    assert level.attacked is not None
+    for radius, certified_share in level.certified_accuracy.items():
+        assert certified_share <= level.attacked.accuracy[radius]
+    assert "0.25, under attack" in (run.folder / "table.md").read_text()
+    assert "under attack" in report.page.read_text()
+    verify_run(run.folder, redraw=0, say=lambda line: None)
+    kept = {path: path.stat().st_mtime_ns for path in run.folder.glob("attacks/*/*.json")}
+    assert len(kept) == 4
+    attack_run(run.folder, QUICK, limit=None, say=said.append)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "attacks that were made are not made again"
+
+
+def test_an_incomplete_run_is_not_attacked(tiny_model: Path) -> None:
+    run = certified(tiny_model)
+    run.evidence_files()[0].unlink()
+    with pytest.raises(IncompleteRunError, match=r"votes present; run `ndc certify run` to finish"):
+        attack_run(run.folder, QUICK, limit=None, say=lambda line: None)
+    with pytest.raises(IncompleteRunError):
+        reduce_and_report(run, alpha=None, radii=(0.0,), folder=run.folder)
+
+
+def cell(right: bool, radius: float, fallen: list[float], unconfirmed: tuple[float, ...] = ()) -> dict:
+    beyond = [{"radius": r, "attacks": 2, "success": True, "confirmed": True} for r in fallen]
+    beyond += [{"radius": r, "attacks": 2, "success": True, "confirmed": False} for r in unconfirmed]
+    held = {"attacks": 2, "success": False, "confirmed": False} if radius else None
+    return {
+        "image_id": f"{right}{radius}{fallen}{unconfirmed}",
+        "sigma_pixel": 0.25,
+        "label": 1,
+        "predicted": 1 if radius else -1,
+        "certified_radius": radius,
+        "right": right,
+        "certificate": held,
+        "beyond": beyond,
+    }
+
+
+def test_accuracy_under_attack_counts_images_that_no_attack_of_the_radius_moved() -> None:
+    cells = [cell(True, 0.3, []), cell(True, 0.3, [0.5]), cell(True, 0.0, [0.25]), cell(False, 0.0, [])]
+    found = summary_of(cells, radii=(0.0, 0.25, 0.5), fingerprint="f")
+    assert found["empirical_accuracy"] == {"0.25": {"0.0": 0.75, "0.25": 0.5, "0.5": 0.25}}
+    assert found["attacks_on_certificates"] == 4
+    assert found["certificates_attacked"] == 2
+
+
+def test_a_fall_that_fresh_votes_do_not_confirm_leaves_the_image_standing_and_is_counted_apart() -> None:
+    cells = [cell(True, 0.0, [], (0.25, 0.5)), cell(True, 0.0, [0.5], (0.25,)), cell(True, 0.0, [0.0])]
+    found = summary_of(cells, radii=(0.0, 0.25, 0.5), fingerprint="f")
+    third = 1 / 3
+    assert found["empirical_accuracy"] == {"0.25": {"0.0": 2 * third, "0.25": 2 * third, "0.5": third}}
+    assert found["falls_not_confirmed"] == 3
+    assert found["cells_broken_beyond"] == 1, "an image that is wrong as it is was not attacked"
+    assert found["falls_confirmed_at"] == CONFIRM_ALPHA

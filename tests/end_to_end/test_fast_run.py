@@ -1,0 +1,83 @@
+"""Runs with the levers of docs/cost.md: whole, interrupted, verified."""
+
+from pathlib import Path
+
+import pytest
+import ray
+
+from pipeline.driver.certify import certify_run
+from pipeline.driver.prepare import prepare
+from pipeline.driver.verify import VerificationError, verify_run
+from pipeline.locations import location
+from pipeline.store.run_store import RunStore
+from tests.support.small_runs import fast_config
+
+pytestmark = pytest.mark.usefixtures("ray_workplace")
+
+ONE_PATH = ("classifier.name='apndc'", "classifier.one_path=true")
+GRADIENT = ("classifier.label_gradient={steps=2, keep=3}",)
+FIXED = ("certificate.method='cohen'", "votes.estimation=120")
+
+
+def certify(model: Path, folder: str, *assignments: str) -> RunStore:
+    certify_run(prepare(fast_config(model, *assignments), location(folder)), say=print)
+    ray.shutdown()
+    return RunStore(location(folder))
+
+
+def votes_of(store: RunStore) -> dict[str, dict[int, int]]:
+    evidence = store.all_evidence(fingerprint=store.manifest()["fingerprint"])
+    return {str(item.unit): item.votes for item in evidence}
+
+
+@pytest.mark.parametrize(
+    "levers", [(*ONE_PATH, *GRADIENT), (*ONE_PATH, *FIXED), GRADIENT], ids=["path", "fixed", "apart"]
+)
+def test_an_interrupted_run_ends_with_the_votes_of_an_undisturbed_one(
+    tiny_model: Path, levers: tuple[str, ...]
+) -> None:
+    store = certify(tiny_model, "run", *levers, "compute.actors=2")
+    whole = votes_of(store)
+    for path in store.evidence_files()[::3]:
+        path.unlink()
+    again = certify(tiny_model, "run", *levers, "compute.actors=1")
+    assert votes_of(again) == whole
+    verify_run(location("run"), redraw=8, say=print)
+
+
+def test_one_level_of_a_path_that_was_lost_is_drawn_again_by_itself(tiny_model: Path) -> None:
+    store = certify(tiny_model, "run", *ONE_PATH)
+    whole = votes_of(store)
+    fingerprint = store.manifest()["fingerprint"]
+    lost = [item for item in store.all_evidence(fingerprint=fingerprint) if item.unit.sigma_pixel == 0.25]
+    for item in lost:
+        store.evidence_path(item.unit.unit_id(fingerprint)).unlink()
+    assert votes_of(certify(tiny_model, "run", *ONE_PATH)) == whole
+
+
+def test_a_level_that_is_decided_is_not_drawn_further(tiny_model: Path) -> None:
+    store = certify(tiny_model, "run", *ONE_PATH)
+    evidence = store.all_evidence(fingerprint=store.manifest()["fingerprint"])
+    drawn: dict[tuple[str, float], int] = {}
+    for item in evidence:
+        key = item.unit.image_id, item.unit.sigma_pixel
+        drawn[key] = max(drawn.get(key, 0), item.unit.draw_stop)
+    assert len(drawn) == 6
+    images = {image_id for image_id, _ in drawn}
+    assert any(len({drawn[image, sigma] for sigma in (0.125, 0.25)}) == 2 for image in images), "levels end apart"
+
+
+def test_a_vote_moved_from_the_candidate_is_found(tiny_model: Path) -> None:
+    store = certify(tiny_model, "run", *FIXED)
+    fingerprint = store.manifest()["fingerprint"]
+    item = next(
+        one
+        for one in store.all_evidence(fingerprint=fingerprint)
+        if one.unit.phase == "estimation" and len(one.votes) > 1
+    )
+    first, second, *_ = item.votes
+    item.votes[first] -= 1
+    item.votes[second] += 1
+    store.publish(item, fingerprint=fingerprint)
+    with pytest.raises(VerificationError, match="the model gives"):
+        verify_run(location("run"), redraw=1000, say=print)

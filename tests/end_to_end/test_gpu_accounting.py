@@ -1,0 +1,219 @@
+"""The whole pipeline on a Ray that says it has two GPUs, which actors hold and which nobody computes on."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from pipeline.cli import main
+from pipeline.declaration.config import ComputeConfig
+from pipeline.driver import certify as run_module
+from pipeline.driver.attack import attack_run
+from pipeline.driver.certify import certify_run
+from pipeline.driver.prepare import prepare
+from pipeline.driver.verify import verify_run
+from pipeline.locations import location
+from pipeline.store.run_store import RunStore
+from pipeline.workers.attack_actor import AttackSettings
+from pipeline.workers.pools import kinds_of
+from pipeline.workers.ray_pool import connect_ray, rows_of_a_call, stream
+from pipeline.workers.vote_actor import VoteActor
+from pipeline.workers.watchdog import LOADING
+from tests.end_to_end.test_run import evidence_of
+from tests.pipeline.workers.test_vote_actor import batch_of, declared, receipts_of, settings_of
+from tests.support.small_runs import small_arguments, small_config
+
+COUNTED = ["compute.device=cpu", "compute.gpus_per_actor=1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder to run in, on one local Ray for all tests."""
+    import ray
+
+    folder = tmp_path_factory.mktemp("gpus")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # Ray's workers import this module
+        for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+            patch.delenv(name, raising=False)
+        ray.init(
+            address="local", num_cpus=3, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        )
+        yield folder
+        ray.shutdown()
+
+
+def ndc(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+# How rows come to actors, and receipts back
+
+
+class Counting:
+    """Says of each row how many came with it, in which call and task, and what its actor holds. Of the rows of a call
+    the second waits until the driver has seen the first's receipt."""
+
+    def __init__(self, settings: str, journal) -> None:
+        import ray
+
+        self.seen, self.calls, self.journal = Path(settings), 0, journal
+        self.gpus = len(ray.get_runtime_context().get_accelerator_ids()["GPU"])
+        journal.arrive()
+        journal.end(LOADING)
+
+    def __call__(self, batch) -> Iterator[dict[str, np.ndarray]]:
+        import ray
+
+        self.calls += 1
+        names = batch["unit"].tolist()
+        for place, name in enumerate(names):
+            deadline = time.monotonic() + 20
+            while place == 1 and not (self.seen / names[0]).exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            values = [name, len(names), ray.get_runtime_context().get_task_id(), self.gpus, time.monotonic() > deadline]
+            yield dict(zip(("unit", "rows", "task", "gpus", "late"), map(_one, values), strict=True))
+
+
+def _one(value) -> np.ndarray:
+    return np.array([value])
+
+
+@pytest.mark.parametrize(("rows", "together", "calls", "gpus"), [(5, 1, [1] * 5, 0.5), (35, 3, [2] * 17 + [1], 1)])
+def test_receipts_come_one_by_one_and_no_actor_is_sent_several_blocks(
+    workplace: Path, rows: int, together: int, calls: list[int], gpus: float
+) -> None:
+    pool = connect_ray(ComputeConfig(device="cpu", gpus_per_actor=gpus, actors=2), say=print)
+    sent = [{"unit": f"{rows}-{number}"} for number in range(rows)]
+    settings = {"pool": pool, "stuck_seconds": 600, "rows_together": together, "say": print}
+    received = []
+    for receipt in stream(sent, Counting, str(workplace), **settings):
+        (workplace / receipt["unit"]).touch()
+        received.append(receipt)
+    assert sorted(receipt["unit"] for receipt in received) == sorted(row["unit"] for row in sent)
+    assert not any(receipt["late"] for receipt in received), "a receipt waited for the others of its call"
+    assert {receipt["gpus"] for receipt in received} == {1}, "whole or a part, an actor sees one"
+    sizes = Counter((receipt["task"], receipt["rows"]) for receipt in received)
+    assert sorted((size for _, size in sizes), reverse=True) == calls
+    assert all(count == size for (_, size), count in sizes.items()), "a task has one call"
+
+
+def test_a_call_has_the_rows_that_were_asked_for_unless_actors_would_have_few_turns() -> None:
+    assert rows_of_a_call(1000, actors=2, rows_together=8) == 8
+    assert rows_of_a_call(100, actors=2, rows_together=8) == 6
+    assert rows_of_a_call(100, actors=64, rows_together=8) == 1
+    assert rows_of_a_call(50_000, actors=2, rows_together=1) == 3, "of more than 20,000 blocks Ray makes heavy weather"
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def finished(workplace: Path, tiny_model: Path) -> tuple[RunStore, list[str]]:
+    """A run that was stopped on two halves of a GPU, and brought to its end on whole ones; what was said."""
+    said: list[str] = []
+    halves = small_config(tiny_model, "compute.device=cpu", "compute.gpus_per_actor=0.5", "compute.actors=2")
+    stream_all = run_module.stream_receipts
+
+    def stopped(run, units, **where):
+        for number, receipt in enumerate(stream_all(run, units, **where)):
+            if number == 5:
+                raise KeyboardInterrupt
+            yield receipt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "stream_receipts", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            certify_run(prepare(halves, location("run")), say=said.append)
+    certify_run(prepare(small_config(tiny_model, *COUNTED), location("run")), say=said.append)
+    return RunStore(Path("run")), said
+
+
+def test_a_run_on_counted_gpus_is_stopped_goes_on_and_has_the_votes_of_one_without_ray(
+    finished: tuple[RunStore, list[str]], tiny_model: Path, tmp_path: Path
+) -> None:
+    store, said = finished
+    only_counted = "GPUs are only counted, and votes drawn on CPUs: compute.device is 'cpu'"
+    assert said[:3] == ["2 GPUs, 2 actors, 0.5 of a GPU each", only_counted, "1 GPU idle: compute.actors is 2"]
+    assert said[3].startswith("going on at ")
+    assert said[4:6] == ["2 GPUs, 2 actors", only_counted]
+    run = declared(small_config(tiny_model), tmp_path / "alone")
+    receipts_of(VoteActor(settings_of(run, tmp_path / "alone")), batch_of(run, run.units.values()))
+    alone = RunStore(tmp_path / "alone").all_evidence(fingerprint=run.fingerprint)
+    assert evidence_of(store.folder) == {str(item.unit): (item.votes, item.evaluations) for item in alone}
+
+
+def test_a_run_on_counted_gpus_is_attacked_and_verified(finished: tuple[RunStore, list[str]]) -> None:
+    store, _ = finished
+    said: list[str] = []
+    settings = AttackSettings(restarts=2, steps=1, draws=2, votes=8)
+    _, summary = attack_run(location(store.folder), settings, limit=2, say=said.append)
+    assert summary["images"] == 2
+    assert said[0] == "2 GPUs, 2 actors, 0.5 of a GPU each"
+    verify_run(location(store.folder), redraw=1, say=print)
+
+
+def test_a_sequential_run_follows_its_images_on_counted_gpus(tiny_model: Path) -> None:
+    waves = ["certificate.method=sequential", "votes.estimation=80", "votes.per_unit=20"]
+    certify_run(prepare(small_config(tiny_model, *COUNTED, *waves), location("waves")), say=print)
+    assert RunStore(Path("waves")).folder.joinpath("certificates.tsv").is_file()
+
+
+def test_a_plan_measures_in_a_process_that_holds_a_gpu_and_counts_gpus(tiny_model: Path) -> None:
+    few = ["--set", "dataset.limit=2", *(argument for key in COUNTED for argument in ("--set", key))]
+    found = ndc("plan", "demo", "--run", "planned", *small_arguments(tiny_model), *few, "--json")
+    assert found.exit_code == 0, found.output
+    plan = json.loads(found.stdout)
+    assert (plan["device"], plan["gpus_per_actor"], plan["workers"]) == ("cpu", 1, 2)
+    assert "2 GPUs, 2 actors" in found.stderr
+    assert not Path("planned").exists()
+
+
+no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here")
+
+
+@no_cuda
+@pytest.mark.parametrize("keys", ["compute.device=cuda", "compute.gpus_per_actor=0.5"])
+def test_cuda_that_torch_cannot_use_is_one_line_before_any_work(tiny_model: Path, keys: str) -> None:
+    found = ndc("certify", "demo", "--run", "nowhere", *small_arguments(tiny_model, keys))
+    assert found.exit_code == 1
+    last = found.stderr.splitlines()[-1]
+    assert last.startswith(f"Error: {keys.partition('=')[0]} is ")
+    assert "sees no CUDA device; install a build of torch for its GPU there, or set it to" in last
+    assert not Path("nowhere").exists()
+
+
+@no_cuda
+def test_auto_goes_to_cpus_where_torch_cannot_use_the_gpus_that_ray_sees_and_says_so() -> None:
+    pool = connect_ray(ComputeConfig(), say=print)
+    assert (pool.device, pool.gpus_per_actor, pool.most) == ("cpu", 0, 2)
+    (remark,) = pool.remarks
+    assert remark.startswith("2 GPUs idle, the actors take CPUs: torch ")
+
+
+@no_cuda
+def test_a_run_that_began_on_another_device_does_not_go_on_without_a_word(
+    finished: tuple[RunStore, list[str]], tiny_model: Path
+) -> None:
+    store, _ = finished
+    fingerprint = store.manifest()["fingerprint"]
+    first, *others = store.all_evidence(fingerprint=fingerprint)
+    for item in others:
+        store.publish(replace(item, device="cuda"), fingerprint=fingerprint)
+    store.evidence_path(first.unit.unit_id(fingerprint)).unlink()
+    with pytest.raises(
+        ValueError, match=r"the votes so far were drawn on cuda, and no GPU .* --set compute.device=cpu"
+    ):
+        certify_run(prepare(small_config(tiny_model), location("run")), say=print)
+    said: list[str] = []
+    certify_run(prepare(small_config(tiny_model, "compute.device=cpu"), location("run")), say=said.append)
+    assert any("drawn on cuda, the others are drawn on cpu, which may decide near-ties" in line for line in said)
+    assert kinds_of(store.all_evidence(fingerprint=fingerprint).devices) == ("cpu", "cuda")

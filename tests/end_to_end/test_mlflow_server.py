@@ -1,0 +1,180 @@
+"""Runs of several methods in a running MLflow server, over HTTP and in Debian's Chromium."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from playwright.sync_api import Page, expect, sync_playwright
+
+from pipeline.certificates.reduce import CertifiedImage, by_level
+from pipeline.declaration.config import load_config
+from pipeline.locations import location
+from pipeline.report.mlflow_tracker import Tracker
+from pipeline.report.report import accuracy_at, summarise, write_report
+from tests.end_to_end.test_browser import CHROMIUM
+from tests.pipeline.report.test_mlflow_tracker import LAW
+from tests.support.pages import certified_images, random_images
+from tests.support.servers import mlflow_server
+
+PATH = "/tracking"
+FILES = ("report.html", "curve.svg", "table.md")
+# What MLflow's pages say of themselves: who is logged in on a server without users, and their grid's old options.
+MLFLOWS_OWN = re.compile("users/current|ResizeObserver|AG Grid")
+RUNS = {"epndc": (0.25, 0.5), "plain": (0.25,), "denoise": (0.5, 1.0)}
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Finished runs of three methods, of different noise levels, in one experiment."""
+
+    server: str
+    experiment_id: str
+    folders: dict[str, Path]
+    ids: dict[str, str]
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.server)
+
+
+def items_of(method: str) -> list[CertifiedImage]:
+    return certified_images(20 + 10 * list(RUNS).index(method), RUNS[method])
+
+
+def log_run(method: str, folder: Path) -> Tracker:
+    law = {
+        **LAW,
+        "classifier": {"name": method},
+        "certificate": {"method": "cohen", "alpha": 0.001, "maximum_over_sigmas": False},
+        "sigma_pixel": list(RUNS[method]),
+        "dataset": {"sha256": "ab" * 32, "name": "digits"},
+    }
+    config, items = load_config("demo", ["sweep=methods"]), items_of(method)
+    folder.mkdir(exist_ok=True)
+    (folder / "run.json").write_text(json.dumps({"law": law, "fingerprint": method, "plan": {}}))
+    (folder / "run.toml").write_text(config.to_toml())
+    place = location(folder)
+    report = write_report(
+        place,
+        items,
+        random_images(items, (1, 8, 8)),
+        law=law,
+        alpha=0.001,
+        radii=(0.0, 0.25),
+        title=method,
+        evidence_digest="",
+    )
+    tracker = Tracker(config, folder=place, law=law, fingerprint=method)
+    tracker.finish(report, [place / name for name in FILES])
+    return tracker
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
+    workplace = tmp_path_factory.mktemp("server")
+    with mlflow_server(workplace, path=PATH) as server, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workplace)
+        patch.setenv("MLFLOW_TRACKING_URI", server)
+        folders = {method: workplace / f"run-{method}" for method in RUNS}
+        trackers = {method: log_run(method, folder) for method, folder in folders.items()}
+        ids = {method: tracker.run_id for method, tracker in trackers.items()}
+        yield Logged(server, trackers["plain"].experiment_id, folders, ids)
+
+
+def found(logged: Logged, query: str) -> set[str]:
+    return {run.info.run_name for run in logged.client.search_runs([logged.experiment_id], query)}
+
+
+def test_runs_of_a_sweep_are_filtered_by_tags_and_by_results(logged: Logged) -> None:
+    assert found(logged, "tags.sweep = 'methods'") == {f"{method}: run-{method}" for method in RUNS}
+    assert found(logged, "tags.sweep = 'methods' and tags.method != 'plain'") == {
+        "epndc: run-epndc",
+        "denoise: run-denoise",
+    }
+    assert found(logged, "tags.sigmas = '0.25'") == {"plain: run-plain"}
+    assert found(logged, "tags.certificate = 'lipschitz'") == set()
+    summary = summarise({"0.25": items_of("plain")}, alpha=0.001, radii=(0.25,))
+    share = summary.best_accuracy[0.25]
+    assert "plain: run-plain" in found(logged, f"metrics.`radius/0.25_best_sigma` >= {share - 1e-9}")
+    assert "plain: run-plain" not in found(logged, f"metrics.`radius/0.25_best_sigma` > {share + 1e-9}")
+
+
+def test_curves_of_all_methods_have_one_name_and_are_logged_once(logged: Logged) -> None:
+    log_run("plain", logged.folders["plain"])  # resumed
+    for method, run_id in logged.ids.items():
+        history = logged.client.get_metric_history(run_id, "curve/best_sigma")
+        steps = [point.step for point in history]
+        assert len(set(steps)) == len(steps) > 20
+        levels = by_level(items_of(method), maximum_over_sigmas=False).values()
+        for point in history[::10]:
+            assert point.value == max(accuracy_at(items, point.step / 1000) for items in levels)
+    assert len(logged.client.search_runs([logged.experiment_id])) == len(RUNS)
+
+
+def test_artifacts_come_back_as_they_were_written(logged: Logged, tmp_path: Path) -> None:
+    run_id, folder = logged.ids["epndc"], logged.folders["epndc"]
+    kept = {item.path for item in logged.client.list_artifacts(run_id)}
+    assert kept == {*FILES, "certified.json"}
+    for name in FILES:
+        copy = logged.client.download_artifacts(run_id, name, str(tmp_path))
+        assert Path(copy).read_bytes() == (folder / name).read_bytes()
+
+
+def link_of(folder: Path) -> str:
+    command = [sys.executable, "-m", "pipeline.cli", "report", str(folder), "--mlflow-link"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.removesuffix("\n")
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser: {CHROMIUM} is missing (Debian's package chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1600, "height": 2400})
+        expect.set_options(timeout=30_000)
+        complaints: list[str] = []
+        page.on("console", lambda message: complaints.append(f"{message.text} {message.location['url']}"))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        yield page
+        expect.set_options(timeout=5_000)
+        assert [text for text in complaints if not MLFLOWS_OWN.search(text)] == []
+        browser.close()
+
+
+def test_the_printed_link_opens_on_charts_by_section_with_every_methods_curve(logged: Logged, page: Page) -> None:
+    link = link_of(logged.folders["plain"])
+    assert link.startswith(f"{logged.server}/#/experiments/{logged.experiment_id}/runs?")
+    page.goto(link)
+    for section in ("cost", "curve", "radius", "sigma_0.25", "sigma_0.5", "sigma_1"):
+        expect(page.get_by_text(section, exact=True)).to_be_visible()
+    for method in RUNS:
+        expect(page.get_by_text(f"{method}: run-{method} (curve/best_sigma)")).to_be_visible()
+        expect(page.get_by_role("link", name=f"{method}: run-{method}")).to_be_visible()
+
+
+def test_a_runs_page_shows_its_result_and_its_report_with_working_scripts(logged: Logged, page: Page) -> None:
+    run = f"{logged.server}/#/experiments/{logged.experiment_id}/runs/{logged.ids['epndc']}"
+    page.goto(run)
+    expect(page.get_by_role("cell", name="best per radius, chosen on this data")).to_be_visible()
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("report.html").first.click()
+    report = page.frame_locator("iframe")
+    expect(report.locator("#curves-chart g.curve")).to_have_count(2)
+    report.get_by_label("sigma 0.25", exact=True).uncheck()
+    expect(report.locator("#curves-chart g.curve")).to_have_count(1)
+
+
+def test_the_tables_of_runs_are_compared_side_by_side(logged: Logged, page: Page) -> None:
+    charts = link_of(logged.folders["plain"])
+    page.goto(charts.replace("compareRunsMode=CHART", "compareRunsMode=ARTIFACT"))
+    expect(page.get_by_text("best sigma, chosen on this data, r = 0.25")).to_be_visible()
+    expect(page.get_by_text("certified accuracy", exact=True).first).to_be_visible()

@@ -1,0 +1,145 @@
+"""Keys and tokens stay in the environment; names in data stay names."""
+
+import os
+import sqlite3
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.data.datasets import Example
+from pipeline.declaration.config import load_config
+from pipeline.declaration.declaration import fingerprint_of, law_of
+from pipeline.driver.certify import reduce_and_report
+from pipeline.driver.prepare import prepare
+from pipeline.locations import LocationError, location
+from pipeline.report.mlflow_address import TrackingError, without_password
+from pipeline.report.mlflow_tracker import connect
+from pipeline.store.run_store import RunStore
+from pipeline.workers.attack_actor import cell_id
+from pipeline.workers.ray_pool import HANDED_ON, _environment
+from pipeline.workers.vote_actor import VoteActor
+from tests.pipeline.workers.test_vote_actor import batch_of, declared, receipts_of, settings_of
+from tests.support.drivers import NDC
+from tests.support.servers import s3_environment
+from tests.support.small_runs import listing_of, small_arguments, small_config
+
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "secret-of-the-store-7f3a",
+    "AWS_SESSION_TOKEN": "token-of-the-store-91bc",
+    "MLFLOW_TRACKING_PASSWORD": "password-of-mlflow-55de",
+    "MLFLOW_TRACKING_TOKEN": "token-of-mlflow-0c4f",
+    "RAY_AUTH_TOKEN": "token-of-ray-" + "e1" * 20,
+    "HF_TOKEN": "token-of-a-hub-2b2b",
+}
+
+
+@pytest.fixture
+def rays() -> Iterator[Path]:
+    """A folder for Ray, whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="n", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+
+
+def test_no_secret_of_the_environment_is_in_what_a_run_writes_or_says(
+    tiny_model: Path, tmp_path: Path, s3: str, s3_endpoint: str, rays: Path
+) -> None:
+    """The run folder in a store, MLflow's database and artifacts, the driver's words, Ray's logs."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
+    environment |= {**s3_environment(s3_endpoint), **SECRETS, "RAY_TMPDIR": str(rays)}
+    run = f"{s3}/run"
+    words = [*NDC, "certify", "demo", "--run", run, *small_arguments(tiny_model, "dataset.limit=1")]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    folder = location(run)
+    kept = {name: folder.fs.cat_file(name) for name in folder.fs.find(folder.path)}
+    assert len(kept) >= 10
+    kept |= {str(path): path.read_bytes() for place in (tmp_path, rays) for path in files_of(place)}
+    assert any("worker-" in name for name in kept)
+    assert any(name.endswith("mlflow.db") for name in kept)
+    assert sqlite3.connect(tmp_path / "mlflow.db").execute("select count(*) from runs").fetchone() == (1,)
+    said = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
+    for secret in SECRETS.values():
+        assert [name for name, content in (kept | said).items() if secret.encode() in content] == []
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["s3://key:secret-7f3a@bucket/run", "https://x.org/data?X-Amz-Signature=secret-7f3a", "s3://secret-7f3a@b/r"],
+)
+def test_an_address_with_a_secret_is_refused_without_showing_it(tiny_model: Path, tmp_path: Path, where: str) -> None:
+    with pytest.raises(LocationError, match=r"holds credentials, or a query; leave them out") as caught:
+        location(where)
+    assert "secret-7f3a" not in str(caught.value)
+    for key in ("model", "dataset.name"):
+        with pytest.raises(ValueError, match=r"credentials") as caught:
+            prepare(small_config(tiny_model, f"{key}={where}"), location(tmp_path / "run"))
+        assert "secret-7f3a" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_password_in_mlflows_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert without_password("http://me:secret@127.0.0.1:1/mlflow") == "http://127.0.0.1:1/mlflow"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:1/mlflow")
+    with pytest.raises(TrackingError, match="does not answer") as caught:
+        connect("ndc")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_fingerprint_does_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fingerprint() -> str:
+        listing = listing_of([Example("a", np.zeros((1, 8, 8), np.uint8), 0)])
+        models = {"model_sha256": "m", "unconditional": "null_label"}
+        return fingerprint_of(law_of(load_config("demo", ["compute.rows_per_pass=32"]), listing, models=models))
+
+    before = fingerprint()
+    for name, secret in SECRETS.items():
+        monkeypatch.setenv(name, secret)
+    assert fingerprint() == before
+
+
+def test_a_driver_hands_on_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    for name, secret in {**SECRETS, "AWS_ENDPOINT_URL": "http://store"}.items():
+        monkeypatch.setenv(name, secret)
+    handed = _environment()["runtime_env"]["env_vars"]
+    assert handed["AWS_ENDPOINT_URL"] == "http://store"
+    assert set(handed) <= set(HANDED_ON)
+    assert not set(handed.values()) & set(SECRETS.values())
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "a/../../../evil", "..", "evil\nname", "<b>evil</b>"])
+def test_a_name_in_the_data_leads_nowhere(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    """Ids are kept as what they are called, and no path is made of them."""
+    inside = tmp_path / "here" / "run"
+    run = declared(small_config(tiny_model, "dataset.limit=1"), inside)
+    example = Example(name, run_image(run), run.records[0].label)
+    store = RunStore(inside)
+    record = example.record(0)
+    store.pictures.write([example], expected=[record])
+    renamed = [type(unit)(name, *[getattr(unit, key) for key in unit.__slots__[1:]]) for unit in run.units.values()]
+    rows = {unit.unit_id(run.fingerprint): unit for unit in renamed}
+    changed = type(run)(**{**vars(run), "listing": type(run.listing)([record], run.listing.image_shape), "units": rows})
+    receipts = receipts_of(VoteActor(settings_of(run, inside)), batch_of(changed, renamed))
+    assert not any(receipt["error"] for receipt in receipts)
+    manifest = {"law": run.law, "fingerprint": run.fingerprint, "plan": {"classes": 10}}
+    store.declare(manifest, config_toml=run.config.to_toml(), records=[record], examples=[example])
+    report = reduce_and_report(store, alpha=None, radii=(0.0,), folder=location(inside))
+    page = Path(str(report.page)).read_text()
+    assert "<b>evil</b>" not in page
+    assert {path.name for path in tmp_path.iterdir()} == {"here"}
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {"run"}
+    assert cell_id(name, 0.25).isalnum()
+
+
+def run_image(run) -> np.ndarray:
+    return np.full(run.listing.image_shape, 128, np.uint8)

@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+import torch
+
+from ndc_core import voting
+from ndc_core.certificates.certificate import cohen
+from ndc_core.checkpoints.denoisers import load_denoiser
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.losses import NonFiniteScoreError
+from ndc_core.classifiers.sift import SiftSpec
+from ndc_core.noise.grid import GridSpec
+from ndc_core.noise.smoothing import FloatNoise, IntegerNoise
+from ndc_core.voting import certify, count_votes
+from tests.support.fakes import ConstantDenoiser
+
+GRID = GridSpec(points=5, sigma_model_max=1.5, spacing="log")
+SIFT = SiftSpec(GridSpec(points=4, sigma_model_max=1.5, spacing="log"), threshold_per_dim=0.02, keep=2)
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_model) -> DiffusionClassifier:
+    torch.set_num_threads(1)
+    return DiffusionClassifier(
+        load_denoiser(tiny_model), "apndc-ensemble", grid=GRID, weight="edm", sift=SIFT, rows_per_pass=64
+    )
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    from tests.support.small_runs import digits
+
+    return digits("test")[0].image
+
+
+def votes_of(classifier, image, draws: range, **changes) -> np.ndarray:
+    named = {"sigma_pixel": 0.25, "noise": "integer", "seed": 0, "image_id": "x", "phase": "estimation"} | changes
+    return count_votes(classifier, image, draws=draws, **named).votes
+
+
+def test_noise_is_added_in_pixel_space_and_becomes_model_space_once() -> None:
+    image, noise = np.array([[[0, 51, 255]]], dtype=np.uint8), np.array([[[[1.0, -1.0, 0.5]]]])
+    z = FloatNoise.add(image, 0.25 * noise)
+    np.testing.assert_allclose(z, [[[[2 * 0.25 - 1, 2 * (0.2 - 0.25) - 1, 2 * 1.125 - 1]]]])
+
+
+def test_any_split_of_the_draws_gives_the_same_votes(classifier, image) -> None:
+    whole = votes_of(classifier, image, range(60))
+    parts = [range(0, 1), range(1, 30), range(30, 47), range(47, 60)]
+    assert whole.sum() == 60
+    np.testing.assert_array_equal(sum(votes_of(classifier, image, part) for part in parts), whole)
+
+
+def test_memory_limit_does_not_change_the_votes(classifier, image, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = votes_of(classifier, image, range(40))
+    monkeypatch.setattr(voting, "MEMORY_BYTES", 100_000)
+    poll = voting.Poll(image, "x", (0.25,), "integer", 0, "estimation", range(40))
+    assert len(voting.batches(classifier, poll)) > 5
+    np.testing.assert_array_equal(votes_of(classifier, image, range(40)), whole)
+
+
+def test_votes_depend_on_seed_image_id_and_phase(classifier, image) -> None:
+    base = votes_of(classifier, image, range(80))
+    for change in ({"seed": 1}, {"image_id": "y"}, {"phase": "selection"}):
+        assert (votes_of(classifier, image, range(80), **change) != base).any()
+
+
+def test_certify_is_cohens_certificate_of_the_counted_votes(classifier, image) -> None:
+    certificate = certify(
+        classifier, image, sigma_pixel=0.25, alpha=0.05, selection_votes=20, estimation_votes=50, image_id="x"
+    )
+    selection = votes_of(classifier, image, range(20), phase="selection")
+    estimation = votes_of(classifier, image, range(50))
+    expected = cohen(selection.tolist(), estimation.tolist(), sigma_pixel=0.25, alpha=0.05)
+    assert (certificate.predicted, certificate.votes_top) == (expected.predicted, expected.votes_top)
+    assert 0 < expected.p_lower - certificate.p_lower < 1e-13, "lowered by the distance of the drawn noise from its law"
+    assert certificate.scope == "8-bit images"
+
+
+def test_an_image_of_another_shape_is_refused(classifier) -> None:
+    with pytest.raises(ValueError, match=r"shape \(3, 8, 8\), the model takes \(1, 8, 8\)"):
+        votes_of(classifier, np.zeros((3, 8, 8), np.uint8), range(1))
+
+
+def test_a_broken_denoiser_is_named_with_image_draw_sigma_and_class() -> None:
+    class BreaksOnce(ConstantDenoiser):
+        def __call__(self, z, sigma_model, label):
+            output = super().__call__(z, sigma_model, label)
+            broken = (z - self.target).flatten(1).abs().sum(1) < 1e-3
+            output[broken & (label[:, 1] > 0)] = float("inf")
+            return output - output + output
+
+    denoiser = BreaksOnce(torch.zeros(3, 1, 2, 2))
+    image = np.zeros((1, 2, 2), np.uint8)
+    classifier = DiffusionClassifier(denoiser, "dc", grid=GridSpec(4, 1.0, sigma_model_min=0.5))
+    law = IntegerNoise(0.25)
+    noise = voting.noise_of(classifier, law, seed=0, image_id="x", phase="estimation", draws=[12])
+    z = law.add(image, noise.input)
+    level = GridSpec(4, 1.0, sigma_model_min=0.5)
+    assert level.steps == 2
+    denoiser.target = torch.from_numpy(z + 1.0 * noise.refine[:, 1]).float()
+    with pytest.raises(NonFiniteScoreError, match=r"image x, sigma_pixel 0.25, estimation draw 12, .*class 1"):
+        votes_of(classifier, image, range(10, 20))

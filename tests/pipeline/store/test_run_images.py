@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.data.datasets import Example
+from pipeline.locations import LocationError, location
+from pipeline.store.run_images import IMAGES_OF_A_SHARD, ChangedImageError, RunImages
+
+COUNT = 2 * IMAGES_OF_A_SHARD + 3
+EXAMPLES = [Example(f"image-{i}", np.full((1, 2, 3), i % 251, np.uint8), i % 10) for i in range(COUNT)]
+RECORDS = [example.record(index) for index, example in enumerate(EXAMPLES)]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> RunImages:
+    RunImages(location(tmp_path)).write(EXAMPLES, expected=RECORDS)
+    return RunImages(location(tmp_path))
+
+
+def test_images_come_back_in_any_order(images: RunImages) -> None:
+    assert images.records() == RECORDS
+    for index in (COUNT - 1, 0, IMAGES_OF_A_SHARD, IMAGES_OF_A_SHARD - 1, 7):
+        np.testing.assert_array_equal(images.pixels(RECORDS[index]), EXAMPLES[index].image)
+
+
+def test_another_image_than_the_declared_one_is_refused(images: RunImages) -> None:
+    other = EXAMPLES[1].record(0)
+    with pytest.raises(
+        ChangedImageError, match=r"00000\.parquet: image image-1 is not the one that the run was declar"
+    ):
+        images.pixels(other)
+
+
+def test_data_that_change_while_they_are_copied_are_refused(tmp_path: Path) -> None:
+    changed = [*EXAMPLES[:-1], Example(EXAMPLES[-1].image_id, EXAMPLES[-1].image + 1, EXAMPLES[-1].label)]
+    for examples in (changed, EXAMPLES[:-1], [*EXAMPLES, EXAMPLES[0]]):
+        with pytest.raises(ChangedImageError, match="the data changed while they were read"):
+            RunImages(location(tmp_path)).write(examples, expected=RECORDS)
+        assert not (tmp_path / "images.parquet").exists()
+
+
+def test_a_damaged_list_of_images_is_named(images: RunImages, tmp_path: Path) -> None:
+    path = tmp_path / "images.parquet"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(LocationError, match=r"images\.parquet is damaged, or of another version"):
+        images.records()
+    path.unlink()
+    with pytest.raises(LocationError, match=r"images\.parquet is damaged, or of another version"):
+        images.records()

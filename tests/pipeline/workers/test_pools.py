@@ -1,0 +1,116 @@
+"""Which device votes, and how many actors there are: decided from what Ray's nodes say, and said."""
+
+import pytest
+
+from pipeline.declaration.config import ComputeConfig
+from pipeline.store.devices import DeviceRecord
+from pipeline.workers.pools import Node, NoGpuError, Pool, as_begun, kinds_of, pool_of
+
+
+def pool(nodes: list[Node], *, why: str = "", **compute) -> Pool:
+    looked: list[float] = []
+
+    def why_no_cuda(gpus: float) -> str:
+        looked.append(gpus)
+        return why
+
+    found = pool_of(ComputeConfig(**compute), nodes, why_no_cuda=why_no_cuda)
+    assert len(looked) <= 1
+    return found
+
+
+def test_without_gpus_every_cpu_but_one_has_an_actor_and_nothing_is_said() -> None:
+    assert pool([Node(3, 0)]) == Pool("cpu", 0.0, 1, 2, 2)
+    assert pool([Node(5, 0)], threads_per_actor=2) == Pool("cpu", 0.0, 2, 2, 2)
+    assert pool([Node(1, 0)]).most == 1
+    assert pool([Node(3, 0)], actors=(1, 64)) == Pool("cpu", 0.0, 1, 1, 64)
+
+
+def test_auto_takes_the_gpus_that_ray_sees_and_says_so() -> None:
+    assert pool([Node(3, 1)]) == Pool("cuda", 1.0, 1, 1, 1, ("1 GPU, 1 actor",))
+    found = pool([Node(9, 4), Node(9, 4), Node(4, 0)])
+    assert (found.device, found.most, found.remarks) == ("cuda", 8, ("8 GPUs, 8 actors",))
+
+
+def test_actors_may_share_a_gpu_and_none_lies_on_two() -> None:
+    found = pool([Node(9, 2)], gpus_per_actor=0.5)
+    assert (found.most, found.remarks) == (4, ("2 GPUs, 4 actors, 0.5 of a GPU each",))
+    assert pool([Node(9, 2)], gpus_per_actor=0.4).most == 4
+    assert pool([Node(9, 2)], gpus_per_actor=0.7).most == 2
+    assert pool([Node(30, 1)], gpus_per_actor=0.1).most == 10
+    with pytest.raises(ValueError, match="less than or equal to 1"):
+        ComputeConfig(gpus_per_actor=2)
+
+
+def test_no_gpu_waits_for_cpus_which_are_shared_and_that_is_said() -> None:
+    found = pool([Node(3, 8)])
+    assert (found.most, found.cpus_per_actor) == (8, 0.25)
+    assert 8 * found.cpus_per_actor <= 2
+    assert found.remarks[0] == "8 GPUs, 8 actors"
+    assert found.remarks[1].startswith("too few CPUs for compute.threads_per_actor = 1 of each actor: they share")
+    assert pool([Node(9, 2)], threads_per_actor=8).cpus_per_actor == 4
+    assert pool([Node(1, 1)]).cpus_per_actor == 0
+    assert pool([Node(8, 0), Node(4, 1)], threads_per_actor=4).remarks == ("1 GPU, 1 actor",)
+
+
+@pytest.mark.parametrize(
+    ("compute", "said"),
+    [
+        ({"gpus_per_actor": 0}, "2 GPUs idle: compute.gpus_per_actor is 0; leave it out to use them"),
+        ({"device": "cpu"}, "2 GPUs idle: compute.device is 'cpu'"),
+        ({"actors": 1}, "1 GPU idle: compute.actors is 1"),
+        ({"actors": 4}, "compute.actors asks for 4: the others have no GPU"),
+        ({"why": "torch 2 sees no CUDA device"}, "2 GPUs idle, the actors take CPUs: torch 2 sees no CUDA device"),
+    ],
+)
+def test_no_gpu_is_idle_without_a_word(compute: dict, said: str) -> None:
+    assert any(remark.startswith(said) for remark in pool([Node(5, 2)], **compute).remarks)
+
+
+def test_on_cpus_gpus_are_only_counted_where_actors_shall_hold_some() -> None:
+    found = pool([Node(3, 2)], device="cpu", gpus_per_actor=1, why="never asked")
+    assert (found.device, found.gpus_per_actor, found.most) == ("cpu", 1, 2)
+    assert found.remarks[1] == "GPUs are only counted, and votes drawn on CPUs: compute.device is 'cpu'"
+
+
+@pytest.mark.parametrize(
+    ("compute", "nodes", "problem"),
+    [
+        (
+            {"device": "cuda"},
+            [Node(3, 0)],
+            r"compute.device is 'cuda', but Ray sees no GPU here; set it to 'cpu', or on",
+        ),
+        ({"gpus_per_actor": 1}, [Node(3, 0)], r"compute.gpus_per_actor is above 0, but Ray sees no GPU .* \[1, 64\]"),
+        ({"device": "cpu", "gpus_per_actor": 1}, [Node(3, 0)], "Ray sees no GPU here; set it to 0"),
+        ({"device": "cuda", "why": "it is AMD"}, [Node(3, 1)], "'cuda', but it is AMD; install .* or set it to 'cpu'"),
+        ({"gpus_per_actor": 0.5, "why": "it is AMD"}, [Node(3, 1)], "above 0, but it is AMD; .* or set it to 0"),
+    ],
+)
+def test_a_gpu_that_cannot_be_had_is_an_error_in_a_line(compute: dict, nodes: list[Node], problem: str) -> None:
+    with pytest.raises(NoGpuError, match=problem) as caught:
+        pool(nodes, **compute)
+    assert "\n" not in str(caught.value)
+
+
+def test_gpu_nodes_that_are_to_come_are_waited_for() -> None:
+    found = pool([Node(2, 0)], gpus_per_actor=1, actors=(1, 64))
+    assert (found.device, found.fewest, found.most) == ("cuda", 1, 64)
+    assert found.remarks == ("no GPU yet: waiting for nodes with one",)
+    assert pool([Node(2, 1)], device="cuda", actors=(1, 64)).most == 64
+
+
+def test_cuda_without_gpus_of_rays_is_a_contradiction() -> None:
+    with pytest.raises(ValueError, match="device 'cuda' needs GPUs, and gpus_per_actor is 0"):
+        ComputeConfig(device="cuda", gpus_per_actor=0)
+
+
+def test_a_run_goes_on_with_the_kind_of_device_that_it_began_on_unless_another_is_asked_for() -> None:
+    h100 = DeviceRecord("cuda", "NVIDIA H100")
+    assert kinds_of([(h100, 3), (DeviceRecord.parse("cuda"), 1), (DeviceRecord("cpu"), 2)]) == ("cpu", "cuda")
+    assert as_begun(ComputeConfig(), ["cuda"]).device == "cuda"
+    assert as_begun(ComputeConfig(), ["cpu"]).device == "cpu"
+    for asked_for in (ComputeConfig(device="cpu"), ComputeConfig(gpus_per_actor=1), ComputeConfig(gpus_per_actor=0)):
+        assert as_begun(asked_for, ["cuda"]) == asked_for
+    for begun in ((), ("cpu", "cuda")):
+        assert as_begun(ComputeConfig(), begun) == ComputeConfig()

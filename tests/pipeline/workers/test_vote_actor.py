@@ -1,0 +1,168 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ndc_core.voting import count_votes
+from pipeline.certificates.stopping import cells_of
+from pipeline.declaration.config import RunConfig
+from pipeline.driver.prepare import PreparedRun, prepare
+from pipeline.locations import LocationError, location
+from pipeline.store.run_store import RunStore
+from pipeline.workers.vote_actor import (
+    RECEIPT_COLUMNS,
+    VoteActor,
+    VoterSettings,
+    WaveActor,
+    pick_device,
+    rows_of,
+    unit_row,
+)
+from tests.support.small_runs import digits, small_config
+
+
+def settings_of(run, folder: Path) -> VoterSettings:
+    return VoterSettings(run.config, str(folder), run.law, run.fingerprint, num_classes=run.num_classes)
+
+
+def declared(config: RunConfig, folder: Path) -> PreparedRun:
+    """A prepared run whose folder has its images."""
+    run = prepare(config, location(folder))
+    RunStore(folder).pictures.write(digits("test", limit=config.dataset.limit), expected=run.records)
+    return run
+
+
+def actor_for(model: Path, folder: Path):
+    run = declared(small_config(model), folder)
+    return run, VoteActor(settings_of(run, folder))
+
+
+def batch_of(run, units) -> dict[str, np.ndarray]:
+    record_of = {record.image_id: record for record in run.records}
+    rows = [unit_row(unit, record_of[unit.image_id]) for unit in units]
+    return {name: np.array([row[name] for row in rows], dtype=object) for name in rows[0]}
+
+
+def receipts_of(actor: VoteActor, batch: dict[str, np.ndarray]) -> list[dict]:
+    return [row for columns in actor(batch) for row in rows_of(columns)]
+
+
+def test_a_units_evidence_is_the_votes_of_its_draws(tiny_model: Path, tmp_path: Path) -> None:
+    run, actor = actor_for(tiny_model, tmp_path)
+    unit_id, unit = list(run.units.items())[2]
+    (columns,) = actor(batch_of(run, [unit]))
+    assert set(columns) == set(RECEIPT_COLUMNS)
+    receipt = next(rows_of(columns))
+    evidence = list(RunStore(tmp_path).all_evidence(fingerprint=run.fingerprint))
+    direct = count_votes(
+        actor.classifier,
+        digits("test")[0].image,
+        sigma_pixel=0.25,
+        noise="integer",
+        seed=0,
+        image_id=unit.image_id,
+        phase="estimation",
+        draws=range(unit.draw_start, unit.draw_stop),
+    )
+    assert [item.unit for item in evidence] == [unit]
+    assert evidence[0].votes == {c: v for c, v in enumerate(direct.votes.tolist()) if v}
+    assert evidence[0].evaluations == direct.evaluations == receipt["evaluations"]
+    assert receipt["unit_id"] == unit_id
+    assert not receipt["error"]
+
+
+def test_what_is_published_is_not_computed_again(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+    run, actor = actor_for(tiny_model, tmp_path)
+    batch = batch_of(run, list(run.units.values())[:2])
+    receipts_of(actor, batch)
+    monkeypatch.setattr(actor, "_publish", lambda *_, **__: pytest.fail("computed again"))
+    again = receipts_of(actor, batch)
+    assert [receipt["evaluations"] for receipt in again] == [0, 0]
+    assert not any(receipt["error"] for receipt in again)
+
+
+def test_waves_are_followed_to_the_decision_and_taken_up_again(tiny_model: Path, tmp_path: Path) -> None:
+    settings = ("certificate.method=sequential", "votes.estimation=400", "votes.per_unit=60", "dataset.limit=1")
+    run = declared(small_config(tiny_model, *settings), tmp_path)
+    first = next(iter(run.units.values()))
+    receipts = receipts_of(WaveActor(settings_of(run, tmp_path)), batch_of(run, [first]))
+    store = RunStore(tmp_path)
+    known = {str(item.unit): item for item in store.all_evidence(fingerprint=run.fingerprint)}
+    assert len(receipts) == len(known) >= 3
+    (cell,) = cells_of(run.law, run.records, known.values(), num_classes=10).values()
+    assert cell.standing().decided
+    assert not run.missing(store.all_evidence(fingerprint=run.fingerprint))
+
+    kept, *lost = known.values()
+    for item in lost:
+        store.evidence_path(item.unit.unit_id(run.fingerprint)).unlink()
+    again = receipts_of(WaveActor(settings_of(run, tmp_path)), batch_of(run, [first]))
+    assert [row["unit"] for row in again] == [row["unit"] for row in receipts]
+    assert sum(row["evaluations"] == 0 for row in again) == 1, "what was published is not computed again"
+    recomputed = {str(item.unit): item for item in store.all_evidence(fingerprint=run.fingerprint)}
+    assert {name: item.votes for name, item in recomputed.items()} == {n: item.votes for n, item in known.items()}
+    assert recomputed[str(kept.unit)] == kept
+
+
+def test_a_unit_with_nan_fails_by_name_and_the_next_one_goes_on(tiny_model: Path, tmp_path: Path) -> None:
+    run, actor = actor_for(tiny_model, tmp_path)
+    good = actor.classifier.denoiser
+    bad_unit, good_unit = list(run.units.values())[:2]
+    calls = iter(range(10**6))
+
+    class NanAtFirst:
+        image_shape, num_classes = good.image_shape, good.num_classes
+
+        def __call__(self, z, sigma_model, label):
+            return good(z, sigma_model, label) * (float("nan") if next(calls) == 1 else 1.0)
+
+    object.__setattr__(actor.classifier, "denoiser", NanAtFirst())
+    failed, done = receipts_of(actor, batch_of(run, [bad_unit, good_unit]))
+    assert "NonFiniteScoreError" in failed["error"]
+    assert f"image {bad_unit.image_id}, sigma_pixel 0.25, selection draw" in failed["error"]
+    assert not done["error"]
+    store = RunStore(tmp_path)
+    assert [item.unit for item in store.all_evidence(fingerprint=run.fingerprint)] == [good_unit]
+    assert [failure["unit"] for failure in store.failures()] == [str(bad_unit)]
+
+
+def test_a_store_that_is_away_fails_the_unit_and_not_the_actor(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, actor = actor_for(tiny_model, tmp_path)
+    units = list(run.units.values())[:2]
+    receipts_of(actor, batch_of(run, units[:1]))
+
+    def away(*arguments: object) -> None:
+        raise LocationError("s3://bucket does not answer")
+
+    for names in (("publish", "publish_patiently"), ("publish", "exists")):
+        with monkeypatch.context() as patch:
+            for name in names:
+                patch.setattr(f"pipeline.store.{name}", away)
+            (receipt,) = receipts_of(actor, batch_of(run, units[1:]))
+        assert receipt["error"] == "LocationError: s3://bucket does not answer"
+    receipts = receipts_of(actor, batch_of(run, units))
+    assert not any(receipt["error"] for receipt in receipts)
+
+
+def test_an_actor_refuses_another_model_than_the_runs(tiny_model: Path, tmp_path: Path) -> None:
+    run, _ = actor_for(tiny_model, tmp_path)
+    with pytest.raises(ValueError, match="not the one this run was started with"):
+        VoteActor(replace(settings_of(run, tmp_path), law={**run.law, "model_sha256": "0" * 64}))
+
+
+def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert pick_device("cpu") == pick_device("auto") == "cpu"
+    with pytest.raises(ValueError, match=r"compute.device is 'cuda', but torch .* sees no CUDA device; .* 'cpu'"):
+        pick_device("cuda")
+
+
+def test_actors_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr("pipeline.workers.vote_actor.why_no_cuda", lambda: "")
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", shares.append)
+    assert pick_device("auto", share=1.0) == pick_device("cuda", share=0.5) == "cuda"
+    assert shares == [0.5]

@@ -1,0 +1,74 @@
+"""Small runs for tests: seconds long, with the barely trained model."""
+
+from pathlib import Path
+
+from pipeline.data.datasets import DatasetSpec, Example, Listing, examples_of, source_of
+from pipeline.data.source import Split
+from pipeline.declaration.config import RunConfig, load_config
+from pipeline.driver.certify import reduce_and_report
+from pipeline.driver.prepare import prepare
+from pipeline.locations import location
+from pipeline.store.run_store import RunStore
+from pipeline.workers.vote_actor import VoteActor, VoterSettings, WaveActor
+
+SMALL = [
+    "sigma_pixel=[0.25]",
+    "dataset.limit=4",
+    "votes.selection=10",
+    "votes.estimation=40",
+    "votes.per_unit=20",
+    "certificate.radii=[0.0, 0.1]",
+    "classifier.grid.points=4",
+    "classifier.sift.grid.points=3",
+    "compute.rows_per_pass=32",
+]
+
+
+def digits(split: Split, *, limit: int | None = None) -> list[Example]:
+    spec = DatasetSpec("digits", split=split, limit=limit)
+    return list(examples_of(spec, source_of(spec), channels=1, corrupt=[]))
+
+
+def listing_of(examples: list[Example]) -> Listing:
+    return Listing([example.record(index) for index, example in enumerate(examples)], examples[0].image.shape)
+
+
+def small_config(model: Path, *assignments: str) -> RunConfig:
+    """4 images, 12 units, 200 votes."""
+    return load_config("demo", [f"model={model}", *SMALL, *assignments])
+
+
+def small_arguments(model: Path, *assignments: str) -> list[str]:
+    """The same as arguments of `ndc certify demo`."""
+    return [argument for item in [f"model={model}", *SMALL, *assignments] for argument in ("--set", item)]
+
+
+def fast_config(model: Path, *assignments: str) -> RunConfig:
+    """3 images at two levels, raced and sequential: the preset `fast`, small."""
+    small = [
+        "dataset.limit=3",
+        "sigma_pixel=[0.125, 0.25]",
+        "classifier.grid={levels=[0.3, 0.4, 0.6, 0.8, 1.1]}",
+        "votes.selection=10",
+        "votes.estimation=400",
+        "votes.per_unit=60",
+        "certificate.radii=[0.0, 0.1]",
+        "compute.rows_per_pass=32",
+    ]
+    return load_config("fast", [f"model={model}", *small, *assignments])
+
+
+def computed(config: RunConfig, folder: Path) -> RunStore:
+    """A finished run with its report, by one actor in this process: no Ray, so the sizes must be set."""
+    run = prepare(config, location(folder))
+    store = RunStore(run.folder)
+    examples = examples_of(config.dataset, run.source, channels=run.listing.image_shape[0], corrupt=[])
+    store.declare(run.manifest(), config_toml=config.to_toml(), records=run.records, examples=examples)
+    settings = VoterSettings(config, str(folder), run.law, run.fingerprint, num_classes=run.num_classes)
+    record_of = {record.image_id: record for record in run.records}
+    units = {unit.cell if config.follows_images else unit: unit for unit in run.units.values()}
+    actor = (WaveActor if config.follows_images else VoteActor)(settings)
+    errors = [receipt.error for receipt in actor.receipts((unit, record_of[unit.image_id]) for unit in units.values())]
+    assert not any(errors), errors
+    reduce_and_report(store, alpha=None, radii=config.certificate.radii, folder=run.folder)
+    return store
