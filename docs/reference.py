@@ -116,7 +116,7 @@ def sweeps() -> Iterator[str]:
     yield "Each packaged sweep is a file in `pipeline/presets/sweeps/`:"
     rows = []
     for name in sweep_names():
-        comment = (resources.files("pipeline") / "sweeps" / f"{name}.toml").read_text()
+        comment = (resources.files("pipeline") / "presets/sweeps" / f"{name}.toml").read_text()
         rows.append([f"`{name}`", first_sentence(comment), str(len(load_sweep(name).points))])
     yield table(["sweep", "what it is", "runs"], rows)
 

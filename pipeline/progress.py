@@ -4,13 +4,12 @@ import sys
 import time
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.side_channel import safely
-from pipeline.workers.vote_actor import Receipt
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -55,6 +54,22 @@ class ReadingProgress:
             show(f"read {count:,} images")
 
 
+class FinishedUnit(Protocol):
+    """What the progress of a run is made of; `seconds` is 0 where the votes were there before."""
+
+    @property
+    def draws(self) -> int: ...
+
+    @property
+    def evaluations(self) -> int: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+    @property
+    def error(self) -> str: ...
+
+
 class VoteProgress:
     """Votes done, evaluations per second and time left; rates count what this process saw happen."""
 
@@ -94,7 +109,7 @@ class VoteProgress:
         failed = f", {self.failed} units failed" if self.failed else ""
         return f"{self.evaluations / seconds:,.0f} evaluations/s, {self.at_most}{duration(left)} left{failed}"
 
-    def add(self, receipt: Receipt) -> None:
+    def add(self, receipt: FinishedUnit) -> None:
         """Takes note of a finished unit; the clock of the rates starts when the first one did."""
         if not self.votes_here:
             self.started = time.monotonic() - receipt.seconds

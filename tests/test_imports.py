@@ -1,125 +1,121 @@
-"""Imports go one way: cli -> run -> stages -> ndc_core, and each big library has one home."""
+"""Imports go one way, between folders and between files, and each big library has one home."""
 
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# A module may import only from lines above its own.
+# What may import what: a folder or module only those on lines above its own.
 ORDER = [
-    {"ndc_core"},
-    {"names"},
-    {
-        "locations",
-        "memory",
-        "methods",
-        "decoding",
-        "devices",
-        "journal",
-        "tables",
-        "cores",
-        "deaf",
-        "ray_address",
-        "side_channel",
-    },
-    {"entries", "lease", "run_log", "logs", "console", "tracking_address"},
-    {"archives", "classes", "parquet"},
-    {"arrays"},
-    {"cifar"},
-    {"readers"},
-    {"datasets"},
-    {"config"},
-    {"sweep_file"},
-    {"models", "units", "law", "images", "pools"},
-    {"evidence"},
-    {"store"},
-    {"waves"},
-    {"votes", "reduce", "sharing"},
-    {"chance", "curves"},
-    {"redraw", "cluster", "figures", "gallery", "progress", "measure", "tracked_votes"},
-    {"page", "sweep_figure"},
-    {"attackers", "report", "status", "train", "diagnosis_figures"},
-    {"logged"},
-    {"tracking", "distill", "diagnose", "image_classifiers"},
-    {"services"},
-    {"comparison"},
-    {"contenders"},
-    {"same_images", "remarks"},
-    {"compare"},
-    {"prepare"},
-    {"run"},
-    {"attack", "verify", "plan", "sweep_results"},
-    {"sweep"},
-    {"cli_models"},
-    {"cli"},
+    ["ndc_core.space"],
+    ["ndc_core.untrusted_files", "ndc_core.noise", "ndc_core.models"],
+    ["ndc_core.checkpoints", "ndc_core.classifiers", "ndc_core.certificates"],
+    ["ndc_core.conversion", "ndc_core.training", "ndc_core.voting"],
+    ["ndc_core.analysis"],
+    ["ndc_core"],
+    ["pipeline.file_names", "pipeline.side_channel"],
+    ["pipeline.locations", "pipeline.progress"],
+    ["pipeline.data"],
+    ["pipeline.declaration"],
+    ["pipeline.store"],
+    ["pipeline.certificates"],
+    ["pipeline.workers", "pipeline.report"],
+    ["pipeline.driver", "pipeline.compare", "pipeline.model_tools"],
+    ["pipeline.sweep"],
+    ["pipeline.cli"],
 ]
 HOMES = {
-    "ray": {"pipeline/cluster.py"},
-    "mlflow": {"pipeline/tracking.py"},
-    "click": {"pipeline/cli.py", "pipeline/cli_models.py"},
+    "ray": {"pipeline/workers/ray_pool.py"},
+    "mlflow": {"pipeline/report/mlflow_tracker.py"},
+    "click": {"pipeline/cli/commands.py", "pipeline/cli/model_commands.py"},
     "pyarrow": {
-        "pipeline/cluster.py",  # Ray Data's blocks are its tables
-        "pipeline/store.py",
-        "pipeline/evidence.py",
-        "pipeline/images.py",
-        "pipeline/parquet.py",
+        "pipeline/workers/ray_pool.py",  # Ray Data's blocks are its tables
+        "pipeline/store/run_store.py",
+        "pipeline/store/evidence.py",
+        "pipeline/store/run_images.py",
+        "pipeline/data/parquet.py",
     },
-    "PIL": {"pipeline/decoding.py"},
+    "PIL": {"pipeline/data/decoding.py"},
     "fsspec": set(),
     "s3fs": set(),
-    "filelock": {"pipeline/lease.py", "pipeline/tracking.py", "pipeline/models.py"},
-    "jinja2": {"pipeline/page.py"},
-    "timm": {"pipeline/image_classifiers.py"},
-    "triton": {"ndc_core/networks/fused_kernels.py"},
+    "filelock": {"pipeline/store/lease.py", "pipeline/report/mlflow_tracker.py", "pipeline/workers/models.py"},
+    "jinja2": {"pipeline/report/pages.py"},
+    "timm": {"pipeline/model_tools/convert_classifier.py"},
+    "triton": {"ndc_core/models/networks/fused_kernels.py"},
 }
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-
-
-def rank(module: str) -> int:
-    package, _, rest = module.partition(".")
-    name = package if package == "ndc_core" else rest.partition(".")[0]
-    return next(index for index, names in enumerate(ORDER) if name in names)
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 SOURCES = sorted([*(ROOT / "ndc_core").rglob("*.py"), *(ROOT / "pipeline").rglob("*.py")])
+MODULES = {name_of(path): path for path in SOURCES}
+
+
+def place_of(module: str) -> str:
+    """The folder in ORDER that a module is in, or the module itself where it is in none."""
+    return ".".join(module.split(".")[:2])
+
+
+def rank(module: str) -> int:
+    return next(index for index, places in enumerate(ORDER) if place_of(module) in places)
+
+
+def own_imports_of(path: Path) -> set[str]:
+    """The modules of this project that a file imports."""
+    return {
+        module
+        for imported, name in names_imported_by(path)
+        for module in [f"{imported}.{name}" if f"{imported}.{name}" in MODULES else imported]
+        if module in MODULES
+    }
+
+
+def names_imported_by(path: Path) -> Iterator[tuple[str, str]]:
+    """Of `from a import b`, (a, b); of `import a`, (a, "")."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((node.module, alias.name) for alias in node.names)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_one_way(path: Path) -> None:
-    relative = path.relative_to(ROOT)
-    own = ".".join(relative.with_suffix("").parts)
-    for module in imports_of(path):
-        root = module.partition(".")[0]
-        if root == "ndc_core" and relative.parts[0] == "ndc_core":
-            continue
-        if root in ("ndc_core", "pipeline"):
-            assert rank(module) < rank(own), f"{relative} imports {module}, which is not below it"
-        if root in HOMES:
-            assert str(relative) in HOMES[root], f"{relative} imports {root}, whose home is {HOMES[root]}"
+    relative, own = str(path.relative_to(ROOT)), name_of(path)
+    for module in own_imports_of(path):
+        assert place_of(module) == place_of(own) or rank(module) < rank(own), f"{relative} imports {module}"
+    for module, _ in names_imported_by(path):
+        home = HOMES.get(module.partition(".")[0])
+        assert home is None or relative in home, f"{relative} imports {module}, whose home is {home}"
+
+
+def test_every_line_of_the_order_is_a_folder_or_a_module() -> None:
+    assert {place for places in ORDER for place in places} == {place_of(module) for module in MODULES} - {"pipeline"}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = {name: own_imports_of(path) - {name} for name, path in MODULES.items()}
+    assert list(TopologicalSorter(graph).static_order())  # a CycleError names the files
 
 
 def test_the_core_imports_no_files_formats_or_services() -> None:
     allowed = {"torch", "numpy", "scipy", "safetensors", "jaxtyping", "ndc_core", "triton"}
     allowed |= set(sys.stdlib_module_names)
     for path in (ROOT / "ndc_core").rglob("*.py"):
-        assert {module.partition(".")[0] for module in imports_of(path)} <= allowed, path
+        assert {module.partition(".")[0] for module, _ in names_imported_by(path)} <= allowed, path
 
 
 def test_the_command_answers_before_it_imports_anything_heavy() -> None:
     script = (
         "import sys, pipeline.cli; print(sorted({'torch', 'ray', 'mlflow', 'scipy', 'matplotlib'} & set(sys.modules)))"
     )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -66,7 +66,15 @@ def test_sources_need_no_newer_python_and_nothing_that_only_linux_has(path: Path
 
 VERSIONS = ("3.12", "3.13")
 # What needs the standard library alone runs under another Python without installing anything.
-ALONE = ["cores", "deaf", "journal", "memory", "ray_address", "side_channel", "tracking_address"]
+ALONE = [
+    "side_channel",
+    "report.mlflow_address",
+    "workers.cores",
+    "workers.memory",
+    "workers.ray_address",
+    "workers.signals",
+    "workers.watchdog",
+]
 OTHER_PYTHON = """
 import ast, importlib, importlib.util, pathlib, sys
 root, known, *alone = sys.argv[1:]

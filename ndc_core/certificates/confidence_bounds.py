@@ -2,7 +2,7 @@
 
 from scipy.special import betaincinv
 
-# betaincinv is accurate to about 1e-13 relative (measured against mpmath in tests/ndc_core/certificates/test_confidence_bounds.py); the
+# betaincinv is accurate to about 1e-13 relative (test_confidence_bounds.py measures it against mpmath); the
 # bound is lowered by more than that, so that the float is never above the exact value (rule S7).
 RELATIVE_MARGIN = 1e-11
 

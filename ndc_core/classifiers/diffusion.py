@@ -40,7 +40,7 @@ def posterior_share(grid: Grid) -> Levels:
 
 @dataclass(frozen=True)
 class Formula:
-    """What is diffused, by how much, and what its denoised form is compared with (`scores.Path`)."""
+    """What is diffused, by how much, and what its denoised form is compared with (`losses.Path`)."""
 
     start: Of
     anchor: Of

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ndc_core.replay import Launch, directly
+from ndc_core.models.replay import Launch, directly
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ndc_core.models.networks.fused_ops import has_kernels
-from ndc_core.replay import Launch, Replays, cuda_graph, directly
+from ndc_core.models.replay import Launch, Replays, cuda_graph, directly
 
 # tf32 holds float32 and rounds only the factors of products, to 10 bits, where an NVIDIA GPU can.
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -407,7 +407,3 @@ def _print_report(written: Any) -> None:
     for warning in written.summary.warnings:
         _say(warning)
     click.echo(f"Report: {written.page}")
-
-
-if __name__ == "__main__":
-    main()

@@ -163,7 +163,7 @@ def relabelled(source: Source, translate: Callable[[Entry], int]) -> Source:
 @cache
 def devkit_wnids() -> tuple[str, ...]:
     """In the order of ILSVRC's development kit, which numbers them from 1: kit fox comes first, and tench is 449."""
-    return tuple((resources.files("pipeline") / "class_orders" / "imagenet-devkit.txt").read_text().split())
+    return tuple((resources.files("pipeline.data") / "class_orders" / "imagenet-devkit.txt").read_text().split())
 
 
 def devkit_places() -> tuple[Sequence[int], int]:

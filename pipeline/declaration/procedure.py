@@ -18,7 +18,7 @@ NAMES = {
     "plain": "RS",  # randomized smoothing of a plain classifier
     "denoise": "Carlini",
 }
-# The version of votes (`law.VOTE_VERSION`) since which the steps of the lipschitz certificate draw on a lattice.
+# The version of votes (`declaration.VOTE_VERSION`) since which steps of the lipschitz certificate draw on a lattice.
 LATTICE_SINCE = 6
 
 

@@ -70,7 +70,7 @@ class Sweep:
 
 
 def sweep_names() -> list[str]:
-    return packaged_names("sweeps")
+    return packaged_names("presets/sweeps")
 
 
 def load_sweep(source: str, assignments: tuple[str, ...] = ()) -> Sweep:
@@ -130,7 +130,7 @@ def radii_within_reach(raw: dict[str, Any], *, said: str) -> tuple[list[float], 
 
 
 def read_sweep(source: str) -> SweepFile:
-    raw = read_toml(source, "sweeps", what="a sweep")
+    raw = read_toml(source, "presets/sweeps", what="a sweep")
     for key, value in raw["vary"].items() if isinstance(raw.get("vary"), dict) else ():
         if isinstance(value, dict) and "values" not in value:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""What `pipeline.workers.memory.keep_freed_memory` brings: rows per second of the embedded denoiser with and without it.
+"""What `pipeline.workers.memory.keep_freed_memory` brings: rows per second of the digits denoiser with and without it.
 
 .venv/bin/python -m tests.bench.allocator [--pairs 5] [--rows 128]
 """

@@ -96,7 +96,7 @@ BREAKAGES = (
         "a fixed-sample bound is looked at after every wave",
         "ndc_core/certificates/sequential.py",
         "probability_lower(int(look[tally.top]), int(sum(look)), alpha=self.terms.alpha)",
-        "__import__('ndc_core.certificates.confidence_bounds').statistics.clopper_pearson_lower("
+        "__import__('ndc_core.certificates.confidence_bounds').certificates.confidence_bounds.clopper_pearson_lower("
         "int(look[tally.top]), int(sum(look)), alpha=self.terms.alpha)",
         "ndc_core/certificates/test_calibration.py::test_sequential[0.25]",
     ),

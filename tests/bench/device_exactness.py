@@ -3,8 +3,9 @@
     .venv/bin/python -m tests.bench.device_exactness [--rows 256 --seconds 1]
 
 Each row is a way to run a network: `golden` is the largest difference to EDM's own outputs, then come the self-test's
-differences (ndc_core/analysis/self_test.py; 0 is bit for bit) and the milliseconds of a pass and of one with the label's
-gradient. It takes a GPU if there is one; on a CPU all of it runs as well, where the switches of CUDA change nothing.
+differences (ndc_core/analysis/self_test.py; 0 is bit for bit) and the milliseconds of a pass and of one with the
+label's gradient. It takes a GPU if there is one; on a CPU all of it runs as well, where the switches of CUDA change
+nothing.
 """
 
 import os

@@ -4,7 +4,7 @@
 
 Margins of the embedded digits model (preset lipschitz, capped and plain), the closest rival of each image. For each
 number of draws: how far each bound lies below the mean of the draws, as a share of that mean, median over the images.
-Betting is ndc_core.certificates.confidence_sequences.smallest_mean_lower; the two of empirical Bernstein are Maurer and Pontil's (2009), for
+Betting is `smallest_mean_lower`; the two of empirical Bernstein are Maurer and Pontil's (2009), for
 one number of draws fixed in advance, and the predictable plug-in sequence of Waudby-Smith and Ramdas (2023, Theorem 2),
 which holds at all of them as betting does.
 """

@@ -140,7 +140,7 @@ def test_a_store_that_is_away_fails_the_unit_and_not_the_actor(
     for names in (("publish", "publish_patiently"), ("publish", "exists")):
         with monkeypatch.context() as patch:
             for name in names:
-                patch.setattr(f"pipeline.store.{name}", away)
+                patch.setattr(f"pipeline.store.run_store.{name}", away)
             (receipt,) = receipts_of(actor, batch_of(run, units[1:]))
         assert receipt["error"] == "LocationError: s3://bucket does not answer"
     receipts = receipts_of(actor, batch_of(run, units))

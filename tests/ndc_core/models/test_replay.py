@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ndc_core.replay import Function, Recording, Replays, directly
+from ndc_core.models.replay import Function, Recording, Replays, directly
 
 
 class OnTheHost:
