@@ -196,6 +196,7 @@ def load_denoiser(folder: str | Path, *, device: str = "cpu", execution: Executi
         # Checkpoints from before this key were all trained by `ndc train`, with label dropout.
         knows_no_label=description.get("knows_no_label", True),
         network_dtype=DTYPES[execution.precision],
+        launch=execution.launch(device=device),
     ).eval()
 
 

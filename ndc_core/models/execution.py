@@ -1,10 +1,14 @@
 """How a network is run: precision, memory layout, compilation. Each changes rounding, and with it a near-tie's vote."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
+
+from ndc_core.models.networks.fused_ops import has_kernels
+from ndc_core.models.replay import Launch, Replays, cuda_graph, directly
 
 # tf32 holds float32 and rounds only the factors of products, to 10 bits, where an NVIDIA GPU can.
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,7 +36,15 @@ class Execution:
         if self.channels_last:
             # torch's stub knows the argument for tensors only.
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.channels_last and not self.compile and device.startswith("cuda") and hasattr(network, "fused"):
+            network.fused = has_kernels()
+            if not network.fused:
+                warnings.warn("there is no Triton here: channels_last is slow without its kernels", stacklevel=2)
         return torch.compile(network) if self.compile else network  # type: ignore[return-value]
+
+    def launch(self, *, device: str) -> Launch:
+        """How passes of the network are launched."""
+        return Replays(cuda_graph) if device.startswith("cuda") and not self.compile else directly
 
 
 def set_arithmetic(precision: Precision) -> None:
