@@ -13,7 +13,8 @@ from ndc_core.training.denoiser import save_trained
 from ndc_core.training.distillation import DistillationSpec, distil
 from pipeline.data.datasets import DatasetSpec, Example, examples_of, source_of
 from pipeline.data.source import DataError
-from pipeline.model_tools.train import TrainingBar, data_notes, refuse_to_overwrite, stacked, threads_for
+from pipeline.model_tools.train import TrainingBar, refuse_to_overwrite, threads_for
+from pipeline.model_tools.training_images import data_notes, stacked
 from pipeline.workers.memory import keep_freed_memory
 from pipeline.workers.models import local_checkpoint
 
@@ -47,7 +48,7 @@ def distill(
     torch.set_num_threads(threads_for(denoiser.image_shape))
     with TrainingBar(spec.steps, "distilling") as bar:
         student = distil(
-            denoiser, stacked(examples), knows_no_label=denoiser.knows_no_label, spec=spec, on_step=bar.show
+            denoiser, stacked(examples), knows_no_label=denoiser.knows_no_label, spec=spec, on_step=bar.add
         )
     no_class = "the teacher without a label" if denoiser.knows_no_label else "the teacher's mean over classes"
     notes = {"teacher_sha256": denoiser_digest(folder), "head_for_no_class": no_class, **data_notes(data, examples)}
