@@ -16,7 +16,7 @@ from ndc_core.noise.grid import path_levels
 from ndc_core.noise.lattice import noisy_images
 from ndc_core.noise.shared_path import WALKS, Walk, stations_of
 from ndc_core.noise.smoothing import NOISES, NoiseName, NoNoise
-from ndc_core.noise.streams import DrawNoise, Phase, draw_key, draw_walks, step_streams, stream
+from ndc_core.noise.streams import DrawNoise, Phase, StepStreams, draw_key, draw_walks, step_streams, stream
 from ndc_core.space import sigma_to_model, sigma_to_pixel
 
 Voter = DiffusionClassifier | Baseline
@@ -87,6 +87,7 @@ def prepare(classifier: Voter, pieces: Sequence[Piece], *, threads: Executor | N
     (sigma_pixel,) = first.sigma_pixel
     z, noise = noisy_inputs(classifier, pieces, threads=threads)
     if isinstance(classifier, Baseline):
+        assert isinstance(noise.refine, StepStreams)
         return classifier.votes(z, tau_model=sigma_to_model(sigma_pixel), noise=noise.refine.all())
     return independent(
         classifier, z, tau_model=sigma_to_model(sigma_pixel), noise=noise, candidates=_candidates_of(pieces)

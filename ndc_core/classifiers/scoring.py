@@ -292,7 +292,7 @@ class _Ballots:
         if not missing.any():
             return
         if self.classifier.all_at_once:
-            draw, place = missing.any(axis=2).nonzero()
+            draw, place = np.nonzero(missing.any(axis=2))
             step = steps[place]
             found = yield from self._losses(self.scored, self.weight, draw, step, None)
             self.losses[:, draw, step], self.known[draw, step] = found, True

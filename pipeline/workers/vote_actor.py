@@ -13,7 +13,8 @@ import torch
 
 from ndc_core.classifiers.scoring import NOBODY
 from ndc_core.noise.streams import Phase
-from ndc_core.voting import Poll, VoteCounts, Voter, hold_polls
+from ndc_core.polls import Poll, Voter
+from ndc_core.voting import VoteCounts, hold_polls
 from pipeline.certificates.stopping import Cell
 from pipeline.data.datasets import ImageRecord
 from pipeline.declaration.config import Device, RunConfig

@@ -42,7 +42,8 @@ from ndc_core.classifiers.scoring import predict
 from ndc_core.classifiers.sift import LabelGradientSpec
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.streams import DrawNoise, Phase
-from ndc_core.voting import Poll, hold_polls
+from ndc_core.polls import Poll
+from ndc_core.voting import hold_polls
 from pipeline.data.datasets import DatasetSpec, Example, examples_of, source_of
 from pipeline.declaration.config import RunConfig, override, read_source
 from pipeline.workers.memory import keep_freed_memory

@@ -46,7 +46,8 @@ from ndc_core.models.networks.small import SmallHeadsUNet
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.smoothing import NOISES
 from ndc_core.noise.streams import draw_key, step_streams, stream
-from ndc_core.voting import Poll, hold_polls
+from ndc_core.polls import Poll
+from ndc_core.voting import hold_polls
 
 RACE = RaceSpec(1.7)
 WARM_SECONDS, WINDOW_SECONDS, BARE_SECONDS = 0.8, 1.6, 0.4

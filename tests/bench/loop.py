@@ -26,7 +26,8 @@ from ndc_core.models import forward_passes as passes
 from ndc_core.models.denoiser import Denoiser
 from ndc_core.models.forward_passes import EVALUATIONS_OF_A_ROW
 from ndc_core.noise.grid import GridSpec
-from ndc_core.voting import Poll, hold_polls
+from ndc_core.polls import Poll
+from ndc_core.voting import hold_polls
 from pipeline.workers.memory import keep_freed_memory
 from tests.bench.bare import MODEL
 

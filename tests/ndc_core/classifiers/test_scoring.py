@@ -15,7 +15,8 @@ from ndc_core.classifiers.sift import LabelGradientSpec
 from ndc_core.models.forward_passes import answer
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.streams import DrawNoise
-from ndc_core.voting import Poll, count_votes, hold_polls
+from ndc_core.polls import Poll
+from ndc_core.voting import count_votes, hold_polls
 from tests.support.fakes import ConstantDenoiser, many_gaussians, two_gaussians
 
 LEVELS = GridSpec(levels=(0.55, 0.7, 0.9, 1.1, 1.4, 1.8, 2.3, 3.0))
