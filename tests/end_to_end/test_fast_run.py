@@ -1,5 +1,6 @@
 """Runs with the levers of docs/cost.md: whole, interrupted, verified."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,15 @@ def test_an_interrupted_run_ends_with_the_votes_of_an_undisturbed_one(
     verify_run(location("run"), redraw=8, say=print)
 
 
-def test_one_level_of_a_path_that_was_lost_is_drawn_again_by_itself(tiny_model: Path) -> None:
-    store = computed(fast_config(tiny_model, *ONE_PATH), Path("run"))
+@pytest.fixture(scope="module")
+def one_path(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    """A whole run, only to be read or copied."""
+    return computed(fast_config(tiny_model, *ONE_PATH), tmp_path_factory.mktemp("one-path") / "run")
+
+
+def test_one_level_of_a_path_that_was_lost_is_drawn_again_by_itself(tiny_model: Path, one_path: RunStore) -> None:
+    shutil.copytree(str(one_path.folder), "run")
+    store = RunStore(Path("run"))
     whole = votes_of(store)
     fingerprint = store.manifest()["fingerprint"]
     lost = [item for item in store.all_evidence(fingerprint=fingerprint) if item.unit.sigma_pixel == 0.25]
@@ -53,9 +61,8 @@ def test_one_level_of_a_path_that_was_lost_is_drawn_again_by_itself(tiny_model: 
     assert votes_of(certify(tiny_model, "run", *ONE_PATH)) == whole
 
 
-def test_a_level_that_is_decided_is_not_drawn_further(tiny_model: Path) -> None:
-    store = computed(fast_config(tiny_model, *ONE_PATH), Path("run"))
-    evidence = store.all_evidence(fingerprint=store.manifest()["fingerprint"])
+def test_a_level_that_is_decided_is_not_drawn_further(one_path: RunStore) -> None:
+    evidence = one_path.all_evidence(fingerprint=one_path.manifest()["fingerprint"])
     drawn: dict[tuple[str, float], int] = {}
     for item in evidence:
         key = item.unit.image_id, item.unit.sigma_pixel
