@@ -132,8 +132,10 @@ def execution_of(config: RunConfig) -> Execution:
 
 def keep_compiled() -> None:
     """Kernels that Triton and `torch.compile` make are kept beside the models: one process of a node waits for them."""
-    os.environ.setdefault("TRITON_CACHE_DIR", str(cache_folder("triton")))
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("inductor")))
+    if "TRITON_CACHE_DIR" not in os.environ:
+        os.environ["TRITON_CACHE_DIR"] = str(cache_folder("triton"))
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder("inductor"))
 
 
 def build_classifier(config: RunConfig, *, device: str) -> Voter:
