@@ -188,7 +188,7 @@ class ResampledConv(nn.Module):
 
 def _refuse_other_filter(expected: Tensor) -> Callable[[nn.Module, Any], None]:
     def check(layer: nn.Module, _: Any) -> None:
-        loaded = layer.resample_filter
+        loaded = layer.get_buffer("resample_filter")
         if not loaded.is_meta and not torch.equal(loaded.float().cpu(), expected):
             raise ValueError(f"a resample_filter of the weights is {loaded.tolist()}, not {expected.tolist()}")
 

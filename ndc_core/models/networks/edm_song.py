@@ -131,6 +131,8 @@ class SongUNet(nn.Module):
         embedding = self.embed(c_noise, label, augment)
         *blocks, (_, norm), (_, conv) = self.dec.items()
         if self.fused:
+            assert isinstance(norm, nn.GroupNorm)
+            assert isinstance(conv, ResampledConv)
             return run_unet(x, embedding, encoder=self.enc.items(), decoder=blocks, norm=norm, conv=conv)
         skips: list[Tensor] = []
         auxiliary = x

@@ -5,6 +5,7 @@ on two rows. Arithmetic is in float32.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -345,7 +346,7 @@ def scale_and_shift(parts: Sequence[Tensor], factors: Tensor | None, *, silu: bo
     rows, x_pixels, _ = _sizes(parts[0])
     height, width = (_side_after(side, resample) for side in parts[0].shape[2:])
     wide, offset = sum(part.shape[1] for part in parts), 0
-    like = {"dtype": parts[0].dtype, "device": parts[0].device, "memory_format": torch.channels_last}
+    like: dict[str, Any] = {"dtype": parts[0].dtype, "device": parts[0].device, "memory_format": torch.channels_last}
     out = torch.empty((rows, wide, height, width), **like)
     for x in parts:
         channels = x.shape[1]
