@@ -1,5 +1,6 @@
 """A run from configuration to report."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -32,6 +33,7 @@ from pipeline.workers.ray_pool import Metrics, Say, connect_ray, stop_on_signals
 from pipeline.workers.vote_actor import Receipt, VoteActor, VoterSettings, WaveActor, unit_row
 
 IMAGES_TOGETHER = 8
+PASSES_OF_A_GPU = 6  # as many are launched, or wait for their turn
 UNITS_BETWEEN_COMPACTIONS = 20_000
 
 
@@ -249,7 +251,8 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
     settings = VoterSettings(
         run.config, absolute(run.folder), run.law, run.fingerprint, run.num_classes, device=pool.device
     )
-    actor, together = (WaveActor, IMAGES_TOGETHER) if follows else (VoteActor, 1)
+    actor, fewest = (WaveActor, IMAGES_TOGETHER) if follows else (VoteActor, 1)
+    together = max(fewest, units_of_passes(run.law, passes=PASSES_OF_A_GPU if pool.gpus_per_actor else 1))
     stuck_seconds = run.config.compute.stuck_seconds
     metrics, exported = Metrics(str(run.folder)), SideChannel("Ray's metrics", say)
     for row in stream(rows, actor, settings, pool=pool, stuck_seconds=stuck_seconds, rows_together=together, say=say):
@@ -260,6 +263,11 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
             else:
                 metrics.add(units=1, votes=receipt.draws, evaluations=receipt.evaluations)
         yield receipt
+
+
+def units_of_passes(law: dict[str, Any], *, passes: int) -> int:
+    """How many units have the draws whose rows fill so many passes when each draw waits for one row's answer."""
+    return math.ceil(passes * law["compute"]["rows_per_pass"] / law["votes"]["per_unit"])
 
 
 def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[float], folder: UPath) -> Report:

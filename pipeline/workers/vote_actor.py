@@ -13,7 +13,8 @@ import torch
 
 from ndc_core.classifiers.scoring import NOBODY
 from ndc_core.noise.streams import Phase
-from ndc_core.voting import Poll, VoteCounts, Voter, hold_polls
+from ndc_core.polls import Poll, Voter
+from ndc_core.voting import VoteCounts, hold_polls
 from pipeline.certificates.stopping import Cell
 from pipeline.data.datasets import ImageRecord
 from pipeline.declaration.config import Device, RunConfig
@@ -151,17 +152,30 @@ class Following:
     cells: list[Cell]
     pieces: deque[tuple[Phase, int, int]]
 
-    def next_ballot(self) -> "Ballot | None":
-        """The next draws that any of its noise levels still needs, for those that do."""
+    def next_ballots(self) -> "Iterator[Ballot]":
+        """The next draws that its noise levels are known to need, for those that do: as far as the next look."""
         while self.pieces:
-            phase, _, stop = piece = self.pieces.popleft()
-            needing = [cell for cell in self.cells if phase == "selection" or stop <= cell.standing().needed]
+            phase, _, stop = piece = self.pieces[0]
+            needing = self._needing(phase, stop)
+            if needing is None:
+                return
+            self.pieces.popleft()
             if needing:
                 units = [WorkUnit(cell.image_id, self.label, cell.sigma_pixel, *piece) for cell in needing]
                 about = [cell.candidate if phase == "estimation" else None for cell in needing]
                 candidates = tuple(NOBODY if candidate is None else candidate for candidate in about)
-                return Ballot(units, self.record, candidates, self)
-        return None
+                yield Ballot(units, self.record, candidates, self)
+
+    def _needing(self, phase: Phase, stop: int) -> list[Cell] | None:
+        """The levels that need draws up to `stop`; None as long as votes that are out decide it for any level."""
+        if phase == "selection":
+            return self.cells
+        if any(cell.candidate is None for cell in self.cells):
+            return None
+        standings = [cell.standing() for cell in self.cells]
+        if any(standing.needed < stop and not standing.decided for standing in standings):
+            return None
+        return [cell for cell, standing in zip(self.cells, standings, strict=True) if stop <= standing.needed]
 
     def take(self, item: Evidence) -> None:
         next(cell for cell in self.cells if cell.sigma_pixel == item.unit.sigma_pixel).take(item)
@@ -327,9 +341,7 @@ class WaveActor(VoteActor):
                 Cell(unit.image_id, sigma, method_of(law, sigma), law["votes"]["selection"], classes)
                 for sigma in levels
             ]
-            first = Following(unit.label, record, cells, deque(draw_ranges(law, levels[0]))).next_ballot()
-            assert first is not None
-            yield first
+            yield from Following(unit.label, record, cells, deque(draw_ranges(law, levels[0]))).next_ballots()
 
     def next_ballots(self, ballot: Ballot) -> Iterable[Ballot]:
         following = ballot.following
@@ -337,8 +349,7 @@ class WaveActor(VoteActor):
         for unit in ballot.units:
             fingerprint = self.settings.fingerprint
             following.take(self.store.read_evidence(unit.unit_id(fingerprint), fingerprint=fingerprint))
-        coming = following.next_ballot()
-        return [coming] if coming else []
+        return following.next_ballots()
 
 
 def levels_of(config: RunConfig, unit: WorkUnit) -> tuple[float, ...]:
