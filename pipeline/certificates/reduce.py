@@ -1,10 +1,8 @@
 """Evidence to certificates: plain numpy in the driver."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ndc_core.certificates.certificate import Certificate
@@ -15,7 +13,6 @@ from pipeline.store.evidence import Evidence, EvidenceTable
 from pipeline.store.run_store import StoredImage
 
 LARGEST = "largest per image"
-ROUNDING = 1e-9  # far above that of a quotient of counts, far below what an image makes
 
 
 @dataclass(frozen=True)
@@ -91,76 +88,9 @@ def largest_of_each_image(certified: Sequence[CertifiedImage]) -> list[Certified
     return found
 
 
-@dataclass(frozen=True)
-class Attacked:
-    """Accuracy that attacks of each radius left standing, over the first so many images.
-
-    With `confirmed` falls it is an upper bound on the true robust accuracy, as the certified one is a lower bound;
-    otherwise, from an earlier program, an estimate.
-    """
-
-    images: int
-    accuracy: dict[float, float]
-    confirmed: bool = False
-
-    @property
-    def label(self) -> str:
-        return "under attack" if self.confirmed else "under attack, an estimate"
-
-
 def by_level(certified: Sequence[CertifiedImage], *, maximum_over_sigmas: bool) -> dict[str, list[CertifiedImage]]:
     """The certificates of each noise level, and last those of LARGEST, if the run declared a maximum."""
     levels = defaultdict(list)
     for item in certified:
         levels[f"{item.certificate.sigma_pixel:g}"].append(item)
     return {**levels, **({LARGEST: largest_of_each_image(certified)} if maximum_over_sigmas else {})}
-
-
-def certificate_rows(certified: Sequence[CertifiedImage]) -> list[dict[str, Any]]:
-    """Rows of certificates.parquet, by column name."""
-    return [
-        {
-            "image_id": item.image_id,
-            "label": item.label,
-            "correct": item.holds(0.0),
-            **asdict(item.certificate),
-            "evaluations": item.evaluations,
-            "seconds": item.seconds,
-        }
-        for item in certified
-    ]
-
-
-def cut(number: float, digits: int = 6) -> float:
-    """So many digits, never rounded up, so that a radius never exceeds the certified one (rule S7)."""
-    return math.floor(number * 10**digits) / 10**digits
-
-
-def cut_text(number: float, digits: int) -> str:
-    return f"{cut(number, digits):.{digits}f}"
-
-
-def percent(share: float | None, *, up: bool = False) -> str:
-    """Of a hundred, with one digit: a share of images rounded down, or up where it bounds from above."""
-    if share is None:
-        return ""
-    tenths = math.ceil(1000 * share - ROUNDING) if up else math.floor(1000 * share + ROUNDING)
-    return f"{tenths / 10:.1f} %"
-
-
-def certificate_tsv(certified: Sequence[CertifiedImage]) -> str:
-    """The log that this field's scripts read (predict is -1 for an abstention), with sigma_pixel as a last column.
-
-    The radius is cut, not rounded, to six digits, so that it never exceeds the certified one (rule S7).
-    """
-    index_of = {image_id: index for index, image_id in enumerate(dict.fromkeys(item.image_id for item in certified))}
-    lines = ["idx\tlabel\tpredict\tradius\tcorrect\ttime\tsigma_pixel"]
-    for item in certified:
-        certificate = item.certificate
-        predict = -1 if certificate.predicted is None else certificate.predicted
-        radius = cut(certificate.radius)
-        lines.append(
-            f"{index_of[item.image_id]}\t{item.label}\t{predict}\t{radius:.6f}\t{int(item.holds(0.0))}\t"
-            f"{timedelta(seconds=item.seconds)}\t{certificate.sigma_pixel:g}"
-        )
-    return "\n".join(lines) + "\n"

@@ -9,17 +9,18 @@ from typing import Any
 
 from upath import UPath
 
+from pipeline.certificates.attack_results import empirical_accuracy
 from pipeline.certificates.reduce import LARGEST, CertifiedImage, by_level, certify_images
 from pipeline.certificates.stopping import IncompleteRunError
 from pipeline.compare.method_tables import Contender, Outcome
 from pipeline.compare.tsv_logs import Log, LogError, LogRow, read_log
 from pipeline.data.datasets import ImageRecord, Listing
-from pipeline.declaration.config import DenoiseConfig, RunConfig, load_config
+from pipeline.declaration.config import DenoiseConfig, RunConfig
 from pipeline.declaration.procedure import method_name
+from pipeline.declaration.toml_files import load_config
 from pipeline.locations import exists, location
 from pipeline.store.evidence import EvidenceTable
 from pipeline.store.run_store import RunStore, StoreError
-from pipeline.workers.attack_actor import empirical_accuracy
 
 
 @dataclass(frozen=True)

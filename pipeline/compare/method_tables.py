@@ -7,9 +7,11 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
-from pipeline.certificates.reduce import LARGEST, Attacked, cut_text, percent
+from pipeline.certificates.attack_results import Attacked
+from pipeline.certificates.files import cut_text
+from pipeline.certificates.reduce import LARGEST
 from pipeline.report.curves import BEST, CONFIDENCE, Curve, best_of, interval_of
-from pipeline.report.tables import Table
+from pipeline.report.tables import Table, percent
 
 ALL_LEVELS = "all levels together"
 ACCURACY_CAPTION = (

@@ -9,27 +9,23 @@ from typing import Any
 
 from upath import UPath
 
-from pipeline.certificates.reduce import certify_images
 from pipeline.certificates.reuse import borrow
 from pipeline.data.datasets import examples_of
-from pipeline.declaration.declaration import refuse_undeclared_radii
 from pipeline.declaration.units import WorkUnit
 from pipeline.driver.prepare import PreparedRun, refuse_other_law
 from pipeline.driver.tracked_votes import TrackedVotes
 from pipeline.locations import LocationError, absolute
 from pipeline.progress import VoteProgress
-from pipeline.report.gallery import MOST_IMAGES
-from pipeline.report.report import Report, write_report
-from pipeline.side_channel import Listener, Listeners, SideChannel, in_time, safely
-from pipeline.store.devices import device_lines
+from pipeline.report.report import Report, reduce_and_report
+from pipeline.side_channel import Listener, Listeners, Say, SideChannel, in_time, safely
 from pipeline.store.event_log import RunLog
 from pipeline.store.evidence import EvidenceTable
 from pipeline.store.lease import Lease, held
 from pipeline.store.run_store import RunStore
-from pipeline.workers.attack_actor import empirical_accuracy
 from pipeline.workers.pools import NoGpuError, Pool, as_begun, kinds_of
-from pipeline.workers.ray_pool import Metrics, Say, connect_ray, stop_on_signals, stream
-from pipeline.workers.vote_actor import Receipt, VoteActor, VoterSettings, WaveActor, unit_row
+from pipeline.workers.ray_pool import Metrics, connect_ray, stop_on_signals, stream
+from pipeline.workers.rows import Receipt, unit_row
+from pipeline.workers.vote_actor import VoteActor, VoterSettings, WaveActor
 
 IMAGES_TOGETHER = 8
 UNITS_BETWEEN_COMPACTIONS = 20_000
@@ -260,36 +256,3 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
             else:
                 metrics.add(units=1, votes=receipt.draws, evaluations=receipt.evaluations)
         yield receipt
-
-
-def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[float], folder: UPath) -> Report:
-    """Derives certificates and report from a run's evidence alone; another alpha needs no model and no votes.
-
-    Raises:
-        ValueError: the run is incomplete, or a radius is none that a sequential run declared.
-    """
-    manifest, images = store.manifest(), store.images(shown=MOST_IMAGES)
-    law, fingerprint = manifest["law"], manifest["fingerprint"]
-    refuse_undeclared_radii(law, radii)
-    evidence = store.all_evidence(fingerprint=fingerprint)
-    certified = certify_images(
-        evidence,
-        images,
-        law=law,
-        num_classes=manifest["plan"]["classes"],
-        alpha=alpha,
-        resume_with=f"ndc certify {store.folder}",
-    )
-    return write_report(
-        folder,
-        certified,
-        images,
-        law=law,
-        alpha=law["certificate"]["alpha"] if alpha is None else alpha,
-        radii=radii,
-        title=f"Certified robustness: {store.folder.name}",
-        evidence_digest=evidence.digest,
-        empirical=empirical_accuracy(store.folder, fingerprint=fingerprint),
-        class_names=manifest["data"].get("classes"),
-        devices=device_lines(evidence.devices),
-    )

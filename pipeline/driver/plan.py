@@ -16,11 +16,12 @@ from pipeline.declaration.procedure import method_of
 from pipeline.driver.prepare import Planning, PreparedRun, prepare, read_inputs
 from pipeline.driver.services import say_services
 from pipeline.progress import duration
+from pipeline.side_channel import Say
 from pipeline.store.devices import DeviceRecord
 from pipeline.store.evidence import Evidence, evidence_content
 from pipeline.store.run_store import RunStore
 from pipeline.workers.measurement import SampledCell
-from pipeline.workers.ray_pool import Say, connect_ray
+from pipeline.workers.ray_pool import connect_ray
 
 REPETITIONS = 12  # of the declared procedure, on each sampled image
 RESAMPLES = 1000

@@ -21,11 +21,12 @@ from pipeline.declaration.config import RunConfig
 from pipeline.declaration.declaration import fingerprint_of, law_of, refuse_changes
 from pipeline.declaration.units import WorkUnit, draws_a_unit, plan_units
 from pipeline.progress import ReadingProgress
+from pipeline.side_channel import Say
 from pipeline.store.evidence import EvidenceTable
 from pipeline.store.run_store import RunStore
 from pipeline.workers.measurement import Measured, ToMeasure, measure
 from pipeline.workers.models import build_classifier, model_digests
-from pipeline.workers.ray_pool import Say, run_once
+from pipeline.workers.ray_pool import run_once
 
 IMAGES_TO_MEASURE = 8
 

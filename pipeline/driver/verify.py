@@ -11,18 +11,20 @@ from typing import Any
 import numpy as np
 from upath import UPath
 
-from pipeline.certificates.reduce import certificate_rows, certify_images
+from pipeline.certificates.files import certificate_rows, read_certificates
+from pipeline.certificates.reduce import certify_images
 from pipeline.certificates.stopping import Cells, IncompleteRunError, cells_of
 from pipeline.data.datasets import ImageRecord, Listing, list_images, source_of
-from pipeline.declaration.config import RunConfig, load_config
+from pipeline.declaration.config import RunConfig
 from pipeline.declaration.declaration import VOTE_VERSION, differences, fingerprint_of, law_of
+from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import plan_units
-from pipeline.driver.certify import reduce_and_report
 from pipeline.driver.redraw import Comparison, redrawn
 from pipeline.locations import exists, location, read
+from pipeline.report.report import reduce_and_report
 from pipeline.store.devices import device_lines
 from pipeline.store.evidence import Evidence, EvidenceTable, checked_rows
-from pipeline.store.run_store import RunStore, StoreError, read_certificates
+from pipeline.store.run_store import RunStore, StoreError
 from pipeline.workers.models import build_classifier, model_digests
 
 COMPARED_FILES = ("certificates.tsv", "summary.json", "table.md", "table.tex")

@@ -1,6 +1,5 @@
 """Training of the embedded denoiser, and of the embedded classifier, on a named data set with a progress bar."""
 
-import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,12 +17,9 @@ from ndc_core.checkpoints.image_classifiers import refuse_to_replace, save_small
 from ndc_core.training.denoiser import TrainingProgress, TrainingSpec, save_trained, train_denoiser
 from ndc_core.training.image_classifier import ClassifierSpec, train_classifier
 from pipeline.data.datasets import DATASETS, DatasetSpec, Example, Listing, examples_of, source_of
-from pipeline.progress import duration
+from pipeline.progress import SECONDS_BETWEEN_LINES, duration
+from pipeline.workers.compute import set_up_process, threads_for
 from pipeline.workers.cores import usable_cores
-from pipeline.workers.memory import keep_freed_memory
-
-SECONDS_BETWEEN_LINES = 5.0
-PIXELS_WORTH_THREADS = 256
 
 
 def train_on(dataset: str, out: Path, *, settings: dict[str, Any], heads: bool = False) -> None:
@@ -37,8 +33,7 @@ def train_on(dataset: str, out: Path, *, settings: dict[str, Any], heads: bool =
     spec = TrainingSpec(**settings)
     data, examples = training_images(dataset)
     out.mkdir(parents=True, exist_ok=True)
-    keep_freed_memory()
-    torch.set_num_threads(usable_cores())
+    set_up_process(threads=usable_cores())
     network = "small-heads" if heads else "small"
     labels = [example.label for example in examples]
     with TrainingBar(spec.steps) as bar:
@@ -63,8 +58,7 @@ def train_classifier_on(dataset: str, out: Path, *, settings: dict[str, Any]) ->
     spec = ClassifierSpec(**settings)
     data, examples = training_images(dataset)
     out.mkdir(parents=True, exist_ok=True)
-    keep_freed_memory()
-    torch.set_num_threads(threads_for(examples[0].image.shape))
+    set_up_process(threads=threads_for(examples[0].image.shape))
     labels = [example.label for example in examples]
     with TrainingBar(spec.steps) as bar:
         classifier = train_classifier(
@@ -85,12 +79,6 @@ def training_images(dataset: str) -> tuple[DatasetSpec, list[Example]]:
 def refuse_to_overwrite(out: Path) -> None:
     if (out / WEIGHTS_FILE).exists():
         raise ValueError(f"{out} holds a checkpoint already, which runs may depend on; choose another folder")
-
-
-def threads_for(image_shape: tuple[int, ...]) -> int:
-    """Threads meet at every operation, of which tiny images make many short ones: wherever another process has a core,
-    all wait for it (on two busy cores, 12 s distilled digits for 65 steps with two threads, for 442 with one)."""
-    return usable_cores() if math.prod(image_shape[1:]) >= PIXELS_WORTH_THREADS else 1
 
 
 def stacked(examples: list[Example]) -> UInt8[Tensor, "n c h w"]:

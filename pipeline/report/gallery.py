@@ -14,7 +14,8 @@ from ndc_core.noise.shared_path import WALKS, stations_of
 from ndc_core.noise.smoothing import NOISES
 from ndc_core.noise.streams import draw_generator
 from ndc_core.space import bytes_to_pixels, model_to_pixels
-from pipeline.certificates.reduce import CertifiedImage, cut
+from pipeline.certificates.files import cut
+from pipeline.certificates.reduce import CertifiedImage
 from pipeline.data.decoding import webp_bytes
 from pipeline.store.run_store import StoredImage, spread
 

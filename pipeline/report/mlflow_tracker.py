@@ -15,7 +15,8 @@ from filelock import FileLock
 from upath import UPath
 
 from pipeline.data.datasets import DatasetSpec
-from pipeline.declaration.config import RunConfig, load_config
+from pipeline.declaration.config import RunConfig
+from pipeline.declaration.toml_files import load_config
 from pipeline.locations import absolute, read
 from pipeline.report.mlflow_address import (
     TrackingError,

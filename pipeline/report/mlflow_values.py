@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from pipeline.certificates.reduce import LARGEST, CertifiedImage, percent
+from pipeline.certificates.reduce import LARGEST, CertifiedImage
 from pipeline.declaration.config import RunConfig
 from pipeline.report.report import Summary, accuracy_at
+from pipeline.report.tables import percent
 
 BEST = "best_sigma"
 BEST_ROW = "best sigma, chosen on this data"

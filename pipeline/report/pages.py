@@ -7,7 +7,8 @@ from typing import Any
 
 import jinja2
 
-from pipeline.certificates.reduce import CertifiedImage, cut
+from pipeline.certificates.files import cut
+from pipeline.certificates.reduce import CertifiedImage
 from pipeline.report.curves import Curve, interval_of
 from pipeline.report.figures import COLOURS
 from pipeline.report.gallery import gallery_data, picture_data, shown_items

@@ -9,7 +9,7 @@ from typing import Any
 
 from upath import UPath
 
-from pipeline.certificates.reduce import cut_text, percent
+from pipeline.certificates.files import cut_text
 from pipeline.certificates.reuse import drawn_once
 from pipeline.compare.compare import DeclaredRun, WrittenComparison, chosen_radii, compare, refuse_other_alphas
 from pipeline.compare.inputs import OpenedRun, open_contender, parse_argument
@@ -19,7 +19,7 @@ from pipeline.declaration.declaration import differences
 from pipeline.locations import publish
 from pipeline.report.curves import BEST, interval_of
 from pipeline.report.pages import sweep_page
-from pipeline.report.tables import Table, latex_page, markdown_page
+from pipeline.report.tables import Table, latex_page, markdown_page, percent
 from pipeline.store.run_store import RunStore
 from pipeline.sweep.figure import Panel, Shown, sweep_figure
 from pipeline.sweep.file import Point, Sweep

@@ -19,12 +19,13 @@ from pipeline.driver.prepare import Inputs, Measuring, PreparedRun, prepare, rea
 from pipeline.driver.services import say_services
 from pipeline.locations import exists, publish, read
 from pipeline.report.tables import Table
+from pipeline.side_channel import Say
 from pipeline.store.evidence import EvidenceTable
 from pipeline.store.run_store import RunStore, StoreError
 from pipeline.sweep.file import Point, Sweep
 from pipeline.sweep.results import WrittenSweep, refuse_what_cannot_be_compared, write_sweep
 from pipeline.workers.measurement import Measured
-from pipeline.workers.ray_pool import Say, connect_most
+from pipeline.workers.ray_pool import connect_most
 
 DECLARATION = "declared.json"
 # What decides how fast passes are, and how many rows are fastest.

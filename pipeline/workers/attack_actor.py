@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from upath import UPath
 
 from ndc_core.analysis.attacks import ScoreObjective, ascend, round_within
 from ndc_core.certificates.confidence_bounds import clopper_pearson_lower
@@ -23,17 +22,17 @@ from ndc_core.certificates.lipschitz import Lipschitz
 from ndc_core.noise.streams import draw_generator
 from ndc_core.space import bytes_to_pixels
 from ndc_core.voting import count_votes
-from pipeline.certificates.reduce import Attacked, CertifiedImage
+from pipeline.certificates.reduce import CertifiedImage
 from pipeline.data.datasets import ImageRecord
 from pipeline.data.decoding import png_bytes
 from pipeline.declaration.procedure import method_of
 from pipeline.locations import exists, location, publish, read
 from pipeline.store.evidence import checksum
 from pipeline.store.run_store import RunStore
-from pipeline.workers.vote_actor import Columns, VoterSettings, load_voter, rows_of
+from pipeline.workers.rows import Columns, rows_of
+from pipeline.workers.vote_actor import VoterSettings, load_voter
 from pipeline.workers.watchdog import LOADING, Journal
 
-SUMMARY = "attacks.json"
 # What an attack's votes say is confirmed by so many times as many fresh ones, or it does not count.
 CONFIRM_FACTOR, CONFIRM_ALPHA = 20, 1e-4
 RIVALS = 2
@@ -284,19 +283,3 @@ def _stands(cell: dict[str, Any], radius: float) -> bool:
         return not (certificate and certificate["confirmed"])
     fallen = [verdict["radius"] for verdict in cell["beyond"] if verdict["confirmed"]]
     return cell["right"] and not any(reached <= radius for reached in fallen)
-
-
-def empirical_accuracy(folder: UPath, *, fingerprint: str) -> dict[str, Attacked]:
-    """What attacks left standing in this run, by level and radius; empty if it was not attacked."""
-    path = folder / SUMMARY
-    found: dict[str, Any] = json.loads(read(path)) if exists(path) else {}
-    if found.get("fingerprint") != fingerprint:
-        return {}
-    return {
-        level: Attacked(
-            found["images"],
-            {float(radius): share for radius, share in shares.items()},
-            confirmed="falls_confirmed_at" in found,
-        )
-        for level, shares in found["empirical_accuracy"].items()
-    }

@@ -13,9 +13,8 @@ from ndc_core.models.rows_per_pass import Rate, fastest_rows, is_out_of_memory, 
 from ndc_core.noise.streams import Phase
 from ndc_core.voting import Poll, VoteCounts, Voter, hold_polls
 from pipeline.declaration.config import Device, RunConfig
-from pipeline.workers.memory import keep_freed_memory
+from pipeline.workers.compute import pick_device, set_up_process
 from pipeline.workers.models import build_classifier
-from pipeline.workers.vote_actor import pick_device
 
 SECONDS_OF_VOTES = 15.0
 MOST_DRAWS, FEWEST_DRAWS = 60, 8
@@ -66,10 +65,8 @@ def measure(asked: ToMeasure, device: Device = "auto") -> Measured:
     Raises:
         ValueError: the device that is asked for is not on this node, or a model that cannot be used.
     """
-    keep_freed_memory()
-    config = asked.config
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.compute.threads_per_actor)
+    config, threads = asked.config, torch.get_num_threads()
+    set_up_process(threads=config.compute.threads_per_actor)
     try:
         picked = pick_device(device, share=config.compute.gpus_per_actor or 1)
         rate = _rate(config, device=picked)

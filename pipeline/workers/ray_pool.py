@@ -19,12 +19,13 @@ from urllib.parse import quote
 import pyarrow as pa
 
 from pipeline.declaration.config import ComputeConfig, Device
-from pipeline.side_channel import SideChannel, in_one_line
+from pipeline.side_channel import Say, SideChannel, in_one_line
+from pipeline.workers.compute import why_no_cuda
 from pipeline.workers.cores import usable_cores
 from pipeline.workers.pools import Node, Pool, pool_of
 from pipeline.workers.ray_address import RayAddressError, check_ray, cluster_address, lend_token
+from pipeline.workers.rows import rows_of
 from pipeline.workers.signals import heard
-from pipeline.workers.vote_actor import rows_of, why_no_cuda
 from pipeline.workers.watchdog import Journal, Ledger, Place
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -48,7 +49,6 @@ HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_REQUES
 
 JOINING_SECONDS = 60.0  # of a Ray that answers
 
-Say = Callable[[str], None]
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 

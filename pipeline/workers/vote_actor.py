@@ -5,14 +5,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from ndc_core.classifiers.scoring import NOBODY
-from ndc_core.noise.streams import Phase
 from ndc_core.voting import Poll, VoteCounts, Voter, hold_polls
 from pipeline.certificates.stopping import Cell
 from pipeline.data.datasets import ImageRecord
@@ -24,30 +22,11 @@ from pipeline.store.devices import device_record
 from pipeline.store.event_log import log_of_actor
 from pipeline.store.evidence import Evidence
 from pipeline.store.run_store import RunStore
-from pipeline.workers.memory import keep_freed_memory
+from pipeline.workers.compute import pick_device, set_up_process
 from pipeline.workers.models import build_classifier, checkpoints_of, model_digests
+from pipeline.workers.rows import RECEIPT_COLUMNS, Columns, Receipt, rows_of, unit_of_row
+from pipeline.workers.unit_groups import Ballot, Following, levels_of
 from pipeline.workers.watchdog import LOADING, Journal
-
-Columns = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What became of a unit; `error` is empty unless it failed, and no other's votes can be kept either if `fatal`."""
-
-    unit_id: str
-    unit: str
-    image_id: str
-    sigma_pixel: float
-    draws: int
-    evaluations: int
-    seconds: float
-    host: str
-    error: str
-    fatal: bool
-
-
-RECEIPT_COLUMNS = tuple(field.name for field in fields(Receipt))
 
 
 @dataclass(frozen=True)
@@ -62,62 +41,14 @@ class VoterSettings:
     device: Device = "auto"
 
 
-def unit_row(unit: WorkUnit, record: ImageRecord) -> dict[str, Any]:
-    """A unit and its image's record as one row of a Ray dataset."""
-    return {**asdict(unit), **asdict(record)}
-
-
-def unit_of_row(row: dict[str, Any]) -> tuple[WorkUnit, ImageRecord]:
-    unit, record = ({name: row[name] for name in kind.__dataclass_fields__} for kind in (WorkUnit, ImageRecord))
-    return WorkUnit(**unit), ImageRecord(**record)
-
-
-def rows_of(batch: Columns) -> Iterator[dict[str, Any]]:
-    """The rows of a batch of columns, as plain Python values."""
-    columns = {name: column.tolist() for name, column in batch.items()}
-    for values in zip(*columns.values(), strict=True):
-        yield dict(zip(columns, values, strict=True))
-
-
-def pick_device(device: Device, *, share: float = 1.0) -> str:
-    """ "auto" is CUDA where torch can use it. The process takes no more than its share of the GPU's memory.
-
-    Raises:
-        ValueError: CUDA is asked for, and torch cannot use it.
-    """
-    why = "" if device == "cpu" else why_no_cuda()
-    if device == "cuda" and why:
-        raise ValueError(
-            f"compute.device is 'cuda', but {why}; install a build of torch for the GPU there, or set it to 'cpu'"
-        )
-    if device == "cpu" or why:
-        return "cpu"
-    if share < 1:
-        torch.cuda.set_per_process_memory_fraction(share)
-    return "cuda"
-
-
-def why_no_cuda() -> str:
-    """Why torch cannot use a GPU in this process; empty if it can."""
-    where = f"torch {torch.__version__} on {socket.gethostname()}"
-    if not torch.cuda.is_available():
-        return f"{where} sees no CUDA device"
-    try:
-        torch.zeros(1, device="cuda").add_(1)
-    except RuntimeError as error:
-        return f"{where} cannot use its CUDA device: {str(error).splitlines()[0]}"
-    return ""
-
-
 def load_voter(settings: VoterSettings) -> Voter:
     """The run's classifier on this node's device, in a process that does nothing else.
 
     Raises:
         ValueError: the model on this node is not the run's, or the device is not there.
     """
-    keep_freed_memory()
     compute = settings.config.compute
-    torch.set_num_threads(compute.threads_per_actor)
+    set_up_process(threads=compute.threads_per_actor)
     for name, digest in model_digests(settings.config).items():
         if digest != settings.law[name]:
             where = checkpoints_of(settings.config)[name]
@@ -140,56 +71,6 @@ def votes_of_unit(
     if isinstance(found, Exception):
         raise found
     return found[0]
-
-
-@dataclass(eq=False)
-class Following:
-    """An image whose draws depend on its votes so far, at one noise level or at several on one path."""
-
-    label: int
-    record: ImageRecord
-    cells: list[Cell]
-    pieces: deque[tuple[Phase, int, int]]
-
-    def next_ballot(self) -> "Ballot | None":
-        """The next draws that any of its noise levels still needs, for those that do."""
-        while self.pieces:
-            phase, _, stop = piece = self.pieces.popleft()
-            needing = [cell for cell in self.cells if phase == "selection" or stop <= cell.standing().needed]
-            if needing:
-                units = [WorkUnit(cell.image_id, self.label, cell.sigma_pixel, *piece) for cell in needing]
-                about = [cell.candidate if phase == "estimation" else None for cell in needing]
-                candidates = tuple(NOBODY if candidate is None else candidate for candidate in about)
-                return Ballot(units, self.record, candidates, self)
-        return None
-
-    def take(self, item: Evidence) -> None:
-        next(cell for cell in self.cells if cell.sigma_pixel == item.unit.sigma_pixel).take(item)
-
-
-@dataclass(eq=False)
-class Ballot:
-    """Units that are voted on together: the same draws of one image, at one noise level or at several on one path."""
-
-    units: list[WorkUnit]
-    record: ImageRecord
-    candidates: tuple[int, ...]
-    following: Following | None = None
-
-    def poll(self, config: RunConfig, image: np.ndarray) -> Poll:
-        first = self.units[0]
-        return Poll(
-            image=image,
-            image_id=first.image_id,
-            sigma_pixel=tuple(unit.sigma_pixel for unit in self.units),
-            noise=config.noise,
-            seed=config.seed,
-            phase=first.phase,
-            draws=range(first.draw_start, first.draw_stop),
-            keep_scores=config.certificate.method == "lipschitz",
-            candidates=self.candidates,
-            of_the_run=config.sigma_pixel,
-        )
 
 
 class VoteActor:
@@ -339,8 +220,3 @@ class WaveActor(VoteActor):
             following.take(self.store.read_evidence(unit.unit_id(fingerprint), fingerprint=fingerprint))
         coming = following.next_ballot()
         return [coming] if coming else []
-
-
-def levels_of(config: RunConfig, unit: WorkUnit) -> tuple[float, ...]:
-    """The noise levels that are voted on together with a unit, rising."""
-    return tuple(sorted(config.sigma_pixel)) if config.one_path else (unit.sigma_pixel,)

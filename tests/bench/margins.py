@@ -19,9 +19,9 @@ from ndc_core.certificates.lipschitz import Lipschitz
 from ndc_core.checkpoints.denoisers import load_denoiser
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.voting import count_votes
-from pipeline.declaration.config import load_config
 from pipeline.declaration.declaration import law_of
 from pipeline.declaration.procedure import method_of
+from pipeline.declaration.toml_files import load_config
 from tests.bench.bare import MODEL
 from tests.support.small_runs import digits, listing_of
 

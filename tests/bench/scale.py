@@ -23,16 +23,17 @@ import numpy as np
 
 from pipeline.certificates.reduce import certify_images
 from pipeline.data.datasets import Example, ImageRecord, Listing
-from pipeline.declaration.config import ComputeConfig, load_config
+from pipeline.declaration.config import ComputeConfig
 from pipeline.declaration.declaration import fingerprint_of, law_of
+from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import WorkUnit, plan_units
 from pipeline.driver.status import status_of
 from pipeline.locations import location, publish
 from pipeline.store.evidence import Evidence, table_of
-from pipeline.store.run_images import parquet_bytes
+from pipeline.store.parquet_io import parquet_bytes
 from pipeline.store.run_store import RunStore
 from pipeline.workers.ray_pool import connect_ray, stream
-from pipeline.workers.vote_actor import unit_row
+from pipeline.workers.rows import unit_row
 from pipeline.workers.watchdog import LOADING
 
 LOOSE = 20_000

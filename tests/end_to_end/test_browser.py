@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from pipeline.certificates.reduce import Attacked
+from pipeline.certificates.attack_results import Attacked
 from pipeline.report.curves import Curve, interval_of
 from pipeline.report.figures import COLOURS
 from pipeline.report.gallery import noisy_pixels

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from playwright.sync_api import Page, expect, sync_playwright
 
 from pipeline.certificates.reduce import CertifiedImage, by_level
-from pipeline.declaration.config import load_config
+from pipeline.declaration.toml_files import load_config
 from pipeline.locations import location
 from pipeline.report.mlflow_tracker import Tracker
 from pipeline.report.report import accuracy_at, summarise, write_report

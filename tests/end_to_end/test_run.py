@@ -10,9 +10,10 @@ import ray
 from ndc_core.checkpoints.denoisers import load_denoiser, save_denoiser
 from ndc_core.voting import count_votes
 from pipeline.declaration.declaration import LawChangedError
-from pipeline.driver.certify import UnitsFailedError, certify_run, reduce_and_report
+from pipeline.driver.certify import UnitsFailedError, certify_run
 from pipeline.driver.prepare import prepare
 from pipeline.locations import location
+from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
 from pipeline.workers.models import build_classifier
 from tests.support.small_runs import digits, small_config

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from pipeline.data.datasets import Example
-from pipeline.declaration.config import load_config
 from pipeline.declaration.declaration import fingerprint_of, law_of
-from pipeline.driver.certify import reduce_and_report
+from pipeline.declaration.toml_files import load_config
 from pipeline.driver.prepare import prepare
 from pipeline.locations import LocationError, location
 from pipeline.report.mlflow_address import TrackingError, without_password
 from pipeline.report.mlflow_tracker import connect
+from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
 from pipeline.workers.attack_actor import cell_id
 from pipeline.workers.ray_pool import HANDED_ON, _environment

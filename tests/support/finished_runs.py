@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.datasets import Example
-from pipeline.declaration.config import load_config
 from pipeline.declaration.declaration import fingerprint_of, law_of
+from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import plan_units
 from pipeline.locations import Where, location
 from pipeline.store.evidence import Evidence

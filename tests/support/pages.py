@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ndc_core.certificates.certificate import cohen
-from pipeline.certificates.reduce import Attacked, CertifiedImage, by_level
+from ndc_core.certificates.cohen import cohen
+from pipeline.certificates.attack_results import Attacked
+from pipeline.certificates.reduce import CertifiedImage, by_level
 from pipeline.report.curves import Curve, curve_of
 from pipeline.report.pages import comparison_page, html_page
 from pipeline.report.tables import Table

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from pipeline.data.datasets import DatasetSpec, Example, Listing, examples_of, source_of
 from pipeline.data.source import Split
-from pipeline.declaration.config import RunConfig, load_config
-from pipeline.driver.certify import reduce_and_report
+from pipeline.declaration.config import RunConfig
+from pipeline.declaration.toml_files import load_config
 from pipeline.driver.prepare import prepare
 from pipeline.locations import location
+from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
 from pipeline.workers.vote_actor import VoteActor, VoterSettings, WaveActor
 

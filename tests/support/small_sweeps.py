@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from pipeline.certificates.files import read_certificates
 from pipeline.data.datasets import examples_of
 from pipeline.declaration.config import RunConfig
-from pipeline.driver.certify import reduce_and_report
 from pipeline.driver.prepare import prepare
 from pipeline.locations import location
-from pipeline.store.run_store import RunStore, read_certificates
+from pipeline.report.report import reduce_and_report
+from pipeline.store.run_store import RunStore
 from pipeline.workers.vote_actor import VoteActor, VoterSettings, WaveActor
 
 SWEEP = """

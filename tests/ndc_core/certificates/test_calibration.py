@@ -15,7 +15,8 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import binomtest
 
 from ndc_core.certificates import sequential
-from ndc_core.certificates.certificate import Certificate, Cohen, Method, Tally, Terms
+from ndc_core.certificates.certificate import Certificate, Method, Tally, Terms
+from ndc_core.certificates.cohen import Cohen
 from ndc_core.certificates.lipschitz import Lipschitz
 from ndc_core.certificates.sequential import Sequential
 from ndc_core.classifiers.diffusion import DiffusionClassifier

@@ -11,7 +11,7 @@ import torch
 from ndc_core.checkpoints.denoisers import load_denoiser
 from ndc_core.checkpoints.image_classifiers import load_classifier
 from ndc_core.models.execution import DTYPES, Execution, Precision
-from pipeline.declaration.config import load_config
+from pipeline.declaration.toml_files import load_config
 from pipeline.workers.models import build_classifier, load_pair
 from tests.ndc_core.models.test_networks import golden_inputs, golden_network
 

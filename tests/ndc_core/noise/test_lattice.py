@@ -20,9 +20,9 @@ from ndc_core.noise.smoothing import rounded_gaussian_table
 from ndc_core.noise.streams import DrawNoise
 from ndc_core.space import pixels_to_model
 from ndc_core.voting import certify, count_votes
-from pipeline.declaration.config import load_config
 from pipeline.declaration.declaration import law_of
 from pipeline.declaration.procedure import method_of
+from pipeline.declaration.toml_files import load_config
 from tests.support.small_runs import digits, listing_of
 
 ONE_LEVEL = GridSpec(levels=(0.5, 1.0))  # one term, at sigma_model 1

@@ -1,19 +1,12 @@
 import pytest
 
-from ndc_core.certificates.certificate import cohen
-from pipeline.certificates.reduce import (
-    LARGEST,
-    CertifiedImage,
-    by_level,
-    certificate_rows,
-    certificate_tsv,
-    certify_images,
-    cut_text,
-    percent,
-)
+from ndc_core.certificates.cohen import cohen
+from pipeline.certificates.files import certificate_rows, certificate_tsv, cut_text
+from pipeline.certificates.reduce import LARGEST, CertifiedImage, by_level, certify_images
 from pipeline.certificates.stopping import IncompleteRunError
 from pipeline.declaration.declaration import UnsoundVotesError, refuse_unsound_votes
 from pipeline.declaration.units import WorkUnit
+from pipeline.report.tables import percent
 from pipeline.store.evidence import Evidence
 from pipeline.store.run_store import StoredImage
 

@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.certificates.reduce import certify_images
 from pipeline.certificates.reuse import borrow, drawn_once, ends_of, vote_law
-from pipeline.declaration.config import load_config
 from pipeline.declaration.declaration import fingerprint_of, law_of
 from pipeline.declaration.procedure import method_of
+from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import WorkUnit, plan_units
 from pipeline.locations import location
 from pipeline.store.evidence import Evidence

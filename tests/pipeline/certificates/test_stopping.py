@@ -1,6 +1,7 @@
 import pytest
 
-from ndc_core.certificates.certificate import Cohen, Terms
+from ndc_core.certificates.certificate import Terms
+from ndc_core.certificates.cohen import Cohen
 from ndc_core.certificates.sequential import Sequential
 from pipeline.certificates.stopping import Cell, IncompleteRunError, cells_of
 from pipeline.declaration.units import WorkUnit, draw_ranges

@@ -20,10 +20,10 @@ from pipeline.compare.inputs import open_contender, parse_argument
 from pipeline.compare.method_tables import Comparison
 from pipeline.compare.shared_images import OtherImagesError
 from pipeline.declaration.declaration import LawChangedError
-from pipeline.driver.certify import reduce_and_report
 from pipeline.locations import location
 from pipeline.report.curves import BEST, Curve, best_of, interval_of
 from pipeline.report.figures import LETTERS_OF_A_LINE, certified_accuracy_figure, curve_label
+from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
 from tests.support.finished_runs import EXAMPLES, example, finished_run, log_text
 from tests.support.pages import page_data

@@ -1,11 +1,11 @@
 import pytest
 
-from ndc_core.certificates.certificate import Cohen
+from ndc_core.certificates.cohen import Cohen
 from ndc_core.certificates.lipschitz import Lipschitz
 from ndc_core.certificates.sequential import Sequential
-from pipeline.declaration.config import load_config
 from pipeline.declaration.declaration import LawChangedError, law_of, refuse_undeclared_radii
 from pipeline.declaration.procedure import alpha_of_each, method_name, method_of
+from pipeline.declaration.toml_files import load_config
 from tests.support.small_runs import digits, listing_of
 
 LISTING = listing_of(digits("test", limit=1))

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.datasets import Example
-from pipeline.declaration.config import load_config
 from pipeline.declaration.declaration import law_of
 from pipeline.declaration.procedure import method_of
+from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import WorkUnit, plan_units
 from tests.support.small_runs import listing_of
 

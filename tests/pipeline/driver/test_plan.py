@@ -10,7 +10,7 @@ import pytest
 from ndc_core.certificates.certificate import Terms
 from ndc_core.certificates.sequential import Sequential
 from ndc_core.checkpoints.denoisers import CheckpointError
-from pipeline.declaration.config import load_config
+from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import UNIT_SECONDS, draws_a_unit
 from pipeline.driver import plan as plan_module
 from pipeline.driver import prepare as prepare_module

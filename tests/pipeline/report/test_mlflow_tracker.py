@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
-from pipeline.certificates.reduce import LARGEST, Attacked
-from pipeline.declaration.config import load_config
+from pipeline.certificates.attack_results import Attacked
+from pipeline.certificates.reduce import LARGEST
+from pipeline.declaration.toml_files import load_config
 from pipeline.locations import location
 from pipeline.report.mlflow_address import TrackingError
 from pipeline.report.mlflow_tracker import CHARTS, Tracker, charts_link, check_tracking, link_of_run, serving_command

@@ -14,7 +14,8 @@ from PIL import Image
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.shared_path import WALKS, stations_of
 from ndc_core.noise.streams import draw_generator
-from pipeline.certificates.reduce import Attacked, CertifiedImage
+from pipeline.certificates.attack_results import Attacked
+from pipeline.certificates.reduce import CertifiedImage
 from pipeline.report.curves import Curve, interval_of
 from pipeline.report.gallery import (
     CLASSES_LISTED,

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ndc_core.certificates.certificate import cohen
+from ndc_core.certificates.cohen import cohen
 from pipeline.certificates.reduce import CertifiedImage
 from pipeline.locations import location
 from pipeline.report.curves import curve_of

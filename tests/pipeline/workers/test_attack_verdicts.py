@@ -11,8 +11,9 @@ from scipy.special import ndtri
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.noise.grid import GridSpec
 from pipeline.certificates.reduce import CertifiedImage
-from pipeline.declaration.config import RunConfig, load_config
+from pipeline.declaration.config import RunConfig
 from pipeline.declaration.declaration import law_of
+from pipeline.declaration.toml_files import load_config
 from pipeline.locations import location
 from pipeline.workers.attack_actor import CONFIRM_FACTOR, AttackActor, AttackerSettings, AttackSettings, cell_row
 from pipeline.workers.vote_actor import VoterSettings

@@ -10,7 +10,7 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
-from ndc_core.certificates.certificate import cohen
+from ndc_core.certificates.cohen import cohen
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.scoring import NOBODY

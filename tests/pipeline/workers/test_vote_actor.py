@@ -10,15 +10,9 @@ from pipeline.declaration.config import RunConfig
 from pipeline.driver.prepare import PreparedRun, prepare
 from pipeline.locations import LocationError, location
 from pipeline.store.run_store import RunStore
-from pipeline.workers.vote_actor import (
-    RECEIPT_COLUMNS,
-    VoteActor,
-    VoterSettings,
-    WaveActor,
-    pick_device,
-    rows_of,
-    unit_row,
-)
+from pipeline.workers.compute import pick_device
+from pipeline.workers.rows import RECEIPT_COLUMNS, rows_of, unit_row
+from pipeline.workers.vote_actor import VoteActor, VoterSettings, WaveActor
 from tests.support.small_runs import digits, small_config
 
 
@@ -162,7 +156,7 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_actors_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     shares: list[float] = []
-    monkeypatch.setattr("pipeline.workers.vote_actor.why_no_cuda", lambda: "")
+    monkeypatch.setattr("pipeline.workers.compute.why_no_cuda", lambda: "")
     monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", shares.append)
     assert pick_device("auto", share=1.0) == pick_device("cuda", share=0.5) == "cuda"
     assert shares == [0.5]
