@@ -38,13 +38,26 @@ class Certificate:
 
 
 @dataclass(frozen=True)
+class LipschitzTerms:
+    """What the lipschitz certificate needs besides: what a score is made of, on images of `dimension` values.
+
+    Its radius comes within a share `precision` of that of the draws' mean margin before sampling stops.
+    """
+
+    grid: GridSpec
+    weight: str = "elbo"
+    loss_cap: float | None = None
+    dimension: int = 1
+    precision: float = 0.1
+
+
+@dataclass(frozen=True)
 class Terms:
     """What is declared about a certificate before the first draw.
 
     `votes` is the number of estimation draws, the most of them where a method may stop early. `distance` bounds how far
     (total variation, per draw) the noise is from the law that the theorem speaks of: that of the input, or for the
-    lipschitz certificate that of all steps. The last five are of the
-    lipschitz certificate.
+    lipschitz certificate, which has terms of its own besides, that of all steps.
     """
 
     sigma_pixel: float
@@ -53,11 +66,7 @@ class Terms:
     radii: tuple[float, ...] = ()
     distance: float = 0.0
     scope: str = "all images"
-    grid: GridSpec | None = None
-    weight: str = "elbo"
-    loss_cap: float | None = None
-    dimension: int = 1
-    precision: float = 0.1
+    lipschitz: LipschitzTerms | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ndc_core.certificates.certificate import Method, Terms
+from ndc_core.certificates.certificate import LipschitzTerms, Method, Terms
 from ndc_core.certificates.registry import CERTIFICATES
 from ndc_core.noise.grid import GridSpec, path_levels
 from ndc_core.noise.lattice import lattice_distance
@@ -37,15 +37,15 @@ def alpha_of_each(law: dict[str, Any], alpha: float | None = None) -> float:
     return total / len(law["sigma_pixel"]) if law["certificate"]["maximum_over_sigmas"] else total
 
 
-def _of_scores(classifier: dict[str, Any]) -> dict[str, Any]:
-    """What a diffusion classifier's scores are made of; baselines have none."""
-    if "grid" not in classifier:
-        return {}
-    return {
-        "grid": GridSpec(**classifier["grid"]),
-        "weight": classifier["weight"],
-        "loss_cap": classifier["loss_cap"],
-    }
+def _lipschitz_terms(law: dict[str, Any], dimension: int) -> LipschitzTerms:
+    classifier = law["classifier"]
+    return LipschitzTerms(
+        GridSpec(**classifier["grid"]),
+        weight=classifier["weight"],
+        loss_cap=classifier["loss_cap"],
+        dimension=dimension,
+        precision=law["certificate"].get("precision", 0.1),
+    )
 
 
 def _distance_and_scope(law: dict[str, Any], sigma_pixel: float, dimension: int) -> tuple[float, str]:
@@ -65,7 +65,7 @@ def _distance_and_scope(law: dict[str, Any], sigma_pixel: float, dimension: int)
 def method_of(law: dict[str, Any], sigma_pixel: float, *, alpha: float | None = None) -> Method:
     """The declared procedure; with another `alpha` than the declared one, for what is proved, not for when to stop."""
     dimension = math.prod(law["dataset"]["image_shape"])
-    certificate, classifier = law["certificate"], law["classifier"]
+    certificate = law["certificate"]
     distance, scope = _distance_and_scope(law, sigma_pixel, dimension)
     terms = Terms(
         sigma_pixel=sigma_pixel,
@@ -74,8 +74,6 @@ def method_of(law: dict[str, Any], sigma_pixel: float, *, alpha: float | None = 
         radii=tuple(certificate.get("radii", ())),
         distance=distance,
         scope=scope,
-        **_of_scores(classifier),
-        dimension=dimension,
-        precision=certificate.get("precision", 0.1),
+        lipschitz=_lipschitz_terms(law, dimension) if certificate["method"] == "lipschitz" else None,
     )
     return CERTIFICATES[certificate["method"]](terms)

@@ -15,7 +15,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import binomtest
 
 from ndc_core.certificates import sequential
-from ndc_core.certificates.certificate import Certificate, Method, Tally, Terms
+from ndc_core.certificates.certificate import Certificate, LipschitzTerms, Method, Tally, Terms
 from ndc_core.certificates.cohen import Cohen
 from ndc_core.certificates.lipschitz import Lipschitz
 from ndc_core.certificates.sequential import Sequential
@@ -210,9 +210,7 @@ def test_lipschitz() -> None:
     Sampling stops by the certificate's own rule.
     """
     grid = GridSpec(3, 2.0, "log", 0.5)
-    method = Lipschitz(
-        Terms(sigma_pixel=0.0, alpha=ALPHA, votes=761, grid=grid, weight="elbo", dimension=1, precision=0.3)
-    )
+    method = Lipschitz(Terms(sigma_pixel=0.0, alpha=ALPHA, votes=761, lipschitz=LipschitzTerms(grid, precision=0.3)))
     largest, share = -method.lowest_margin, 0.6
     assert len(build_grid(grid, tau_model=0.0).level) == 1
     truth = 0.5 * largest * (2 * share - 1)  # of the closer rival

@@ -1,6 +1,6 @@
 """Noise of DC's steps on lattices that contain the 8-bit grid: its law, and what the certificate may say of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from scipy.special import ndtr
 from scipy.stats import chisquare
 from torch import Tensor
 
-from ndc_core.certificates.certificate import Certificate, Tally, Terms
+from ndc_core.certificates.certificate import Certificate, LipschitzTerms, Tally, Terms
 from ndc_core.certificates.lipschitz import Lipschitz, margin_constant_pixel, rounding_of_margin
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.scoring import scores
@@ -65,7 +65,11 @@ def leaking_classifier() -> DiffusionClassifier:
 
 def certificate_of(image: np.ndarray) -> Certificate:
     terms = Terms(
-        sigma_pixel=0.0, alpha=0.001, votes=1000, grid=LEAKING, loss_cap=1.0, dimension=64, scope="8-bit images"
+        sigma_pixel=0.0,
+        alpha=0.001,
+        votes=1000,
+        scope="8-bit images",
+        lipschitz=LipschitzTerms(LEAKING, loss_cap=1.0, dimension=64),
     )
     named = {"sigma_pixel": 0.0, "noise": "none", "seed": 0, "image_id": "x", "keep_scores": True}
     selection, estimation = (
@@ -205,8 +209,9 @@ def test_sampled_scores_are_those_of_the_exact_law() -> None:
 
 
 def test_the_certificate_pays_for_the_tables_and_for_single_precision() -> None:
-    terms = {"sigma_pixel": 0.0, "alpha": 0.01, "votes": 500, "grid": ONE_LEVEL, "loss_cap": 0.2, "dimension": 64}
-    exact, off = Lipschitz(Terms(**terms)), Lipschitz(Terms(**terms, distance=1e-3))
+    own = LipschitzTerms(ONE_LEVEL, loss_cap=0.2, dimension=64)
+    terms = Terms(sigma_pixel=0.0, alpha=0.01, votes=500, lipschitz=own)
+    exact, off = Lipschitz(terms), Lipschitz(replace(terms, distance=1e-3))
     scores = np.random.default_rng(0).normal((0.0, 5.0), 1.0, (500, 2))
     tally = Tally([0, 9], [[0, 500]], scores[:9], scores)
     lower = exact.certificate(tally).margin_lower - off.certificate(tally).margin_lower
