@@ -3,12 +3,10 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ndc_core.certificates.certificate import Certificate
 from pipeline.certificates.stopping import cells_of
-from pipeline.declaration.declaration import refuse_unsound_votes
-from pipeline.declaration.procedure import method_of
+from pipeline.declaration.declaration import Declaration, refuse_unsound_votes
 from pipeline.store.evidence import Evidence, EvidenceTable
 from pipeline.store.run_store import StoredImage
 
@@ -40,7 +38,7 @@ def certify_images(
     evidence: EvidenceTable | Iterable[Evidence],
     images: Sequence[StoredImage],
     *,
-    law: dict[str, Any],
+    declaration: Declaration,
     num_classes: int,
     alpha: float | None,
     resume_with: str,
@@ -51,11 +49,11 @@ def certify_images(
         IncompleteRunError: votes are missing or a draw was counted twice; says of which image, and how to go on.
         UnsoundVotesError: the votes of an earlier version certify nothing.
     """
-    refuse_unsound_votes(law)
+    refuse_unsound_votes(declaration)
     labels = {image.image_id: image.label for image in images}
-    methods = {sigma_pixel: method_of(law, sigma_pixel, alpha=alpha) for sigma_pixel in law["sigma_pixel"]}
+    methods = {sigma_pixel: declaration.procedure(sigma_pixel, alpha=alpha) for sigma_pixel in declaration.sigma_pixel}
     certified = []
-    for cell in cells_of(law, images, evidence, num_classes=num_classes).values():
+    for cell in cells_of(declaration, images, evidence, num_classes=num_classes).values():
         tally = cell.finished(resume_with=resume_with)
         items = [item for phase in cell.evidence.values() for item in phase.values()]
         certified.append(

@@ -7,13 +7,13 @@ nothing but the decisions before it (rule S3).
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from ndc_core.certificates.certificate import Method, Tally
 from ndc_core.noise.streams import Phase
-from pipeline.declaration.procedure import method_of
+from pipeline.declaration.declaration import Declaration
 from pipeline.store.evidence import Evidence, EvidenceTable
 
 
@@ -174,10 +174,12 @@ class Cells(Mapping[Key, Cell]):
     """Every image at every noise level, in the order of a report. A cell is put together when it is asked for, so that
     one's evidence is in memory at a time."""
 
-    def __init__(self, law: dict[str, Any], images: Sequence[Named], evidence: Grouped, *, num_classes: int) -> None:
-        self.methods = {sigma_pixel: method_of(law, sigma_pixel) for sigma_pixel in law["sigma_pixel"]}
+    def __init__(
+        self, declaration: Declaration, images: Sequence[Named], evidence: Grouped, *, num_classes: int
+    ) -> None:
+        self.methods = {sigma_pixel: declaration.procedure(sigma_pixel) for sigma_pixel in declaration.sigma_pixel}
         self.keys_in_order = {(sigma, image.image_id): None for sigma in self.methods for image in images}
-        self.selection_votes, self.num_classes, self.evidence = law["votes"]["selection"], num_classes, evidence
+        self.selection_votes, self.num_classes, self.evidence = declaration.selection_votes, num_classes, evidence
 
     def __len__(self) -> int:
         return len(self.keys_in_order)
@@ -198,7 +200,7 @@ class Cells(Mapping[Key, Cell]):
 
 
 def cells_of(
-    law: dict[str, Any], images: Sequence[Named], evidence: EvidenceTable | Iterable[Evidence], *, num_classes: int
+    declaration: Declaration, images: Sequence[Named], evidence: EvidenceTable | Iterable[Evidence], *, num_classes: int
 ) -> Cells:
     """Every image at every noise level, with its evidence.
 
@@ -207,7 +209,7 @@ def cells_of(
             of it begin at the same draw.
     """
     grouped: Grouped = evidence if isinstance(evidence, EvidenceTable) else ByCell(evidence)
-    cells = Cells(law, images, grouped, num_classes=num_classes)
+    cells = Cells(declaration, images, grouped, num_classes=num_classes)
     for key in grouped.cells():
         if key not in cells.keys_in_order:
             raise IncompleteRunError(f"{grouped.of_cell(key)[0].unit}: the run has no such image or noise level")

@@ -43,12 +43,10 @@ def _on_images(images: Sequence[tuple[str, Mapping[str, Seen]]], shared: int) ->
 def _on_alpha(runs: Sequence[tuple[str, OpenedRun]], alpha: float | None) -> Iterator[str]:
     if not runs:
         return
-    declared = runs[0][1].law["certificate"]["alpha"]
+    declared = runs[0][1].declaration.alpha
     yield f"Each certificate of a run is wrong with a probability of at most {declared if alpha is None else alpha:g}."
     changed = [
-        f"{name} with {run.law['certificate']['alpha']:g}"
-        for name, run in runs
-        if alpha not in (None, run.law["certificate"]["alpha"])
+        f"{name} with {run.declaration.alpha:g}" for name, run in runs if alpha not in (None, run.declaration.alpha)
     ]
     if changed:
         yield (
@@ -56,14 +54,14 @@ def _on_alpha(runs: Sequence[tuple[str, OpenedRun]], alpha: float | None) -> Ite
             "without a look at the results."
         )
     for name, run in runs:
-        if run.law["certificate"]["maximum_over_sigmas"]:
+        if run.declaration.maximum_over_sigmas:
             yield f"{name} shares this among its noise levels, for the row with each image's largest radius."
 
 
 def _on_sampling(runs: Sequence[tuple[str, OpenedRun]]) -> Iterator[str]:
     stopped = defaultdict(list)
     for name, run in runs:
-        if radii := run.law["certificate"].get("radii"):
+        if radii := run.declaration.radii:
             stopped[tuple(radii)].append(name)
     for radii, names in stopped.items():
         natural = "" if 0.0 in radii else " natural accuracy,"

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Protocol
+from typing import Protocol
 
 from upath import UPath
 
@@ -24,7 +24,7 @@ from pipeline.compare.method_tables import (
 )
 from pipeline.compare.shared_images import ids_of_log, shared_images
 from pipeline.declaration.config import RunConfig
-from pipeline.declaration.declaration import LawChangedError, refuse_undeclared_radii
+from pipeline.declaration.declaration import Declaration, DeclarationChangedError, refuse_undeclared_radii
 from pipeline.locations import exists, publish
 from pipeline.report.figures import certified_accuracy_figure
 from pipeline.report.pages import comparison_page
@@ -42,7 +42,7 @@ class DeclaredRun(Protocol):
     @property
     def where(self) -> UPath: ...
     @property
-    def law(self) -> dict[str, Any]: ...
+    def declaration(self) -> Declaration: ...
     @property
     def config(self) -> RunConfig: ...
 
@@ -94,16 +94,16 @@ def comparison_of(
             found += one.contenders(name, ids[id(one)])
     contenders = in_order([restricted(contender, shared) for contender in found])
     remarks = remarks_on(named, contenders, sources, shared=len(shared), alpha=alpha)
-    declared = next((run.law["certificate"]["alpha"] for run in runs), None)
+    declared = next((run.declaration.alpha for run in runs), None)
     return Comparison(contenders, chosen, alpha if runs and alpha is not None else declared, remarks)
 
 
 def refuse_other_alphas(runs: Sequence[DeclaredRun]) -> None:
-    """Raises LawChangedError, naming two runs that were declared with different alphas."""
-    alphas = [run.law["certificate"]["alpha"] for run in runs]
+    """Raises DeclarationChangedError, naming two runs that were declared with different alphas."""
+    alphas = [run.declaration.alpha for run in runs]
     for run, alpha in zip(runs, alphas, strict=True):
         if alpha != alphas[0]:
-            raise LawChangedError(
+            raise DeclarationChangedError(
                 f"{runs[0].where} was declared with alpha {alphas[0]:g}, {run.where} with {alpha:g}: their radii hold "
                 f"with different probability; give one alpha for all, as --alpha {max(alpha, alphas[0]):g}"
             )
@@ -113,7 +113,7 @@ def chosen_radii(runs: Sequence[DeclaredRun], radii: Sequence[float] | None) -> 
     """The asked radii, or else all that the runs declared; without radius 0, which every table has.
 
     Raises:
-        LawChangedError: a sequential run did not aim at one.
+        DeclarationChangedError: a sequential run did not aim at one.
     """
     if not runs and radii is None:
         raise ValueError("logs alone declare no radii; give those of the table, as --radii 0.25,0.5,1")
@@ -121,11 +121,12 @@ def chosen_radii(runs: Sequence[DeclaredRun], radii: Sequence[float] | None) -> 
     chosen = sorted(set(declared if radii is None else radii))
     for run in runs:
         try:
-            refuse_undeclared_radii(run.law, [radius for radius in chosen if radius > 0])
-        except LawChangedError as error:
-            aims = [set(one.law["certificate"]["radii"]) for one in runs if "radii" in one.law["certificate"]]
+            refuse_undeclared_radii(run.declaration, [radius for radius in chosen if radius > 0])
+        except DeclarationChangedError as error:
+            aims = [set(other.declaration.radii) for other in runs if other.declaration.radii is not None]
             common = ",".join(f"{radius:g}" for radius in sorted(set.intersection(*aims))) or "0"
-            raise LawChangedError(f"{run.where}: {error}. These runs can be compared at --radii {common}") from error
+            hint = f"These runs can be compared at --radii {common}"
+            raise DeclarationChangedError(f"{run.where}: {error}. {hint}") from error
     return tuple(radius for radius in chosen if radius > 0)
 
 

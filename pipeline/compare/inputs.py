@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any
 
 from upath import UPath
 
@@ -16,7 +15,7 @@ from pipeline.compare.method_tables import Contender, Outcome
 from pipeline.compare.tsv_logs import Log, LogError, LogRow, read_log
 from pipeline.data.datasets import ImageRecord, Listing
 from pipeline.declaration.config import DenoiseConfig, RunConfig
-from pipeline.declaration.procedure import method_name
+from pipeline.declaration.declaration import Declaration
 from pipeline.declaration.toml_files import load_config
 from pipeline.locations import exists, location
 from pipeline.store.evidence import EvidenceTable
@@ -61,7 +60,7 @@ class OpenedRun:
     """A run whose declaration and images are read, and its evidence not yet."""
 
     argument: Argument
-    law: dict[str, Any]
+    declaration: Declaration
     fingerprint: str
     num_classes: int
     config: RunConfig
@@ -73,7 +72,7 @@ class OpenedRun:
 
     @property
     def default_name(self) -> str:
-        return method_name(self.law)
+        return self.declaration.method_name
 
     @property
     def images(self) -> dict[str, Seen]:
@@ -86,7 +85,7 @@ class OpenedRun:
             ValueError: the run does not know the places in the data set.
         """
         data = self.config.dataset
-        if in_data and (data.ids is not None or self.law["dataset"]["corrupt"]):
+        if in_data and (data.ids is not None or self.declaration.corrupt_images):
             chosen = "chose its images by id" if data.ids is not None else "left out corrupt images"
             raise ValueError(
                 f"{self.where} {chosen}, so that their places in the data are unknown and a log's idx tells nothing; "
@@ -107,7 +106,7 @@ class OpenedRun:
             certified = certify_images(
                 evidence,
                 store.images(),
-                law=self.law,
+                declaration=self.declaration,
                 num_classes=self.num_classes,
                 alpha=alpha,
                 resume_with=f"ndc certify {self.where}",
@@ -115,7 +114,7 @@ class OpenedRun:
         except IncompleteRunError as error:
             raise IncompleteRunError(f"{self.where} cannot be compared: {error}") from error
         empirical = empirical_accuracy(self.where, fingerprint=self.fingerprint)
-        levels = by_level(certified, maximum_over_sigmas=self.law["certificate"]["maximum_over_sigmas"])
+        levels = by_level(certified, maximum_over_sigmas=self.declaration.maximum_over_sigmas)
         return [
             Contender(
                 method,
@@ -133,9 +132,9 @@ class OpenedRun:
     @property
     def network(self) -> str:
         """The folders of the checkpoints that are evaluated, and the beginnings of their digests."""
-        found = {self.config.model: self.law["model_sha256"]}
+        found = {self.config.model: self.declaration.digest("model_sha256")}
         if isinstance(self.config.classifier, DenoiseConfig):
-            found[self.config.classifier.network] = self.law["network_sha256"]
+            found[self.config.classifier.network] = self.declaration.digest("network_sha256")
         return " + ".join(f"{PurePosixPath(where).name} ({digest[:8]})" for where, digest in found.items())
 
 
@@ -215,11 +214,11 @@ def open_run(argument: Argument, *, alpha: float | None) -> OpenedRun:
         raise StoreError(f"{where} is a run, and knows its noise levels; leave out @{argument.level:g}")
     store = RunStore(where)
     manifest, records = store.manifest(), store.pictures.records()
-    law = manifest["law"]
-    if Listing(records, tuple(law["dataset"]["image_shape"])).digest != law["dataset"]["sha256"]:
+    declaration = Declaration.from_json(manifest["law"])
+    if Listing(records, declaration.image_shape).digest != declaration.images_sha256:
         raise StoreError(f"{where}/images.parquet is not what the run was declared with; restore it")
     config = load_config(f"{where}/run.toml", [] if alpha is None else [f"certificate.alpha={alpha}"])
-    return OpenedRun(argument, law, manifest["fingerprint"], manifest["plan"]["classes"], config, records)
+    return OpenedRun(argument, declaration, manifest["fingerprint"], manifest["plan"]["classes"], config, records)
 
 
 def open_log(argument: Argument) -> OpenedLog:

@@ -20,9 +20,11 @@ from ndc_core.space import sigma_to_model
 from pipeline.data.datasets import DatasetSpec
 from pipeline.data.decoding import RESAMPLING
 from pipeline.data.formats import FORMATS
-from pipeline.declaration.procedure import method_of
+from pipeline.declaration.procedure import ProcedureSpec, ScoreSpec
 
 STRICT = ConfigDict(extra="forbid")
+# Of an image, for whose like most can be certified: the larger, the smaller is the Lipschitz constant.
+LARGEST_DIMENSION = 10**9
 MOST_SIGMAS = 7.8  # no radius reaches further: the bound on a probability would have to exceed 1 - 2^-48
 Device = Literal["auto", "cpu", "cuda"]
 # Keys whose values are names of a registry.
@@ -293,10 +295,25 @@ class RunConfig(Section):
     @property
     def reach(self) -> float:
         """No certificate exceeds it, whatever is drawn."""
-        # The size of image for which most can be certified: large ones have the smaller Lipschitz constant.
-        shape = [10**9] if self.certificate.method == "lipschitz" else [1]
-        law = {**self.model_dump(mode="json"), "dataset": {"image_shape": shape}}
-        return max(method_of(law, sigma).largest_radius for sigma in self.sigma_pixel)
+        dimension = LARGEST_DIMENSION if self.certificate.method == "lipschitz" else 1
+        spec = self.procedure_spec
+        return max(spec.procedure(sigma, dimension=dimension).largest_radius for sigma in self.sigma_pixel)
+
+    @property
+    def procedure_spec(self) -> ProcedureSpec:
+        own, certificate = self.diffusion, self.certificate
+        scores = ScoreSpec(own.grid, own.weight, own.loss_cap, own.one_path) if own else None
+        return ProcedureSpec(
+            certificate.method,
+            certificate.alpha,
+            certificate.maximum_over_sigmas,
+            self.votes.estimation,
+            certificate.radii,
+            certificate.precision,
+            self.sigma_pixel,
+            self.noise,
+            scores,
+        )
 
     @model_validator(mode="after")
     def _something_can_be_certified(self) -> Self:

@@ -77,7 +77,7 @@ def _results(
     certified = certify_images(
         store.all_evidence(fingerprint=run.fingerprint),
         store.images(),
-        law=run.law,
+        declaration=run.declaration,
         num_classes=run.num_classes,
         alpha=None,
         resume_with=run.resume_command,
@@ -94,7 +94,7 @@ def _results(
     for remark in pool.remarks:
         say(remark)
     voter = VoterSettings(
-        run.config, absolute(run.folder), run.law, run.fingerprint, run.num_classes, device=pool.device
+        run.config, absolute(run.folder), run.declaration, run.fingerprint, run.num_classes, device=pool.device
     )
     progress, results, failed = CountProgress("attacked", len(rows)), [], []
     attackers, shown = AttackerSettings(voter, settings), SideChannel("the progress display", say)

@@ -12,7 +12,7 @@ from upath import UPath
 from pipeline.certificates.reuse import borrow
 from pipeline.data.datasets import examples_of
 from pipeline.declaration.units import WorkUnit
-from pipeline.driver.prepare import PreparedRun, refuse_other_law
+from pipeline.driver.prepare import PreparedRun, refuse_other_declaration
 from pipeline.driver.tracked_votes import TrackedVotes
 from pipeline.locations import LocationError, absolute
 from pipeline.progress import VoteProgress
@@ -57,7 +57,7 @@ def certify_run(
     if not store.is_declared():
         connect_ray(run.config.compute, say=say)  # actors that cannot be anywhere leave no folder behind
     with held(run.folder, force=force, say=say) as lease, RunLog(run.folder, say=say) as log:
-        refuse_other_law(store, run.law)  # another driver may have been here since `prepare`
+        refuse_other_declaration(store, run.declaration)  # another driver may have been here since `prepare`
         if not store.is_declared():
             examples = examples_of(run.config.dataset, run.source, channels=run.listing.image_shape[0], corrupt=[])
             store.declare(run.manifest(), config_toml=run.config.to_toml(), records=run.records, examples=examples)
@@ -98,7 +98,7 @@ def tracker_of(run: PreparedRun) -> Any:
         return None
     from pipeline.report.mlflow_tracker import Tracker
 
-    return Tracker(run.config, folder=run.folder, law=run.law, fingerprint=run.fingerprint)
+    return Tracker(run.config, folder=run.folder, declaration=run.declaration, fingerprint=run.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Session:
     def _borrow(self, evidence: EvidenceTable, lender: UPath) -> EvidenceTable:
         run = self.run
         votes, evaluations = borrow(
-            self.store, run.law, evidence, run.records, num_classes=run.num_classes, lender=lender
+            self.store, run.declaration, evidence, run.records, num_classes=run.num_classes, lender=lender
         )
         if not votes:
             return evidence
@@ -243,7 +243,7 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
     }
     rows = [unit_row(unit, record_of[unit.image_id]) for unit in sent.values()]
     settings = VoterSettings(
-        run.config, absolute(run.folder), run.law, run.fingerprint, run.num_classes, device=pool.device
+        run.config, absolute(run.folder), run.declaration, run.fingerprint, run.num_classes, device=pool.device
     )
     actor, together = (WaveActor, IMAGES_TOGETHER) if follows else (VoteActor, 1)
     stuck_seconds = run.config.compute.stuck_seconds

@@ -12,7 +12,6 @@ from upath import UPath
 from ndc_core.analysis.self_test import Exactness
 from ndc_core.certificates.certificate import Method, Tally
 from pipeline.declaration.config import RunConfig
-from pipeline.declaration.procedure import method_of
 from pipeline.driver.prepare import Planning, PreparedRun, prepare, read_inputs
 from pipeline.driver.services import say_services
 from pipeline.progress import duration
@@ -169,7 +168,7 @@ def _amounts(run: PreparedRun, cells: Sequence[SampledCell]) -> tuple[Amount, Am
 
 def _simulated(run: PreparedRun, cell: SampledCell, rng: np.random.Generator) -> list[tuple[float, float]]:
     """Votes and evaluations of the sampled image, were its declared procedure carried out."""
-    method, selection = method_of(run.law, cell.sigma_pixel), run.config.votes.selection
+    method, selection = run.declaration.procedure(cell.sigma_pixel), run.config.votes.selection
     of_each = {phase: evaluations / cell.draws for phase, evaluations in cell.evaluations.items()}
     found: list[tuple[float, float]] = []
     for _ in range(REPETITIONS):

@@ -18,7 +18,7 @@ from pipeline.data.datasets import (
 )
 from pipeline.data.source import Source
 from pipeline.declaration.config import RunConfig
-from pipeline.declaration.declaration import fingerprint_of, law_of, refuse_changes
+from pipeline.declaration.declaration import Declaration, declare, refuse_changes
 from pipeline.declaration.units import WorkUnit, draws_a_unit, plan_units
 from pipeline.progress import ReadingProgress
 from pipeline.side_channel import Say
@@ -40,7 +40,7 @@ class PreparedRun:
     source: Source
     listing: Listing
     units: dict[str, WorkUnit]  # by unit id
-    law: dict[str, Any]
+    declaration: Declaration
     fingerprint: str
     num_classes: int
     most_evaluations_per_vote: int
@@ -70,7 +70,7 @@ class PreparedRun:
         absent = {unit_id: unit for unit_id, unit in self.units.items() if unit_id not in there}
         if not self.stops_early:
             return absent
-        cells = cells_of(self.law, self.records, evidence, num_classes=self.num_classes)
+        cells = cells_of(self.declaration, self.records, evidence, num_classes=self.num_classes)
         needed = {key: cell.standing().needed for key, cell in cells.items()}
         return {
             unit_id: unit
@@ -115,7 +115,7 @@ class PreparedRun:
             "label_order": self.source.label_order,
             "classes": self.source.class_names,
         }
-        return {"fingerprint": self.fingerprint, "law": self.law, "plan": plan, "data": data}
+        return {"fingerprint": self.fingerprint, "law": self.declaration.to_json(), "plan": plan, "data": data}
 
 
 def silent(line: str) -> None:
@@ -184,17 +184,17 @@ def prepare(
     config, measured = with_sizes(config, store, measuring, plan)
     data = replace(config.dataset, label_order=source.label_order)  # run.toml states what was taken
     config = config.model_copy(update={"dataset": data})
-    law = law_of(config, listing, models=inputs.digests)
-    fingerprint = fingerprint_of(law)
-    refuse_other_law(store, law)
-    units = {unit.unit_id(fingerprint): unit for unit in plan_units(law, listing.records)}
+    declaration = declare(config, listing, models=inputs.digests)
+    fingerprint = declaration.fingerprint
+    refuse_other_declaration(store, declaration)
+    units = {unit.unit_id(fingerprint): unit for unit in plan_units(declaration, listing.records)}
     return PreparedRun(
         config,
         folder,
         source,
         listing,
         units,
-        law,
+        declaration,
         fingerprint,
         inputs.num_classes,
         inputs.most_evaluations_per_vote,
@@ -246,8 +246,8 @@ def with_sizes(
     """The configuration with the sizes of passes and units that the run was declared with, or else measured here."""
     rows, per_unit, measured = config.compute.rows_per_pass, config.votes.per_unit, None
     if store.is_declared():
-        law = store.manifest()["law"]
-        rows, per_unit = rows or law["compute"]["rows_per_pass"], per_unit or law["votes"]["per_unit"]
+        declaration = store.declaration()
+        rows, per_unit = rows or declaration.rows_per_pass, per_unit or declaration.votes_per_unit
     stated = plan.evaluations_per_second if plan else None
     if stated:
         measured = Measured("", rows or 1, stated, ())
@@ -271,7 +271,7 @@ def with_sizes(
     return config.model_copy(update=chosen), measured
 
 
-def refuse_other_law(store: RunStore, law: dict[str, Any]) -> None:
-    """Raises LawChangedError if the folder holds a run of another law."""
+def refuse_other_declaration(store: RunStore, declaration: Declaration) -> None:
+    """Raises DeclarationChangedError if the folder holds a run of another law."""
     if store.is_declared():
-        refuse_changes(store.manifest()["law"], law, folder=str(store.folder))
+        refuse_changes(store.declaration(), declaration, folder=str(store.folder))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
 from filelock import FileLock
@@ -16,6 +16,7 @@ from upath import UPath
 
 from pipeline.data.datasets import DatasetSpec
 from pipeline.declaration.config import RunConfig
+from pipeline.declaration.declaration import Declaration
 from pipeline.declaration.toml_files import load_config
 from pipeline.locations import absolute, read
 from pipeline.report.mlflow_address import (
@@ -59,13 +60,15 @@ CHARTS = "workflowType=machine_learning&compareRunsMode=CHART"
 class Tracker:
     """The MLflow run that belongs to one law and one run folder."""
 
-    def __init__(self, config: RunConfig, *, folder: UPath, law: dict[str, Any], fingerprint: str) -> None:
+    def __init__(self, config: RunConfig, *, folder: UPath, declaration: Declaration, fingerprint: str) -> None:
         self.folder, database = absolute(folder), database_of(tracking_uri())
         with FileLock(f"{database}.lock") if database else nullcontext():  # the first initialisation races
             self.uri, self.client, experiment = connect(config.experiment)
             self.experiment_id = str(experiment.experiment_id) if experiment else self._created(config.experiment)
-        tags, found = tags_of(config, law), find_run(self.client, self.experiment_id, self.folder, fingerprint)
-        self.run_id = found or self._create(f"{tags['method']}: {folder.name}", law, fingerprint, config.dataset)
+        tags, found = tags_of(config, declaration), find_run(self.client, self.experiment_id, self.folder, fingerprint)
+        self.run_id = found or self._create(
+            f"{tags['method']}: {folder.name}", declaration, fingerprint, config.dataset
+        )
         for name, value in tags.items():  # those that are not of the law may have changed
             self.client.set_tag(self.run_id, name, value)
         self.client.update_run(self.run_id, status="RUNNING")
@@ -81,13 +84,14 @@ class Tracker:
         location = Path(DEFAULT_ARTIFACTS).absolute().as_uri() if local else None
         return str(self.client.create_experiment(name, artifact_location=location))
 
-    def _create(self, name: str, law: dict[str, Any], fingerprint: str, data: DatasetSpec) -> str:
+    def _create(self, name: str, declaration: Declaration, fingerprint: str, data: DatasetSpec) -> str:
         from mlflow.entities import Dataset, DatasetInput, Param
 
         tags = {"ndc.fingerprint": fingerprint, "ndc.folder": self.folder, NOTE: description(None, self.folder)}
         run = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
-        self.client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in flatten(law).items()])
-        dataset = Dataset(name=data.name, digest=law["dataset"]["sha256"][:32], source_type="ndc", source=data.name)
+        params = [Param(key, value) for key, value in flatten(declaration.to_json()).items()]
+        self.client.log_batch(run.info.run_id, params=params)
+        dataset = Dataset(name=data.name, digest=declaration.images_sha256[:32], source_type="ndc", source=data.name)
         self.client.log_inputs(run.info.run_id, [DatasetInput(dataset)])
         return str(run.info.run_id)
 

@@ -11,7 +11,7 @@ from pipeline.certificates.attack_results import Attacked, empirical_accuracy
 from pipeline.certificates.files import certificate_rows, certificate_tsv, cut_text, write_certificates
 from pipeline.certificates.reduce import CertifiedImage, by_level, certify_images
 from pipeline.data.classes import listed
-from pipeline.declaration.declaration import refuse_undeclared_radii
+from pipeline.declaration.declaration import Declaration, refuse_undeclared_radii
 from pipeline.locations import publish
 from pipeline.report.chance import chance_warning
 from pipeline.report.curves import curve_of
@@ -147,7 +147,7 @@ def write_report(
     certified: Sequence[CertifiedImage],
     images: Sequence[StoredImage],
     *,
-    law: dict[str, Any],
+    declaration: Declaration,
     alpha: float,
     radii: Sequence[float],
     title: str,
@@ -158,7 +158,7 @@ def write_report(
 ) -> Report:
     """Writes certificates, tables, pictures and the page into a folder; `class_names` are by label, `devices` are
     remarks for the page."""
-    levels = by_level(certified, maximum_over_sigmas=law["certificate"]["maximum_over_sigmas"])
+    levels = by_level(certified, maximum_over_sigmas=declaration.maximum_over_sigmas)
     summary = summarise(levels, alpha=alpha, radii=radii, empirical=empirical, class_names=class_names)
     write_certificates(folder / "certificates.parquet", certificate_rows(certified), evidence_digest=evidence_digest)
     table = accuracy_table(summary)
@@ -181,7 +181,7 @@ def write_report(
             scope=summary.scope,
             certified=certified,
             images=images,
-            law=law,
+            declaration=declaration,
             warnings=summary.warnings,
             classes=classes,
             class_names=class_names or (),
@@ -201,13 +201,13 @@ def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[f
         ValueError: the run is incomplete, or a radius is none that a sequential run declared.
     """
     manifest, images = store.manifest(), store.images(shown=MOST_IMAGES)
-    law, fingerprint = manifest["law"], manifest["fingerprint"]
-    refuse_undeclared_radii(law, radii)
+    declaration, fingerprint = Declaration.from_json(manifest["law"]), manifest["fingerprint"]
+    refuse_undeclared_radii(declaration, radii)
     evidence = store.all_evidence(fingerprint=fingerprint)
     certified = certify_images(
         evidence,
         images,
-        law=law,
+        declaration=declaration,
         num_classes=manifest["plan"]["classes"],
         alpha=alpha,
         resume_with=f"ndc certify {store.folder}",
@@ -216,8 +216,8 @@ def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[f
         folder,
         certified,
         images,
-        law=law,
-        alpha=law["certificate"]["alpha"] if alpha is None else alpha,
+        declaration=declaration,
+        alpha=declaration.alpha if alpha is None else alpha,
         radii=radii,
         title=f"Certified robustness: {store.folder.name}",
         evidence_digest=evidence.digest,

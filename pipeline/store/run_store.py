@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from pipeline.data.datasets import Example, ImageRecord
+from pipeline.declaration.declaration import Declaration
 from pipeline.declaration.units import WorkUnit
 from pipeline.locations import (
     LocationError,
@@ -102,6 +103,10 @@ class RunStore:
             raise
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path} is damaged ({error}); restore it, or start again in another folder") from error
+
+    def declaration(self) -> Declaration:
+        """What the run declared. Raises StoreError as `manifest`."""
+        return Declaration.from_json(self.manifest()["law"])
 
     def is_declared(self) -> bool:
         return exists(self.folder / "run.json")

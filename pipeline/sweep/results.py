@@ -15,7 +15,7 @@ from pipeline.compare.compare import DeclaredRun, WrittenComparison, chosen_radi
 from pipeline.compare.inputs import OpenedRun, open_contender, parse_argument
 from pipeline.compare.method_tables import Contender, best_curve, level_json, levels_of
 from pipeline.compare.shared_images import OtherImagesError
-from pipeline.declaration.declaration import differences
+from pipeline.declaration.declaration import Declaration, differences
 from pipeline.locations import publish
 from pipeline.report.curves import BEST, interval_of
 from pipeline.report.pages import sweep_page
@@ -52,7 +52,7 @@ class Result:
 
     def tells_of(self, radius: float) -> bool:
         """A sequential run stops as soon as its own radii are decided; beyond its reach there is nothing to decide."""
-        anywhere = "radii" not in self.run.law["certificate"]
+        anywhere = self.run.declaration.radii is None
         return anywhere or radius in self.radii or radius > self.run.config.reach
 
     @property
@@ -100,7 +100,9 @@ def refuse_what_cannot_be_compared(runs: Sequence[DeclaredRun]) -> None:
     refuse_other_alphas(runs)
     chosen_radii(runs, None)
     for run in runs[1:]:
-        if other := differences(runs[0].law["dataset"], run.law["dataset"], key="dataset"):
+        if other := differences(
+            runs[0].declaration.recorded["dataset"], run.declaration.recorded["dataset"], key="dataset"
+        ):
             raise OtherImagesError(
                 f"{runs[0].where} and {run.where} are over different images ({'; '.join(other)}), so that they cannot "
                 "be compared; give the points of a sweep the same data"
@@ -154,7 +156,8 @@ def lead_of(sweep: Sweep, folder: UPath, varied: Sequence[Result]) -> tuple[str,
         store.all_evidence(fingerprint=manifest["fingerprint"])
         for store, manifest in zip(stores, manifests, strict=True)
     ]
-    votes, evaluations = drawn_once(list(zip((manifest["law"] for manifest in manifests), evidence, strict=True)))
+    declarations = [Declaration.from_json(manifest["law"]) for manifest in manifests]
+    votes, evaluations = drawn_once(list(zip(declarations, evidence, strict=True)))
     alone = sum(table.draws for table in evidence), sum(table.evaluations for table in evidence)
     total = (
         f"{len(sweep.points)} runs drew {votes:,} votes with {evaluations:,} evaluations; each by itself, they would "

@@ -25,7 +25,6 @@ from ndc_core.voting import count_votes
 from pipeline.certificates.reduce import CertifiedImage
 from pipeline.data.datasets import ImageRecord
 from pipeline.data.decoding import png_bytes
-from pipeline.declaration.procedure import method_of
 from pipeline.locations import exists, location, publish, read
 from pipeline.store.evidence import checksum
 from pipeline.store.run_store import RunStore
@@ -226,7 +225,7 @@ class AttackActor:
         """
         drawn = self._draw(row, image, f"confirmation at {radius}", CONFIRM_FACTOR * self.settings.attack.votes)
         if self.config.certificate.method == "lipschitz":
-            method = method_of(self.settings.voter.law, row["sigma_pixel"])
+            method = self.settings.voter.declaration.procedure(row["sigma_pixel"])
             assert isinstance(method, Lipschitz)
             margins = drawn.scores[:, [rival]] - drawn.scores[:, [target]]
             wealth = log_wealth_of_means(margins, lowest=method.lowest_margin, mean=0.0)

@@ -15,7 +15,7 @@ from ndc_core.voting import Poll, VoteCounts, Voter, hold_polls
 from pipeline.certificates.stopping import Cell
 from pipeline.data.datasets import ImageRecord
 from pipeline.declaration.config import Device, RunConfig
-from pipeline.declaration.procedure import method_of
+from pipeline.declaration.declaration import Declaration
 from pipeline.declaration.units import WorkUnit, draw_ranges
 from pipeline.locations import LocationError, NoSpaceError, is_local
 from pipeline.store.devices import device_record
@@ -35,7 +35,7 @@ class VoterSettings:
 
     config: RunConfig
     run_folder: str
-    law: dict[str, Any]
+    declaration: Declaration
     fingerprint: str
     num_classes: int
     device: Device = "auto"
@@ -50,7 +50,7 @@ def load_voter(settings: VoterSettings) -> Voter:
     compute = settings.config.compute
     set_up_process(threads=compute.threads_per_actor)
     for name, digest in model_digests(settings.config).items():
-        if digest != settings.law[name]:
+        if digest != settings.declaration.digest(name):
             where = checkpoints_of(settings.config)[name]
             raise ValueError(f"the model at {where} is not the one this run was started with")
     return build_classifier(settings.config, device=pick_device(settings.device, share=compute.gpus_per_actor or 1))
@@ -201,14 +201,14 @@ class WaveActor(VoteActor):
     """
 
     def first_ballots(self, rows: Iterable[tuple[WorkUnit, ImageRecord]]) -> Iterator[Ballot]:
-        law, classes = self.settings.law, self.settings.num_classes
+        declaration, classes = self.settings.declaration, self.settings.num_classes
         for unit, record in rows:
             levels = levels_of(self.settings.config, unit)
             cells = [
-                Cell(unit.image_id, sigma, method_of(law, sigma), law["votes"]["selection"], classes)
+                Cell(unit.image_id, sigma, declaration.procedure(sigma), declaration.selection_votes, classes)
                 for sigma in levels
             ]
-            first = Following(unit.label, record, cells, deque(draw_ranges(law, levels[0]))).next_ballot()
+            first = Following(unit.label, record, cells, deque(draw_ranges(declaration, levels[0]))).next_ballot()
             assert first is not None
             yield first
 

@@ -120,7 +120,7 @@ BREAKAGES = (
         "S5",
         "each level of a maximum keeps all of alpha",
         "pipeline/declaration/procedure.py",
-        'return total / len(law["sigma_pixel"]) if law["certificate"]["maximum_over_sigmas"] else total',
+        "return total / len(self.sigma_pixel) if self.maximum_over_sigmas else total",
         "return total",
         "pipeline/declaration/test_procedure.py",
     ),

@@ -65,7 +65,7 @@ def computed(config: RunConfig, folder: Path) -> RunStore:
     store = RunStore(run.folder)
     examples = examples_of(config.dataset, run.source, channels=run.listing.image_shape[0], corrupt=[])
     store.declare(run.manifest(), config_toml=config.to_toml(), records=run.records, examples=examples)
-    settings = VoterSettings(config, str(folder), run.law, run.fingerprint, num_classes=run.num_classes)
+    settings = VoterSettings(config, str(folder), run.declaration, run.fingerprint, num_classes=run.num_classes)
     record_of = {record.image_id: record for record in run.records}
     units = {unit.cell if config.follows_images else unit: unit for unit in run.units.values()}
     actor = (WaveActor if config.follows_images else VoteActor)(settings)

@@ -61,7 +61,7 @@ def alone(config: RunConfig, folder: Path) -> None:
     store = RunStore(run.folder)
     examples = examples_of(run.config.dataset, run.source, channels=run.listing.image_shape[0], corrupt=[])
     store.declare(run.manifest(), config_toml=run.config.to_toml(), records=run.records, examples=examples)
-    settings = VoterSettings(run.config, str(run.folder), run.law, run.fingerprint, num_classes=run.num_classes)
+    settings = VoterSettings(run.config, str(run.folder), run.declaration, run.fingerprint, num_classes=run.num_classes)
     kind, units = VoteActor, list(run.units.values())
     if config.follows_images:
         kind, units = WaveActor, list({unit.cell: unit for unit in units}.values())

@@ -20,8 +20,7 @@ from ndc_core.noise.smoothing import rounded_gaussian_table
 from ndc_core.noise.streams import DrawNoise
 from ndc_core.space import pixels_to_model
 from ndc_core.voting import certify, count_votes
-from pipeline.declaration.declaration import law_of
-from pipeline.declaration.procedure import method_of
+from pipeline.declaration.declaration import Declaration, declare
 from pipeline.declaration.toml_files import load_config
 from tests.support.small_runs import digits, listing_of
 
@@ -230,16 +229,16 @@ def test_computed_losses_stay_within_the_stated_rounding() -> None:
     assert (2 * (computed - exact).abs() <= rounding_of_margin(np.ones(1), dimension=64, loss_cap=None)).all()
 
 
-def law(*assignments: str) -> dict:
-    return law_of(load_config("lipschitz", list(assignments)), listing_of(digits("test", limit=1)), models={})
+def law(*assignments: str) -> Declaration:
+    return declare(load_config("lipschitz", list(assignments)), listing_of(digits("test", limit=1)), models={})
 
 
 def test_the_scope_is_8_bit_images_and_that_of_votes_with_float_steps_says_so() -> None:
     declared = law()
-    terms = method_of(declared, 0.0).terms
+    terms = declared.procedure(0.0).terms
     assert terms.scope == "8-bit images"
     assert 0 < terms.distance < 1e-12
-    earlier = method_of({**declared, "vote_version": 5}, 0.0).terms
+    earlier = Declaration({**declared.recorded, "vote_version": 5}).procedure(0.0).terms
     assert earlier.scope == "all images, if floating-point noise is taken for exact"
 
 

@@ -7,9 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.certificates.reduce import certify_images
-from pipeline.certificates.reuse import borrow, drawn_once, ends_of, vote_law
-from pipeline.declaration.declaration import fingerprint_of, law_of
-from pipeline.declaration.procedure import method_of
+from pipeline.certificates.reuse import borrow, drawn_once, ends_of, vote_key
+from pipeline.declaration.declaration import Declaration, declare
 from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import WorkUnit, plan_units
 from pipeline.locations import location
@@ -40,13 +39,13 @@ def law_for(*assignments: str, model: str = "m") -> dict:
     rest = ["certificate.method=cohen", "certificate.radii=[0.0]", "compute.rows_per_pass=32"]
     classifier = "classifier={name='epndc', weight='edm', grid={points=4, sigma_model_max=2.0}}"
     config = load_config("fast", [classifier, *small, *rest, *assignments])
-    return law_of(config, LISTING, models={"model_sha256": model, "unconditional": "null_label"})
+    return declare(config, LISTING, models={"model_sha256": model, "unconditional": "null_label"})
 
 
-def declared(folder: Path, law: dict, votes: Votes | None = None) -> RunStore:
+def declared(folder: Path, law: Declaration, votes: Votes | None = None) -> RunStore:
     """A run with the votes that a function gives for each unit; without one, none are there."""
-    store, fingerprint = RunStore(location(folder)), fingerprint_of(law)
-    manifest = {"law": law, "fingerprint": fingerprint, "plan": {"classes": CLASSES}}
+    store, fingerprint = RunStore(location(folder)), law.fingerprint
+    manifest = {"law": law.to_json(), "fingerprint": fingerprint, "plan": {"classes": CLASSES}}
     store.declare(manifest, config_toml="", records=LISTING.records, examples=iter(EXAMPLES))
     for unit in plan_units(law, LISTING.records) if votes else ():
         if found := votes(unit):
@@ -59,7 +58,7 @@ def evidence_of(store: RunStore):
 
 
 def borrowed(store: RunStore, lender: RunStore) -> tuple[int, int]:
-    law = store.manifest()["law"]
+    law = store.declaration()
     return borrow(store, law, evidence_of(store), LISTING.records, num_classes=CLASSES, lender=lender.folder)
 
 
@@ -75,7 +74,7 @@ def borrowed(store: RunStore, lender: RunStore) -> tuple[int, int]:
     ],
 )
 def test_what_decides_no_single_vote_leaves_it_shared(assignments: list[str]) -> None:
-    assert vote_law(law_for(*assignments)) == vote_law(law_for())
+    assert vote_key(law_for(*assignments)) == vote_key(law_for())
 
 
 @pytest.mark.parametrize(
@@ -91,23 +90,23 @@ def test_what_decides_no_single_vote_leaves_it_shared(assignments: list[str]) ->
     ],
 )
 def test_what_decides_a_vote_keeps_runs_apart(assignments: list[str]) -> None:
-    assert vote_law(law_for(*assignments)) != vote_law(law_for())
+    assert vote_key(law_for(*assignments)) != vote_key(law_for())
 
 
 def test_other_models_data_and_versions_keep_runs_apart() -> None:
     law = law_for()
     changed = [
         law_for(model="other"),
-        {**law, "vote_version": 0},
-        {**law, "dataset": {**law["dataset"], "sha256": "0"}},
+        Declaration({**law.recorded, "vote_version": 0}),
+        Declaration({**law.recorded, "dataset": {**law.recorded["dataset"], "sha256": "0"}}),
     ]
-    assert len({vote_law(one) for one in [law, *changed]}) == 4
+    assert len({vote_key(one) for one in [law, *changed]}) == 4
 
 
 def test_on_one_path_and_for_scores_runs_share_less() -> None:
-    assert vote_law(law_for(*ONE_PATH)) != vote_law(law_for(*ONE_PATH, "sigma_pixel=[0.0625]"))
+    assert vote_key(law_for(*ONE_PATH)) != vote_key(law_for(*ONE_PATH, "sigma_pixel=[0.0625]"))
     lipschitz = law_for(*LIPSCHITZ, "certificate.method=lipschitz", "votes.estimation=4000")
-    assert vote_law(lipschitz) != vote_law({**lipschitz, "certificate": {"method": "cohen"}})
+    assert vote_key(lipschitz) != vote_key(Declaration({**lipschitz.recorded, "certificate": {"method": "cohen"}}))
 
 
 def test_units_end_where_any_of_the_runs_stops_and_only_if_they_differ() -> None:
@@ -115,7 +114,7 @@ def test_units_end_where_any_of_the_runs_stops_and_only_if_they_differ() -> None
     assert ends_of(laws) == (3, 10, 40, 1000)
     assert ends_of([law_for(), law_for("certificate.alpha=0.1"), law_for("sigma_pixel=[0.5]")]) == ()
     sequential = law_for("certificate.method=sequential", "votes.estimation=1000")
-    assert set(method_of(sequential, 0.25).looks) < set(ends_of([law_for(), sequential]))
+    assert set(sequential.procedure(0.25).looks) < set(ends_of([law_for(), sequential]))
 
 
 def test_a_run_takes_over_what_it_lacks_at_the_cost_that_it_had(tmp_path: Path) -> None:
@@ -128,7 +127,7 @@ def test_a_run_takes_over_what_it_lacks_at_the_cost_that_it_had(tmp_path: Path) 
     assert {item.unit for item in found} == set(plan_units(law, LISTING.records))
     assert {(item.evaluations / item.unit.draws, item.seconds, item.finished_unix) for item in found} == {(3, 2.0, 7.0)}
     assert borrowed(store, lender) == (0, 0)
-    pairs = [(one.manifest()["law"], evidence_of(one)) for one in (lender, store)]
+    pairs = [(one.declaration(), evidence_of(one)) for one in (lender, store)]
     assert drawn_once(pairs) == (200, 600)
 
 
@@ -137,7 +136,7 @@ def test_what_a_run_has_drawn_itself_stays(tmp_path: Path) -> None:
     law = law_for()
     store = declared(tmp_path / "borrower", law)
     own = next(iter(plan_units(law, LISTING.records)))
-    store.publish(Evidence(own, {2: own.draws}, 9, 9.0, 9.0, "cpu"), fingerprint=fingerprint_of(law))
+    store.publish(Evidence(own, {2: own.draws}, 9, 9.0, 9.0, "cpu"), fingerprint=law.fingerprint)
     assert borrowed(store, lender) == (100 - own.draws, 300 - 3 * own.draws)
     assert next(item for item in evidence_of(store) if item.unit == own).votes == {2: own.draws}
 
@@ -199,7 +198,7 @@ def test_a_run_that_stops_early_takes_no_vote_beyond_its_stop(tmp_path: Path) ->
     votes, _ = borrowed(store, lender)
     assert 2 * 10 < votes < 2 * 2010
     found = certify_images(
-        evidence_of(store), store.images(), law=law, num_classes=CLASSES, alpha=None, resume_with="nothing"
+        evidence_of(store), store.images(), declaration=law, num_classes=CLASSES, alpha=None, resume_with="nothing"
     )
     assert [item.certificate.predicted for item in found] == [1, 1]
     assert votes == sum(10 + item.certificate.votes for item in found)

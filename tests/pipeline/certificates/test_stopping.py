@@ -4,18 +4,21 @@ from ndc_core.certificates.certificate import Terms
 from ndc_core.certificates.cohen import Cohen
 from ndc_core.certificates.sequential import Sequential
 from pipeline.certificates.stopping import Cell, IncompleteRunError, cells_of
+from pipeline.declaration.declaration import Declaration
 from pipeline.declaration.units import WorkUnit, draw_ranges
 from pipeline.store.evidence import Evidence
 
 TERMS = Terms(sigma_pixel=0.25, alpha=0.001, votes=1000, radii=(0.25, 0.5))
-LAW = {
-    "sigma_pixel": [0.25],
-    "noise": "float",
-    "votes": {"selection": 10, "estimation": 1000, "per_unit": 60},
-    "dataset": {"image_shape": [1, 8, 8]},
-    "classifier": {"grid": {"points": 4, "sigma_model_max": 1.5}, "weight": "edm", "loss_cap": None},
-    "certificate": {"method": "sequential", "alpha": 0.001, "maximum_over_sigmas": False, "radii": [0.25, 0.5]},
-}
+LAW = Declaration(
+    {
+        "sigma_pixel": [0.25],
+        "noise": "float",
+        "votes": {"selection": 10, "estimation": 1000, "per_unit": 60},
+        "dataset": {"image_shape": [1, 8, 8]},
+        "classifier": {"grid": {"points": 4, "sigma_model_max": 1.5}, "weight": "edm", "loss_cap": None},
+        "certificate": {"method": "sequential", "alpha": 0.001, "maximum_over_sigmas": False, "radii": [0.25, 0.5]},
+    }
+)
 
 
 def item(phase: str, start: int, stop: int, *, wrong: int = 0) -> Evidence:

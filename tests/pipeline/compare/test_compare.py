@@ -19,7 +19,7 @@ from pipeline.compare.compare import Opened, compare, names_of, radii_of
 from pipeline.compare.inputs import open_contender, parse_argument
 from pipeline.compare.method_tables import Comparison
 from pipeline.compare.shared_images import OtherImagesError
-from pipeline.declaration.declaration import LawChangedError
+from pipeline.declaration.declaration import DeclarationChangedError
 from pipeline.locations import location
 from pipeline.report.curves import BEST, Curve, best_of, interval_of
 from pipeline.report.figures import LETTERS_OF_A_LINE, certified_accuracy_figure, curve_label
@@ -217,7 +217,9 @@ def test_one_alpha_makes_runs_of_different_alpha_comparable(tmp_path: Path, out:
     strict, loose = (
         finished_run(tmp_path / name, SOME, f"certificate.alpha={alpha}") for name, alpha in (("a", 0.001), ("b", 0.01))
     )
-    with pytest.raises(LawChangedError, match=r"a was declared with alpha 0.001, .*b with 0.01: .* --alpha 0.01"):
+    with pytest.raises(
+        DeclarationChangedError, match=r"a was declared with alpha 0.001, .*b with 0.01: .* --alpha 0.01"
+    ):
         compared(f"A={strict}", f"B={loose}", out=out)
     written = compared(f"A={strict}", f"B={loose}", out=out, alpha=0.01)
     for radii in fall(written.comparison).values():
@@ -326,9 +328,9 @@ def test_a_sequential_run_is_refused_at_radii_that_it_did_not_aim_at(tmp_path: P
         tmp_path / "a", SOME, "certificate.method=sequential", "certificate.radii=[0.05, 0.1]", "votes.estimation=400"
     )
     fixed = finished_run(tmp_path / "b", SOME, "certificate.radii=[0.1, 0.2]")
-    with pytest.raises(LawChangedError, match=r"a: radius 0.2 was not declared.*compared at --radii 0.05,0.1$"):
+    with pytest.raises(DeclarationChangedError, match=r"a: radius 0.2 was not declared.*compared at --radii 0.05,0.1$"):
         compared(aimed, fixed, out=out)
-    with pytest.raises(LawChangedError, match=r"radius 0.07 was not declared"):
+    with pytest.raises(DeclarationChangedError, match=r"radius 0.07 was not declared"):
         compared(aimed, fixed, out=out, radii=(0.07,))
 
 

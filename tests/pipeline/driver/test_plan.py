@@ -42,13 +42,12 @@ def test_the_range_of_a_sequential_run_holds_its_true_expected_cost(monkeypatch:
     truth = SELECTION + np.mean([votes_until_stop(p, rng) for p in probabilities for _ in range(40)])
     votes = SimpleNamespace(selection=SELECTION)
     run = SimpleNamespace(
-        law={},
+        declaration=SimpleNamespace(procedure=lambda sigma_pixel: METHOD),
         config=SimpleNamespace(votes=votes),
         records=range(IMAGES),
         votes=IMAGES * (SELECTION + 2000),
         most_evaluations_per_vote=30,
     )
-    monkeypatch.setattr(plan_module, "method_of", lambda law, sigma: METHOD)
     held = 0
     for _ in range(20):
         cells = [sampled(rng.choice(probabilities), 60, rng) for _ in range(8)]
@@ -120,12 +119,12 @@ def test_units_are_sized_by_the_rate_and_stay_so_on_resume(tiny_model: Path, tmp
     config = small_config(tiny_model, "votes.estimation=4000")
     open_ended = config.model_copy(update={"votes": config.votes.model_copy(update={"per_unit": None})})
     first = stated(open_ended, tmp_path, 7.5)  # 15 evaluations a vote: a vote in two seconds
-    assert first.law["votes"]["per_unit"] == UNIT_SECONDS / 2
-    assert stated(open_ended, tmp_path, 1.5).law["votes"]["per_unit"] == UNIT_SECONDS / 10
-    assert stated(open_ended, tmp_path, 1500.0).law["votes"]["per_unit"] == 4 * 4010 // 100
-    run_json = {"law": first.law, "fingerprint": first.fingerprint, "plan": {}}
+    assert first.declaration.votes_per_unit == UNIT_SECONDS / 2
+    assert stated(open_ended, tmp_path, 1.5).declaration.votes_per_unit == UNIT_SECONDS / 10
+    assert stated(open_ended, tmp_path, 1500.0).declaration.votes_per_unit == 4 * 4010 // 100
+    run_json = {"law": first.declaration.to_json(), "fingerprint": first.fingerprint, "plan": {}}
     (tmp_path / "run.json").write_text(json.dumps(run_json))
-    assert prepare(open_ended, location(tmp_path)).law == first.law
+    assert prepare(open_ended, location(tmp_path)).declaration == first.declaration
 
 
 def test_a_plan_measures_votes_that_are_not_the_runs(tiny_model: Path) -> None:

@@ -163,7 +163,7 @@ def test_resumed_and_redrawn_units_have_the_votes_of_the_undisturbed_run(
 
     whole = evidence()
     items = list(store.all_evidence(fingerprint=fingerprint))
-    cells = cells_of(run.law, run.records, items, num_classes=10)
+    cells = cells_of(run.declaration, run.records, items, num_classes=10)
     assert len({cell.standing().needed for cell in cells.values()}) > 1, "a level is left before another"
     for lost in items[::2], items[1::2], [item for item in items if item.unit.sigma_pixel == 0.25]:
         for item in lost:

@@ -7,6 +7,7 @@ import pytest
 from ndc_core.voting import count_votes
 from pipeline.certificates.stopping import cells_of
 from pipeline.declaration.config import RunConfig
+from pipeline.declaration.declaration import Declaration
 from pipeline.driver.prepare import PreparedRun, prepare
 from pipeline.locations import LocationError, location
 from pipeline.store.run_store import RunStore
@@ -17,7 +18,7 @@ from tests.support.small_runs import digits, small_config
 
 
 def settings_of(run, folder: Path) -> VoterSettings:
-    return VoterSettings(run.config, str(folder), run.law, run.fingerprint, num_classes=run.num_classes)
+    return VoterSettings(run.config, str(folder), run.declaration, run.fingerprint, num_classes=run.num_classes)
 
 
 def declared(config: RunConfig, folder: Path) -> PreparedRun:
@@ -84,7 +85,7 @@ def test_waves_are_followed_to_the_decision_and_taken_up_again(tiny_model: Path,
     store = RunStore(tmp_path)
     known = {str(item.unit): item for item in store.all_evidence(fingerprint=run.fingerprint)}
     assert len(receipts) == len(known) >= 3
-    (cell,) = cells_of(run.law, run.records, known.values(), num_classes=10).values()
+    (cell,) = cells_of(run.declaration, run.records, known.values(), num_classes=10).values()
     assert cell.standing().decided
     assert not run.missing(store.all_evidence(fingerprint=run.fingerprint))
 
@@ -144,7 +145,12 @@ def test_a_store_that_is_away_fails_the_unit_and_not_the_actor(
 def test_an_actor_refuses_another_model_than_the_runs(tiny_model: Path, tmp_path: Path) -> None:
     run, _ = actor_for(tiny_model, tmp_path)
     with pytest.raises(ValueError, match="not the one this run was started with"):
-        VoteActor(replace(settings_of(run, tmp_path), law={**run.law, "model_sha256": "0" * 64}))
+        VoteActor(
+            replace(
+                settings_of(run, tmp_path),
+                declaration=Declaration({**run.declaration.recorded, "model_sha256": "0" * 64}),
+            )
+        )
 
 
 def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
