@@ -54,14 +54,14 @@ def ends_of(declarations: Sequence[Declaration]) -> tuple[int, ...]:
     return tuple(sorted(frozenset().union(*of_each))) if len(of_each) > 1 else ()
 
 
-def borrow(
+def reuse_votes(
     store: RunStore,
     declaration: Declaration,
     evidence: EvidenceTable,
     records: Sequence[ImageRecord],
     *,
     num_classes: int,
-    lender: UPath,
+    donor: UPath,
 ) -> tuple[int, int]:
     """Publishes what a run lacks and another has among the run's own evidence; only for a driver that holds the run.
 
@@ -69,9 +69,9 @@ def borrow(
     what its procedure asks for. Their cost is that of their drawing.
 
     Raises:
-        StoreError: the lender's evidence is not sound.
+        StoreError: the donor's evidence is not sound.
     """
-    other = RunStore(lender)
+    other = RunStore(donor)
     if not other.is_declared():
         return 0, 0
     manifest = other.manifest()
@@ -81,33 +81,33 @@ def borrow(
         return 0, 0
     has = cells_of(theirs, records, _checked(other, manifest["fingerprint"]), num_classes=num_classes)
     lacks = cells_of(declaration, records, evidence, num_classes=num_classes)
-    items = list(_lent(declaration, lacks, has, [record.image_id for record in records]))
+    items = list(_reusable(declaration, lacks, has, [record.image_id for record in records]))
     if items:
         store.publish_many(items, fingerprint=store.manifest()["fingerprint"])
     return sum(item.unit.draws for item in items), sum(item.evaluations for item in items)
 
 
-def _checked(lender: RunStore, fingerprint: str) -> list[Evidence]:
+def _checked(donor: RunStore, fingerprint: str) -> list[Evidence]:
     """Row by row: what is copied gets a new checksum, which must not cover a damage."""
     try:
-        return list(checked_rows(lender.all_evidence(fingerprint=fingerprint).table, fingerprint=fingerprint))
+        return list(checked_rows(donor.all_evidence(fingerprint=fingerprint).table, fingerprint=fingerprint))
     except StoreError:
         raise
     except ValueError as error:
-        raise StoreError(f"{lender.folder}: {error}; `ndc verify {lender.folder}` names the file") from error
+        raise StoreError(f"{donor.folder}: {error}; `ndc verify {donor.folder}` names the file") from error
 
 
-def _lent(declaration: Declaration, lacks: Cells, has: Cells, images: Sequence[str]) -> Iterator[Evidence]:
+def _reusable(declaration: Declaration, lacks: Cells, has: Cells, images: Sequence[str]) -> Iterator[Evidence]:
     levels = [sigma for sigma in declaration.sigma_pixel if sigma in has.methods]
     together = [levels] if declaration.one_path else [[sigma] for sigma in levels]
     for sigmas in together:
         pieces = list(draw_ranges(declaration, sigmas[0]))
         for image_id in images:
             pairs = [(lacks[sigma, image_id], has[sigma, image_id]) for sigma in sigmas]
-            yield from _lent_of_image(pairs, pieces, about_candidate=is_about_candidate(declaration))
+            yield from _reusable_of_image(pairs, pieces, about_candidate=is_about_candidate(declaration))
 
 
-def _lent_of_image(
+def _reusable_of_image(
     pairs: Sequence[tuple[Cell, Cell]], pieces: Sequence[tuple[Phase, int, int]], *, about_candidate: bool
 ) -> Iterator[Evidence]:
     """What the first of each pair lacks and needs and the second has, selection first: it may name the candidate."""
@@ -121,7 +121,7 @@ def _lent_of_image(
             item = other.evidence[phase].get(start)
             if item is None or item.unit.draw_stop != stop or start in cell.evidence[phase]:
                 continue
-            if phase == "selection" or stop <= cell.standing().needed:
+            if phase == "selection" or stop <= cell.state().needed:
                 cell.take(item)
                 yield item
 

@@ -27,7 +27,7 @@ class Named(Protocol):
 
 
 @dataclass(frozen=True)
-class Standing:
+class SamplingState:
     """`needed` estimation draws are asked for so far; `tally` is that of the last complete look, if there is one."""
 
     decided: bool
@@ -72,20 +72,20 @@ class Cell:
             return None
         return Tally(self._counts(self.units("selection")), [[0] * self.num_classes]).top
 
-    def standing(self) -> Standing:
+    def state(self) -> SamplingState:
         """Follows the procedure as far as the evidence goes: it stops at the first look that decides."""
         selection, estimation = self.units("selection"), self.units("estimation")
         ends, tally = self.method.looks, None
         if not selection or selection[-1].unit.draw_stop < self.selection_votes:
-            return Standing(False, ends[0], None)
+            return SamplingState(False, ends[0], None)
         drawn = estimation[-1].unit.draw_stop if estimation else 0
         chosen, looks, scores = self._counts(selection), self._looks(estimation), _scores(estimation)
         for reached, end in enumerate(ends, start=1):
             if drawn < end:
-                return Standing(False, end, tally)
+                return SamplingState(False, end, tally)
             tally = Tally(chosen, looks[:reached], _scores(selection), None if scores is None else scores[:end])
             if end == ends[-1] or (reached > self.looks_left_open and self.method.decided(tally)):
-                return Standing(True, end, tally)
+                return SamplingState(True, end, tally)
             self.looks_left_open = max(self.looks_left_open, reached)
         raise AssertionError("a procedure ends at its last look")
 
@@ -112,10 +112,10 @@ class Cell:
         Raises:
             IncompleteRunError: votes are missing or there are more than the procedure takes; says how to go on.
         """
-        standing = self.standing()
+        state = self.state()
         asked: tuple[tuple[Phase, int], ...] = (
             ("selection", self.selection_votes),
-            ("estimation", standing.needed),
+            ("estimation", state.needed),
         )
         for phase, needed in asked:
             items = sorted(self.evidence[phase].values(), key=lambda item: item.unit.draw_start)
@@ -134,9 +134,9 @@ class Cell:
                 raise IncompleteRunError(
                     f"{self}: {present:,} of {needed:,} {phase} votes present; run `{resume_with}` to finish"
                 )
-        assert standing.decided
-        assert standing.tally is not None
-        return standing.tally
+        assert state.decided
+        assert state.tally is not None
+        return state.tally
 
 
 def _scores(items: Sequence[Evidence]) -> np.ndarray | None:

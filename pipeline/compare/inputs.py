@@ -11,7 +11,7 @@ from upath import UPath
 from pipeline.certificates.attack_results import empirical_accuracy
 from pipeline.certificates.reduce import LARGEST, CertifiedImage, by_level, certify_images
 from pipeline.certificates.stopping import IncompleteRunError
-from pipeline.compare.method_tables import Contender, Outcome
+from pipeline.compare.method_tables import MethodAtLevel, Outcome
 from pipeline.compare.tsv_logs import Log, LogError, LogRow, read_log
 from pipeline.data.datasets import ImageRecord, Listing
 from pipeline.declaration.config import DenoiseConfig, RunConfig
@@ -56,7 +56,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class OpenedRun:
+class RunInput:
     """A run whose declaration and images are read, and its evidence not yet."""
 
     argument: Argument
@@ -94,7 +94,7 @@ class OpenedRun:
         first, step = (data.offset, data.every) if in_data else (0, 1)
         return {first + step * record.index: record.image_id for record in self.records}
 
-    def contenders(self, method: str, *, alpha: float | None) -> list[Contender]:
+    def entries(self, method: str, *, alpha: float | None) -> list[MethodAtLevel]:
         """Certificates of each noise level, from the evidence; alpha None is the declared one.
 
         Raises:
@@ -116,7 +116,7 @@ class OpenedRun:
         empirical = empirical_accuracy(self.where, fingerprint=self.fingerprint)
         levels = by_level(certified, maximum_over_sigmas=self.declaration.maximum_over_sigmas)
         return [
-            Contender(
+            MethodAtLevel(
                 method,
                 level,
                 str(self.where),
@@ -156,7 +156,7 @@ def outcome_of(item: CertifiedImage, evidence: EvidenceTable | None) -> Outcome:
 
 
 @dataclass(frozen=True)
-class OpenedLog:
+class LogInput:
     """A log of one noise level, or, if this program wrote it, of several. Its images have no ids, only places."""
 
     argument: Argument
@@ -178,9 +178,9 @@ class OpenedLog:
     def images(self, id_of: Mapping[int, str]) -> dict[str, Seen]:
         return {id_of[index]: Seen(label, place=f" (idx {index})") for index, label in self.labels.items()}
 
-    def contenders(self, method: str, id_of: Mapping[int, str]) -> list[Contender]:
+    def entries(self, method: str, id_of: Mapping[int, str]) -> list[MethodAtLevel]:
         return [
-            Contender(
+            MethodAtLevel(
                 method,
                 level,
                 str(self.where),
@@ -190,7 +190,7 @@ class OpenedLog:
         ]
 
 
-def open_contender(argument: Argument, *, alpha: float | None) -> OpenedRun | OpenedLog:
+def open_input(argument: Argument, *, alpha: float | None) -> RunInput | LogInput:
     """A folder with a run, or a file with a log.
 
     Raises:
@@ -208,7 +208,7 @@ def open_contender(argument: Argument, *, alpha: float | None) -> OpenedRun | Op
     return open_log(argument)
 
 
-def open_run(argument: Argument, *, alpha: float | None) -> OpenedRun:
+def open_run(argument: Argument, *, alpha: float | None) -> RunInput:
     where = argument.where
     if argument.level is not None:
         raise StoreError(f"{where} is a run, and knows its noise levels; leave out @{argument.level:g}")
@@ -218,10 +218,10 @@ def open_run(argument: Argument, *, alpha: float | None) -> OpenedRun:
     if Listing(records, declaration.image_shape).digest != declaration.images_sha256:
         raise StoreError(f"{where}/images.parquet is not what the run was declared with; restore it")
     config = load_config(f"{where}/run.toml", [] if alpha is None else [f"certificate.alpha={alpha}"])
-    return OpenedRun(argument, declaration, manifest["fingerprint"], manifest["plan"]["classes"], config, records)
+    return RunInput(argument, declaration, manifest["fingerprint"], manifest["plan"]["classes"], config, records)
 
 
-def open_log(argument: Argument) -> OpenedLog:
+def open_log(argument: Argument) -> LogInput:
     where, log = argument.where, read_log(argument.where)
     if log.own and argument.level is not None:
         raise LogError(f"{where} has a column sigma_pixel; leave out @{argument.level:g}")
@@ -229,7 +229,7 @@ def open_log(argument: Argument) -> OpenedLog:
         name = argument.name or where.stem
         raise LogError(f"{where} does not say its noise level; add it, as {name}@0.25={where}")
     levels = {f"{(argument.level if level is None else level):g}": rows for level, rows in log.levels.items()}
-    opened = OpenedLog(argument, log, levels)
+    opened = LogInput(argument, log, levels)
     for level, rows in levels.items():
         for row in rows:
             if row.label != opened.labels[row.index]:

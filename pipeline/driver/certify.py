@@ -9,7 +9,7 @@ from typing import Any
 
 from upath import UPath
 
-from pipeline.certificates.reuse import borrow
+from pipeline.certificates.reuse import reuse_votes
 from pipeline.data.datasets import examples_of
 from pipeline.declaration.units import WorkUnit
 from pipeline.driver.prepare import PreparedRun, refuse_other_declaration
@@ -18,14 +18,14 @@ from pipeline.locations import LocationError, absolute
 from pipeline.progress import VoteProgress
 from pipeline.report.report import Report, reduce_and_report
 from pipeline.side_channel import Listener, Listeners, Say, SideChannel, in_time, safely
-from pipeline.store.event_log import RunLog
+from pipeline.store.event_log import EventLog
 from pipeline.store.evidence import EvidenceTable
 from pipeline.store.lease import Lease, held
 from pipeline.store.run_store import RunStore
 from pipeline.workers.pools import NoGpuError, Pool, as_begun, kinds_of
 from pipeline.workers.ray_pool import Metrics, connect_ray, stop_on_signals, stream
 from pipeline.workers.rows import Receipt, unit_row
-from pipeline.workers.vote_actor import VoteActor, VoterSettings, WaveActor
+from pipeline.workers.vote_actor import SequentialVoteActor, VoteActor, VoterSettings
 
 IMAGES_TOGETHER = 8
 UNITS_BETWEEN_COMPACTIONS = 20_000
@@ -40,7 +40,7 @@ class NothingKeptError(UnitsFailedError):
 
 
 def certify_run(
-    run: PreparedRun, *, say: Say, force: bool = False, retry_failed: bool = False, lenders: Sequence[UPath] = ()
+    run: PreparedRun, *, say: Say, force: bool = False, retry_failed: bool = False, donors: Sequence[UPath] = ()
 ) -> tuple[Report, Any]:
     """Brings a run to its end from wherever it stands; returns its report and its MLflow tracker, if it has one.
 
@@ -56,7 +56,7 @@ def certify_run(
     store, say = RunStore(run.folder), safely(say)
     if not store.is_declared():
         connect_ray(run.config.compute, say=say)  # actors that cannot be anywhere leave no folder behind
-    with held(run.folder, force=force, say=say) as lease, RunLog(run.folder, say=say) as log:
+    with held(run.folder, force=force, say=say) as lease, EventLog(run.folder, say=say) as log:
         refuse_other_declaration(store, run.declaration)  # another driver may have been here since `prepare`
         if not store.is_declared():
             examples = examples_of(run.config.dataset, run.source, channels=run.listing.image_shape[0], corrupt=[])
@@ -65,7 +65,7 @@ def certify_run(
         with mlflow:
             tracker = tracker_of(run)
         try:
-            Session(run, store, lease, log, say, lenders, tracker).vote(only_failed=retry_failed)
+            Session(run, store, lease, log, say, donors, tracker).vote(only_failed=retry_failed)
             report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=run.folder)
             for line in report.devices:
                 say(line)
@@ -108,9 +108,9 @@ class Session:
     run: PreparedRun
     store: RunStore
     lease: Lease
-    log: RunLog
+    log: EventLog
     tell: Say
-    lenders: Sequence[UPath] = ()
+    donors: Sequence[UPath] = ()
     tracker: Any = None
 
     def say(self, line: str) -> None:
@@ -129,9 +129,9 @@ class Session:
         )
         for path, problem in unusable:
             self.say(f"set aside {path}: {problem}; what it held is computed again")
-        for lender in self.lenders:
+        for donor in self.donors:
             if self.run.missing(evidence):
-                evidence = self._borrow(evidence, lender)
+                evidence = self._reuse_votes(evidence, donor)
         votes_done, missing = evidence.draws, self.run.missing(evidence)
         if only_failed:
             missing = {unit_id: missing[unit_id] for unit_id in self.store.failed_ids() if unit_id in missing}
@@ -172,14 +172,14 @@ class Session:
             self.say(f"{so_far}, and so are the others; --set compute.device=cuda draws them on GPUs nevertheless")
         return pool
 
-    def _borrow(self, evidence: EvidenceTable, lender: UPath) -> EvidenceTable:
+    def _reuse_votes(self, evidence: EvidenceTable, donor: UPath) -> EvidenceTable:
         run = self.run
-        votes, evaluations = borrow(
-            self.store, run.declaration, evidence, run.records, num_classes=run.num_classes, lender=lender
+        votes, evaluations = reuse_votes(
+            self.store, run.declaration, evidence, run.records, num_classes=run.num_classes, donor=donor
         )
         if not votes:
             return evidence
-        self.say(f"took {votes:,} votes over from {lender}, {evaluations:,} evaluations")
+        self.say(f"took {votes:,} votes over from {donor}, {evaluations:,} evaluations")
         return self.store.all_evidence(fingerprint=run.fingerprint)
 
     def _compact(self) -> None:
@@ -245,7 +245,7 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
     settings = VoterSettings(
         run.config, absolute(run.folder), run.declaration, run.fingerprint, run.num_classes, device=pool.device
     )
-    actor, together = (WaveActor, IMAGES_TOGETHER) if follows else (VoteActor, 1)
+    actor, together = (SequentialVoteActor, IMAGES_TOGETHER) if follows else (VoteActor, 1)
     stuck_seconds = run.config.compute.stuck_seconds
     metrics, exported = Metrics(str(run.folder)), SideChannel("Ray's metrics", say)
     for row in stream(rows, actor, settings, pool=pool, stuck_seconds=stuck_seconds, rows_together=together, say=say):

@@ -12,7 +12,7 @@ from upath import UPath
 from ndc_core.analysis.self_test import Exactness
 from ndc_core.certificates.certificate import Method, Tally
 from pipeline.declaration.config import RunConfig
-from pipeline.driver.prepare import Planning, PreparedRun, prepare, read_inputs
+from pipeline.driver.prepare import CostSample, PreparedRun, prepare, read_inputs
 from pipeline.driver.services import say_services
 from pipeline.progress import duration
 from pipeline.side_channel import Say
@@ -95,7 +95,7 @@ def plan_run(
     say_services([config], folder, say=say)
     inputs = read_inputs(config)
     say(f"model: {config.model}, {inputs.num_classes:,} classes")
-    run = prepare(config, folder, say=say, plan=Planning(evaluations_per_second), inputs=inputs)
+    run = prepare(config, folder, say=say, plan=CostSample(evaluations_per_second), inputs=inputs)
     for line in run.remarks:
         say(line)
     store = RunStore(folder)

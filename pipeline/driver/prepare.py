@@ -24,7 +24,7 @@ from pipeline.progress import ReadingProgress
 from pipeline.side_channel import Say
 from pipeline.store.evidence import EvidenceTable
 from pipeline.store.run_store import RunStore
-from pipeline.workers.measurement import Measured, ToMeasure, measure
+from pipeline.workers.measurement import Measured, MeasurementRequest, measure
 from pipeline.workers.models import build_classifier, model_digests
 from pipeline.workers.ray_pool import run_once
 
@@ -71,7 +71,7 @@ class PreparedRun:
         if not self.stops_early:
             return absent
         cells = cells_of(self.declaration, self.records, evidence, num_classes=self.num_classes)
-        needed = {key: cell.standing().needed for key, cell in cells.items()}
+        needed = {key: cell.state().needed for key, cell in cells.items()}
         return {
             unit_id: unit
             for unit_id, unit in absent.items()
@@ -165,7 +165,7 @@ def prepare(
     folder: UPath,
     *,
     say: Say = silent,
-    plan: "Planning | None" = None,
+    plan: "CostSample | None" = None,
     inputs: Inputs | None = None,
 ) -> PreparedRun:
     """Loads and checks everything, writing nothing (a model in an object store is copied to this node's cache).
@@ -180,7 +180,7 @@ def prepare(
     store.is_declared()  # says at once whether the place can be reached at all
     inputs = inputs or read_inputs(config)
     source, listing = inputs.source, inputs.listing
-    measuring = Measuring(source, listing, inputs.most_evaluations_per_vote, say)
+    measuring = Measurer(source, listing, inputs.most_evaluations_per_vote, say)
     config, measured = with_sizes(config, store, measuring, plan)
     data = replace(config.dataset, label_order=source.label_order)  # run.toml states what was taken
     config = config.model_copy(update={"dataset": data})
@@ -204,7 +204,7 @@ def prepare(
 
 
 @dataclass(frozen=True)
-class Measuring:
+class Measurer:
     """What is measured for a run: on which images, at which cost of a vote at most."""
 
     source: Source
@@ -229,19 +229,19 @@ class Measuring:
         self.say(
             f"measuring passes{f' and votes of {len(images)} images' * bool(images)}; it takes up to half a minute"
         )
-        asked = ToMeasure(config, images, self.most_evaluations_per_vote)
+        asked = MeasurementRequest(config, images, self.most_evaluations_per_vote)
         return run_once(measure, asked, compute=config.compute, say=self.say)
 
 
 @dataclass(frozen=True)
-class Planning:
+class CostSample:
     """Asks for a sample of votes, or takes a stated rate of one actor instead of all measuring."""
 
     evaluations_per_second: float | None = None
 
 
 def with_sizes(
-    config: RunConfig, store: RunStore, measuring: Measuring, plan: Planning | None
+    config: RunConfig, store: RunStore, measuring: Measurer, plan: CostSample | None
 ) -> tuple[RunConfig, Measured | None]:
     """The configuration with the sizes of passes and units that the run was declared with, or else measured here."""
     rows, per_unit, measured = config.compute.rows_per_pass, config.votes.per_unit, None

@@ -12,8 +12,8 @@ from upath import UPath
 from pipeline.certificates.files import cut_text
 from pipeline.certificates.reuse import drawn_once
 from pipeline.compare.compare import DeclaredRun, WrittenComparison, chosen_radii, compare, refuse_other_alphas
-from pipeline.compare.inputs import OpenedRun, open_contender, parse_argument
-from pipeline.compare.method_tables import Contender, best_curve, level_json, levels_of
+from pipeline.compare.inputs import RunInput, open_input, parse_argument
+from pipeline.compare.method_tables import MethodAtLevel, best_curve, level_json, levels_of
 from pipeline.compare.shared_images import OtherImagesError
 from pipeline.declaration.declaration import Declaration, differences
 from pipeline.locations import publish
@@ -39,12 +39,12 @@ class Result:
     """One run of a sweep, from its evidence."""
 
     point: Point
-    run: OpenedRun
-    contenders: list[Contender]
+    run: RunInput
+    entries: list[MethodAtLevel]
 
     @property
-    def levels(self) -> list[Contender]:
-        return levels_of(self.contenders)
+    def levels(self) -> list[MethodAtLevel]:
+        return levels_of(self.entries)
 
     @property
     def radii(self) -> set[float]:
@@ -119,7 +119,7 @@ def write_sweep(sweep: Sweep, folder: UPath) -> WrittenSweep:
     page = folder / "sweep.html" if varied else folder / "compare.html"
     if varied:
         figure = sweep_figure([panel_of(key, results) for key, results in by_key(varied).items()])
-        curves = [contender.curve for result in varied for contender in result.contenders]
+        curves = [entry.curve for result in varied for entry in result.entries]
         publish(folder / "sweep.png", figure.png)
         texts = {
             "sweep.svg": figure.svg,
@@ -136,9 +136,9 @@ def write_sweep(sweep: Sweep, folder: UPath) -> WrittenSweep:
 
 
 def read_result(point: Point, where: UPath) -> Result:
-    opened = open_contender(parse_argument(str(where)), alpha=None)
-    assert isinstance(opened, OpenedRun)
-    return Result(point, opened, opened.contenders(point.name, alpha=None))
+    opened = open_input(parse_argument(str(where)), alpha=None)
+    assert isinstance(opened, RunInput)
+    return Result(point, opened, opened.entries(point.name, alpha=None))
 
 
 def by_key(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -251,7 +251,7 @@ def sweep_json(sweep: Sweep, lead: Sequence[str], results: Sequence[Result]) -> 
                 "key": result.point.key,
                 "value": result.point.value,
                 "images": result.images,
-                "levels": [level_json(contender, radii[str(result.point.key)]) for contender in result.contenders],
+                "levels": [level_json(entry, radii[str(result.point.key)]) for entry in result.entries],
             }
             for result in results
         ],

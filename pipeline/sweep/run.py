@@ -15,7 +15,7 @@ from pipeline.declaration.config import ConfigError, RunConfig
 from pipeline.declaration.declaration import Declaration, DeclarationChangedError, declare, refuse_changes
 from pipeline.declaration.units import WorkUnit, draws_a_unit
 from pipeline.driver.certify import NothingKeptError, UnitsFailedError, certify_run
-from pipeline.driver.prepare import Inputs, Measuring, PreparedRun, prepare, read_inputs
+from pipeline.driver.prepare import Inputs, Measurer, PreparedRun, prepare, read_inputs
 from pipeline.driver.services import say_services
 from pipeline.locations import exists, publish, read
 from pipeline.report.tables import Table
@@ -96,7 +96,7 @@ def run_member(member: Member, members: Sequence[Member], *, say: Say) -> None:
     alike = [other for other in members if vote_key(other.declaration) == vote_key(member.declaration)]
     run = member.prepared()
     say(run.labels)
-    report, _ = certify_run(run, say=say, lenders=[other.where for other in alike if other is not member])
+    report, _ = certify_run(run, say=say, donors=[other.where for other in alike if other is not member])
     for warning in report.summary.warnings:
         say(warning)
 
@@ -236,7 +236,7 @@ def once_for_each_network(members: Sequence[Member], say: Say) -> Callable[[Memb
         if member.network not in found:
             connect_most([other.config.compute for other in members], say=say)
             inputs, most = member.inputs, member.inputs.most_evaluations_per_vote
-            measuring = Measuring(inputs.source, inputs.listing, most, say)
+            measuring = Measurer(inputs.source, inputs.listing, most, say)
             found[member.network] = measuring.measure(member.config, votes=False)
         return found[member.network]
 

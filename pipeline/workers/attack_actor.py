@@ -30,7 +30,7 @@ from pipeline.store.evidence import checksum
 from pipeline.store.run_store import RunStore
 from pipeline.workers.rows import Columns, rows_of
 from pipeline.workers.vote_actor import VoterSettings, load_voter
-from pipeline.workers.watchdog import LOADING, Journal
+from pipeline.workers.watchdog import LOADING, Heartbeat
 
 # What an attack's votes say is confirmed by so many times as many fresh ones, or it does not count.
 CONFIRM_FACTOR, CONFIRM_ALPHA = 20, 1e-4
@@ -103,13 +103,13 @@ class Verdict:
 class AttackActor:
     """Holds the model; for each cell attacks its certificate, then the label at growing radii until one falls."""
 
-    def __init__(self, settings: AttackerSettings, journal: Journal | None = None) -> None:
+    def __init__(self, settings: AttackerSettings, heartbeat: Heartbeat | None = None) -> None:
         self.settings = settings
         self.config = settings.voter.config
-        self.journal = journal or Journal()
-        self.journal.arrive()
+        self.heartbeat = heartbeat or Heartbeat()
+        self.heartbeat.arrive()
         self.classifier = load_voter(settings.voter)
-        self.journal.end(LOADING)
+        self.heartbeat.end(LOADING)
         self.pictures = RunStore(settings.voter.run_folder).pictures
         self.folder = location(settings.voter.run_folder) / "attacks"
         self.results = self.folder / settings.attack.folder(settings.voter.fingerprint)
@@ -121,7 +121,7 @@ class AttackActor:
             path = self.results / f"{checksum(asked)[:24]}.json"
             cell = f"image {row['image_id']}, sigma_pixel {row['sigma_pixel']:g}"
             try:
-                self.journal.begin(cell)
+                self.heartbeat.begin(cell)
                 if not exists(path):
                     record = ImageRecord(**{name: row[name] for name in ImageRecord.__dataclass_fields__})
                     publish(path, json.dumps(self.attack(row, self.pictures.pixels(record))).encode())
@@ -130,7 +130,7 @@ class AttackActor:
             except Exception as error:  # whatever it is, it is this cell's: the others go on
                 results.append("")
                 errors.append(f"{cell}: {error}")
-            self.journal.end(cell)
+            self.heartbeat.end(cell)
         return {"result": np.array(results), "error": np.array(errors)}
 
     def attack(self, row: dict[str, Any], image: np.ndarray) -> dict[str, Any]:

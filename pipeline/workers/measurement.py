@@ -51,7 +51,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class ToMeasure:
+class MeasurementRequest:
     """A run's configuration and some of its images, by id; none to measure passes only."""
 
     config: RunConfig
@@ -59,7 +59,7 @@ class ToMeasure:
     most_evaluations_per_vote: int
 
 
-def measure(asked: ToMeasure, device: Device = "auto") -> Measured:
+def measure(asked: MeasurementRequest, device: Device = "auto") -> Measured:
     """Finds the rows of a pass, unless they are set, and the rate; then, if that takes seconds, votes on the images.
 
     Raises:

@@ -16,7 +16,7 @@ from pipeline.store.evidence import Evidence
 
 
 @dataclass(eq=False)
-class Following:
+class ImageSchedule:
     """An image whose draws depend on its votes so far, at one noise level or at several on one path."""
 
     label: int
@@ -24,16 +24,16 @@ class Following:
     cells: list[Cell]
     pieces: deque[tuple[Phase, int, int]]
 
-    def next_ballot(self) -> "Ballot | None":
+    def next_group(self) -> "UnitGroup | None":
         """The next draws that any of its noise levels still needs, for those that do."""
         while self.pieces:
             phase, _, stop = piece = self.pieces.popleft()
-            needing = [cell for cell in self.cells if phase == "selection" or stop <= cell.standing().needed]
+            needing = [cell for cell in self.cells if phase == "selection" or stop <= cell.state().needed]
             if needing:
                 units = [WorkUnit(cell.image_id, self.label, cell.sigma_pixel, *piece) for cell in needing]
                 about = [cell.candidate if phase == "estimation" else None for cell in needing]
                 candidates = tuple(NOBODY if candidate is None else candidate for candidate in about)
-                return Ballot(units, self.record, candidates, self)
+                return UnitGroup(units, self.record, candidates, self)
         return None
 
     def take(self, item: Evidence) -> None:
@@ -41,13 +41,13 @@ class Following:
 
 
 @dataclass(eq=False)
-class Ballot:
+class UnitGroup:
     """Units that are voted on together: the same draws of one image, at one noise level or at several on one path."""
 
     units: list[WorkUnit]
     record: ImageRecord
     candidates: tuple[int, ...]
-    following: Following | None = None
+    schedule: ImageSchedule | None = None
 
     def poll(self, config: RunConfig, image: np.ndarray) -> Poll:
         first = self.units[0]

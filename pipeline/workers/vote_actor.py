@@ -19,14 +19,14 @@ from pipeline.declaration.declaration import Declaration
 from pipeline.declaration.units import WorkUnit, draw_ranges
 from pipeline.locations import LocationError, NoSpaceError, is_local
 from pipeline.store.devices import device_record
-from pipeline.store.event_log import log_of_actor
+from pipeline.store.event_log import log_from_actor
 from pipeline.store.evidence import Evidence
 from pipeline.store.run_store import RunStore
 from pipeline.workers.compute import pick_device, set_up_process
 from pipeline.workers.models import build_classifier, checkpoints_of, model_digests
 from pipeline.workers.rows import RECEIPT_COLUMNS, Columns, Receipt, rows_of, unit_of_row
-from pipeline.workers.unit_groups import Ballot, Following, levels_of
-from pipeline.workers.watchdog import LOADING, Journal
+from pipeline.workers.unit_groups import ImageSchedule, UnitGroup, levels_of
+from pipeline.workers.watchdog import LOADING, Heartbeat
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def votes_of_unit(
     candidate: int | None,
 ) -> VoteCounts:
     """The votes of one unit, drawn by itself; of `candidate`, if they may stop when it is beaten."""
-    waiting = [(None, Ballot([unit], record, (NOBODY if candidate is None else candidate,)).poll(config, image))]
+    waiting = [(None, UnitGroup([unit], record, (NOBODY if candidate is None else candidate,)).poll(config, image))]
     ((_, found),) = hold_polls(classifier, lambda: waiting.pop() if waiting else None)
     if isinstance(found, Exception):
         raise found
@@ -83,13 +83,13 @@ class VoteActor:
         ValueError: at construction, if the model on this node is not the run's.
     """
 
-    def __init__(self, settings: VoterSettings, journal: Journal | None = None) -> None:
+    def __init__(self, settings: VoterSettings, heartbeat: Heartbeat | None = None) -> None:
         self.settings = settings
-        self.journal = journal or Journal()
-        self.journal.arrive()
+        self.heartbeat = heartbeat or Heartbeat()
+        self.heartbeat.arrive()
         self.classifier = load_voter(settings)
         self.device = device_record(self.classifier).text()
-        self.journal.end(LOADING)
+        self.heartbeat.end(LOADING)
         self.store = RunStore(settings.run_folder)
         self.clock = time.perf_counter()
 
@@ -100,71 +100,71 @@ class VoteActor:
     def receipts(self, rows: Iterable[tuple[WorkUnit, ImageRecord]]) -> Iterator[Receipt]:
         """A receipt for each unit, and for those that turn out to be needed as others are done."""
         self.clock = time.perf_counter()
-        waiting, done = deque(self.first_ballots(rows)), deque[Receipt]()
+        waiting, done = deque(self.first_groups(rows)), deque[Receipt]()
 
-        def next_poll() -> tuple[tuple[Ballot, Ballot], Poll] | None:
+        def next_poll() -> tuple[tuple[UnitGroup, UnitGroup], Poll] | None:
             while waiting:
-                ballot = waiting.popleft()
+                group = waiting.popleft()
                 try:
-                    missing = self._without_evidence(ballot, done)
+                    missing = self._without_evidence(group, done)
                     if missing.units:
                         for unit in missing.units:
-                            self.journal.begin(str(unit))
+                            self.heartbeat.begin(str(unit))
                             self._log("begin", unit)
-                        image = self.store.pictures.pixels(ballot.record)
-                        return (ballot, missing), missing.poll(self.settings.config, image)
-                    waiting.extend(self.next_ballots(ballot))
-                except Exception as error:  # whatever it is, it is this ballot's: the others go on
-                    done.extend(self._failed(ballot, error))
+                        image = self.store.pictures.pixels(group.record)
+                        return (group, missing), missing.poll(self.settings.config, image)
+                    waiting.extend(self.next_groups(group))
+                except Exception as error:  # whatever it is, it is this group's: the others go on
+                    done.extend(self._failed(group, error))
             return None
 
-        for (ballot, missing), found in hold_polls(self.classifier, next_poll):
+        for (group, missing), found in hold_polls(self.classifier, next_poll):
             try:
                 if isinstance(found, Exception):
                     raise found
                 done.extend(self._publish(missing, found))
-                waiting.extend(self.next_ballots(ballot))
+                waiting.extend(self.next_groups(group))
             except Exception as error:
                 done.extend(self._failed(missing, error))
             while done:
                 yield done.popleft()
         yield from done
 
-    def first_ballots(self, rows: Iterable[tuple[WorkUnit, ImageRecord]]) -> Iterator[Ballot]:
+    def first_groups(self, rows: Iterable[tuple[WorkUnit, ImageRecord]]) -> Iterator[UnitGroup]:
         for unit, record in rows:
             units = [replace(unit, sigma_pixel=sigma) for sigma in levels_of(self.settings.config, unit)]
-            yield Ballot(units, record, (NOBODY,) * len(units))
+            yield UnitGroup(units, record, (NOBODY,) * len(units))
 
-    def next_ballots(self, ballot: Ballot) -> Iterable[Ballot]:
-        """What is to be voted on next, now that a ballot is done."""
+    def next_groups(self, group: UnitGroup) -> Iterable[UnitGroup]:
+        """What is to be voted on next, now that a group is done."""
         return ()
 
-    def _without_evidence(self, ballot: Ballot, done: deque[Receipt]) -> Ballot:
-        """The ballot of those units that have no evidence yet; receipts for the others."""
+    def _without_evidence(self, group: UnitGroup, done: deque[Receipt]) -> UnitGroup:
+        """The group of those units that have no evidence yet; receipts for the others."""
         missing, fingerprint = [], self.settings.fingerprint
-        for unit, candidate in zip(ballot.units, ballot.candidates, strict=True):
+        for unit, candidate in zip(group.units, group.candidates, strict=True):
             if self.store.has_evidence(unit.unit_id(fingerprint), fingerprint=fingerprint):
                 done.append(self._receipt(unit))
             else:
                 missing.append((unit, candidate))
         units, candidates = [unit for unit, _ in missing], tuple(candidate for _, candidate in missing)
-        return Ballot(units, ballot.record, candidates, ballot.following)
+        return UnitGroup(units, group.record, candidates, group.schedule)
 
-    def _publish(self, ballot: Ballot, counts: Sequence[VoteCounts]) -> Iterator[Receipt]:
-        """Makes the votes durable. The time since the last receipt is divided among the ballot's units."""
+    def _publish(self, group: UnitGroup, counts: Sequence[VoteCounts]) -> Iterator[Receipt]:
+        """Makes the votes durable. The time since the last receipt is divided among the group's units."""
         now = time.perf_counter()
         seconds, self.clock = (now - self.clock) / len(counts), now
-        for unit, counted in zip(ballot.units, counts, strict=True):
+        for unit, counted in zip(group.units, counts, strict=True):
             votes = {int(c): int(counted.votes[c]) for c in counted.votes.nonzero()[0]}
             cost = counted.evaluations, seconds, time.time(), self.device
             self.store.publish(Evidence(unit, votes, *cost, counted.scores), fingerprint=self.settings.fingerprint)
-            self.journal.end(str(unit))
+            self.heartbeat.end(str(unit))
             self._log("published", unit, evaluations=counted.evaluations, seconds=seconds)
             yield self._receipt(unit, evaluations=counted.evaluations, seconds=seconds)
 
     def _log(self, event: str, unit: WorkUnit, **fields: Any) -> None:
         named = {"unit_id": unit.unit_id(self.settings.fingerprint), **asdict(unit), **fields}
-        log_of_actor(event, self.settings.run_folder, **named)
+        log_from_actor(event, self.settings.run_folder, **named)
 
     def _receipt(
         self, unit: WorkUnit, *, evaluations: int = 0, seconds: float = 0.0, error: str = "", fatal: bool = False
@@ -182,25 +182,25 @@ class VoteActor:
             fatal,
         )
 
-    def _failed(self, ballot: Ballot, error: Exception) -> Iterator[Receipt]:
+    def _failed(self, group: UnitGroup, error: Exception) -> Iterator[Receipt]:
         message = f"{type(error).__name__}: {error}"
         away = isinstance(error, LocationError) and not is_local(self.store.folder)
-        for unit in ballot.units:
+        for unit in group.units:
             with suppress(LocationError):  # a store that is away cannot be told; the receipt says it
                 self.store.record_failure(unit, message, fingerprint=self.settings.fingerprint)
-            self.journal.end(str(unit))
+            self.heartbeat.end(str(unit))
             self._log("failed", unit, error=message)
             yield self._receipt(unit, error=message, fatal=away or isinstance(error, NoSpaceError))
 
 
-class WaveActor(VoteActor):
+class SequentialVoteActor(VoteActor):
     """Sent any unit of an image, computes what its certificates still need, one wave after the other.
 
     What is drawn next depends on the evidence before it and on nothing else, so an actor that takes over from another,
     or a run that is resumed, goes on as if nothing had happened.
     """
 
-    def first_ballots(self, rows: Iterable[tuple[WorkUnit, ImageRecord]]) -> Iterator[Ballot]:
+    def first_groups(self, rows: Iterable[tuple[WorkUnit, ImageRecord]]) -> Iterator[UnitGroup]:
         declaration, classes = self.settings.declaration, self.settings.num_classes
         for unit, record in rows:
             levels = levels_of(self.settings.config, unit)
@@ -208,15 +208,15 @@ class WaveActor(VoteActor):
                 Cell(unit.image_id, sigma, declaration.procedure(sigma), declaration.selection_votes, classes)
                 for sigma in levels
             ]
-            first = Following(unit.label, record, cells, deque(draw_ranges(declaration, levels[0]))).next_ballot()
+            first = ImageSchedule(unit.label, record, cells, deque(draw_ranges(declaration, levels[0]))).next_group()
             assert first is not None
             yield first
 
-    def next_ballots(self, ballot: Ballot) -> Iterable[Ballot]:
-        following = ballot.following
-        assert following is not None
-        for unit in ballot.units:
+    def next_groups(self, group: UnitGroup) -> Iterable[UnitGroup]:
+        schedule = group.schedule
+        assert schedule is not None
+        for unit in group.units:
             fingerprint = self.settings.fingerprint
-            following.take(self.store.read_evidence(unit.unit_id(fingerprint), fingerprint=fingerprint))
-        coming = following.next_ballot()
+            schedule.take(self.store.read_evidence(unit.unit_id(fingerprint), fingerprint=fingerprint))
+        coming = schedule.next_group()
         return [coming] if coming else []

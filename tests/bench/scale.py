@@ -130,15 +130,15 @@ def step_status(store: RunStore) -> str:
 class Idle:
     """An actor whose units take no time: what is left is the driver."""
 
-    def __init__(self, settings, journal) -> None:
-        self.journal = journal
-        journal.arrive()
-        journal.end(LOADING)
+    def __init__(self, settings, heartbeat) -> None:
+        self.heartbeat = heartbeat
+        heartbeat.arrive()
+        heartbeat.end(LOADING)
 
     def __call__(self, batch):
         for unit in batch["unit"].tolist():
-            self.journal.begin(unit)
-            self.journal.end(unit)
+            self.heartbeat.begin(unit)
+            self.heartbeat.end(unit)
             yield {"unit": np.array([unit])}
 
 

@@ -82,7 +82,7 @@ def test_baselines_run_are_interrupted_verified_attacked_and_compared(tiny_model
         assert report.summary.levels[0].attacked is not None
     ray.shutdown()
     written = compare(list(configs), alpha=None, radii=[0.1], intersect=False, out=location("compared"))
-    found = {one.method: one for one in written.comparison.contenders}
+    found = {one.method: one for one in written.comparison.entries}
     assert list(found) == ["RS", "Carlini", "Xiao"]
     assert found["Xiao"].evaluations_to_classify == 7
     assert found["Carlini"].network.count("(") == 2

@@ -49,7 +49,7 @@ class Driver:
                 environment = (folder / "environ").read_bytes()
             except OSError:  # gone, or not ours to read
                 continue
-            if (b"VoteActor" in name or b"WaveActor" in name) and f"{TAG}={self.tag}".encode() in environment:
+            if b"VoteActor" in name and f"{TAG}={self.tag}".encode() in environment:
                 found.append(int(folder.name))
         return found
 

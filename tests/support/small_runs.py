@@ -10,7 +10,7 @@ from pipeline.driver.prepare import prepare
 from pipeline.locations import location
 from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
-from pipeline.workers.vote_actor import VoteActor, VoterSettings, WaveActor
+from pipeline.workers.vote_actor import SequentialVoteActor, VoteActor, VoterSettings
 
 SMALL = [
     "sigma_pixel=[0.25]",
@@ -68,7 +68,7 @@ def computed(config: RunConfig, folder: Path) -> RunStore:
     settings = VoterSettings(config, str(folder), run.declaration, run.fingerprint, num_classes=run.num_classes)
     record_of = {record.image_id: record for record in run.records}
     units = {unit.cell if config.follows_images else unit: unit for unit in run.units.values()}
-    actor = (WaveActor if config.follows_images else VoteActor)(settings)
+    actor = (SequentialVoteActor if config.follows_images else VoteActor)(settings)
     errors = [receipt.error for receipt in actor.receipts((unit, record_of[unit.image_id]) for unit in units.values())]
     assert not any(errors), errors
     reduce_and_report(store, alpha=None, radii=config.certificate.radii, folder=run.folder)

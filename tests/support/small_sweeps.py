@@ -10,7 +10,7 @@ from pipeline.driver.prepare import prepare
 from pipeline.locations import location
 from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
-from pipeline.workers.vote_actor import VoteActor, VoterSettings, WaveActor
+from pipeline.workers.vote_actor import SequentialVoteActor, VoteActor, VoterSettings
 
 SWEEP = """
 base = "demo"
@@ -64,7 +64,7 @@ def alone(config: RunConfig, folder: Path) -> None:
     settings = VoterSettings(run.config, str(run.folder), run.declaration, run.fingerprint, num_classes=run.num_classes)
     kind, units = VoteActor, list(run.units.values())
     if config.follows_images:
-        kind, units = WaveActor, list({unit.cell: unit for unit in units}.values())
+        kind, units = SequentialVoteActor, list({unit.cell: unit for unit in units}.values())
     record_of = {record.image_id: record for record in run.records}
     receipts = list(kind(settings).receipts((unit, record_of[unit.image_id]) for unit in units))
     assert not [receipt.error for receipt in receipts if receipt.error]

@@ -16,7 +16,7 @@ from pipeline.certificates.reduce import LARGEST
 from pipeline.certificates.stopping import IncompleteRunError
 from pipeline.cli import main
 from pipeline.compare.compare import Opened, compare, names_of, radii_of
-from pipeline.compare.inputs import open_contender, parse_argument
+from pipeline.compare.inputs import open_input, parse_argument
 from pipeline.compare.method_tables import Comparison
 from pipeline.compare.shared_images import OtherImagesError
 from pipeline.declaration.declaration import DeclarationChangedError
@@ -45,7 +45,7 @@ def compared(*arguments: object, out: Path, **options: object):
 
 def fall(comparison: Comparison) -> dict[tuple[str, str], tuple[float, ...]]:
     """Where each curve falls."""
-    return {(one.method, one.level): one.curve.radii for one in comparison.contenders}
+    return {(one.method, one.level): one.curve.radii for one in comparison.entries}
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def test_devices_that_differ_are_warned_of(tmp_path: Path, out: Path) -> None:
 
 
 def opened(*arguments: object) -> list[Opened]:
-    return [open_contender(parse_argument(str(argument)), alpha=None) for argument in arguments]
+    return [open_input(parse_argument(str(argument)), alpha=None) for argument in arguments]
 
 
 def test_runs_of_one_method_are_told_apart_by_their_folders(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pipeline.locations import LocationError, location
 from pipeline.store.run_store import RunStore
 from pipeline.workers.compute import pick_device
 from pipeline.workers.rows import RECEIPT_COLUMNS, rows_of, unit_row
-from pipeline.workers.vote_actor import VoteActor, VoterSettings, WaveActor
+from pipeline.workers.vote_actor import SequentialVoteActor, VoteActor, VoterSettings
 from tests.support.small_runs import digits, small_config
 
 
@@ -81,18 +81,18 @@ def test_waves_are_followed_to_the_decision_and_taken_up_again(tiny_model: Path,
     settings = ("certificate.method=sequential", "votes.estimation=400", "votes.per_unit=60", "dataset.limit=1")
     run = declared(small_config(tiny_model, *settings), tmp_path)
     first = next(iter(run.units.values()))
-    receipts = receipts_of(WaveActor(settings_of(run, tmp_path)), batch_of(run, [first]))
+    receipts = receipts_of(SequentialVoteActor(settings_of(run, tmp_path)), batch_of(run, [first]))
     store = RunStore(tmp_path)
     known = {str(item.unit): item for item in store.all_evidence(fingerprint=run.fingerprint)}
     assert len(receipts) == len(known) >= 3
     (cell,) = cells_of(run.declaration, run.records, known.values(), num_classes=10).values()
-    assert cell.standing().decided
+    assert cell.state().decided
     assert not run.missing(store.all_evidence(fingerprint=run.fingerprint))
 
     kept, *lost = known.values()
     for item in lost:
         store.evidence_path(item.unit.unit_id(run.fingerprint)).unlink()
-    again = receipts_of(WaveActor(settings_of(run, tmp_path)), batch_of(run, [first]))
+    again = receipts_of(SequentialVoteActor(settings_of(run, tmp_path)), batch_of(run, [first]))
     assert [row["unit"] for row in again] == [row["unit"] for row in receipts]
     assert sum(row["evaluations"] == 0 for row in again) == 1, "what was published is not computed again"
     recomputed = {str(item.unit): item for item in store.all_evidence(fingerprint=run.fingerprint)}
