@@ -11,25 +11,25 @@ compare-demo: models/digits-heads/denoiser.safetensors models/digits-classifier/
 	models/digits-classifier-noise/classifier.json  ## Every method of the paper's tables on 24 digits, on one page
 	$(BIN)/ndc sweep methods
 
-test: .venv/installed  ## The tests (minutes)
-	$(RUN_TESTS) -n 2 --dist loadfile
+test: .venv/dev  ## The tests (minutes)
+	$(RUN_TESTS) -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: .venv/installed  ## The long ones: calibration, kills, rows a pass, full-size networks, jobs, a real S3 server
+test-slow: .venv/dev  ## The long ones: calibration, kills, rows a pass, full-size networks, jobs, a real S3 server
 	$(RUN_TESTS) -m slow
 
 check: lint types test  ## Everything a commit must pass; the tests hold the direction of imports
 
-lint: .venv/installed
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/installed
+types: .venv/dev
 	$(BIN)/mypy
 
-docs: .venv/installed  ## The reference, from the code (pictures: docs/pictures.py)
+docs: .venv/dev  ## The reference, from the code (pictures: docs/pictures.py)
 	$(BIN)/python -m docs.reference
 
-fmt: .venv/installed
+fmt: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -46,10 +46,18 @@ models/digits-classifier-noise/classifier.json: | .venv/installed
 	$(BIN)/ndc train --dataset digits --classifier --noise 0.0625 --noise 0.125 --noise 0.25 \
 		--out models/digits-classifier-noise
 
-.venv/installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python  ## The package alone
+	$(PIP) --editable .
 	touch $@
+
+.venv/dev: pyproject.toml constraints.txt | .venv/bin/python  ## With what tests and checks need; compiled at first use
+	$(PIP) --no-compile --editable '.[dev]'
+	touch .venv/installed $@
 
 clean:  ## Removes what the two commands made, models and runs included
 	rm -rf .venv models runs mlflow.db mlartifacts

@@ -32,6 +32,8 @@ MEANINGS = {
     "RAY_USE_TLS": "Ray's own connections are encrypted",
     "RAY_worker_niceness": "actors run with the priority of other processes",
     "TMPDIR": "where a Ray that is started here keeps sockets and logs, on Linux, unless `RAY_TMPDIR` is set",
+    "TORCHINDUCTOR_CACHE_DIR": "where what `compute.compile` compiles is kept; left out, `inductor/` beside the models",
+    "TRITON_CACHE_DIR": "where kernels for GPUs are kept when they are compiled; left out, `triton/` beside the models",
     "XDG_CACHE_HOME": "where models of object stores and locks are kept (`~/.cache`, in `ndc/`)",
 }
 

@@ -1,65 +1,28 @@
 """Votes of a smoothed classifier on images, and the certificate they give."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from ndc_core.certificates.certificate import Certificate, Tally, Terms
 from ndc_core.certificates.cohen import Cohen
-from ndc_core.classifiers.baselines import Baseline
-from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.losses import NonFiniteScoreError
-from ndc_core.classifiers.scoring import NOBODY, Prediction, independent, on_ready_path
-from ndc_core.models.forward_passes import TASKS_AT_ONCE, Task, gather
-from ndc_core.noise.grid import path_levels
-from ndc_core.noise.lattice import noisy_images
-from ndc_core.noise.shared_path import WALKS, stations_of
-from ndc_core.noise.smoothing import NOISES, InputNoise, NoiseName, NoNoise
-from ndc_core.noise.streams import DrawNoise, Phase, draw_noise, draw_walks
-from ndc_core.space import sigma_to_model, sigma_to_pixel
+from ndc_core.classifiers.scoring import Prediction
+from ndc_core.models.forward_passes import Task, gather
+from ndc_core.noise.smoothing import NOISES, NoiseName
+from ndc_core.noise.streams import Phase
+from ndc_core.polls import Image, Poll, Voter, bytes_of_a_draw, draws_of_a_batch, memory_bytes, prepare
 
-# Of one actor, for noise and losses: the batches that vote and those whose noise is drawn ahead share it.
-MEMORY_BYTES = 256 * 2**20
-BATCHES_AHEAD = 2
+# That draw noise. On a CPU the network has the cores.
+THREADS = {"cuda": 4}
 
-Voter = DiffusionClassifier | Baseline
-Image = Shaped[np.ndarray, "c h w"]
 Name = TypeVar("Name")
-
-
-@dataclass(frozen=True)
-class Poll:
-    """Draws of an image that are to vote, at one noise level or at several on one path.
-
-    The noise of a path is drawn for all levels `of_the_run`, so that a level's votes do not depend on which others vote
-    with it. A vote may stop when its level's candidate is out of the race (see `ballots.on_ready_path`). The image is
-    8-bit, or with `float` noise pixels in double precision. The noise `none` is for DC: its steps draw theirs on a
-    lattice (see `lattice`).
-    """
-
-    image: Image
-    image_id: str
-    sigma_pixel: tuple[float, ...]
-    noise: NoiseName
-    seed: int
-    phase: Phase
-    draws: range
-    keep_scores: bool = False
-    candidates: tuple[int, ...] = ()
-    of_the_run: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        assert len(self.draws)
-
-    @property
-    def taus_model(self) -> tuple[float, ...]:
-        return tuple(sigma_to_model(sigma) for sigma in self.sigma_pixel)
 
 
 @dataclass(frozen=True)
@@ -83,13 +46,12 @@ def hold_polls(
         ValueError: an image that does not fit the model or the noise.
         NonFiniteScoreError: the denoiser returned NaN or infinity; image, draw, sigma and class are named.
     """
-    with ThreadPoolExecutor(1) as thread:
-        station = _PollingStation(classifier, next_poll, thread)
-        tasks = gather(
-            station.next_task, rows_per_pass=classifier.rows_per_pass, device=torch.device(classifier.device)
-        )
-        for (box, draws), found in tasks:
-            yield from station.take(box, draws, found)
+    device = torch.device(classifier.device)
+    count = THREADS.get(device.type, 1)
+    with ThreadPoolExecutor(count) as threads:
+        station = _PollingStation(classifier, next_poll, threads, count)
+        for batch, found in gather(station.next_task, rows_per_pass=classifier.rows_per_pass, device=device):
+            yield from station.take(batch, found)
 
 
 def count_votes(
@@ -118,63 +80,154 @@ def count_votes(
 
 @dataclass(eq=False)
 class _Box(Generic[Name]):
-    """A poll's batches that are still out, and what the others gave."""
+    """A poll's votes so far."""
 
     name: Name
     poll: Poll
     draws_out: int
-    found: dict[int, list[Prediction]] = field(default_factory=dict)  # by first draw
+    votes: list[Int[np.ndarray, " classes"]]  # of each level
+    evaluations: int = 0
+    scores: dict[int, list[np.ndarray]] = field(default_factory=dict)  # of each level, by first draw
     failed: bool = False
+
+    def is_complete_with(self, draws: range, found: list[Prediction]) -> bool:
+        """Counts the votes of some draws."""
+        for votes, of_level in zip(self.votes, found, strict=True):
+            votes += np.bincount(of_level.winners, minlength=len(votes))
+            self.evaluations += of_level.evaluations
+        if self.poll.keep_scores:
+            self.scores[draws[0]] = [of_level.scores for of_level in found]
+        self.draws_out -= len(draws)
+        return not self.draws_out
+
+    def counts(self) -> list[VoteCounts]:
+        levels, cost, in_order = (
+            len(self.votes),
+            self.evaluations,
+            [self.scores[first] for first in sorted(self.scores)],
+        )
+        counts = []
+        for level, votes in enumerate(self.votes):
+            scores = np.concatenate([of_draws[level] for of_draws in in_order]) if in_order else None
+            # What levels share is divided among them, to the last evaluation.
+            counts.append(VoteCounts(votes, cost * (level + 1) // levels - cost * level // levels, scores))
+        return counts
+
+
+@dataclass(frozen=True)
+class _Piece(Generic[Name]):
+    """Some draws of a poll."""
+
+    box: _Box[Name]
+    draws: range
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch(Generic[Name]):
+    pieces: list[_Piece[Name]]
+    bytes: int
 
 
 class _PollingStation(Generic[Name]):
-    """Cuts polls into batches, draws their noise ahead in a thread, and puts their votes together again."""
+    """Cuts polls into batches, draws their noise ahead in threads, and puts their votes together again."""
 
     def __init__(
         self,
         classifier: Voter,
         next_poll: Callable[[], tuple[Name, Poll] | None],
-        thread: ThreadPoolExecutor,
+        threads: ThreadPoolExecutor,
+        count: int,
     ) -> None:
-        self.classifier, self.next_poll, self.thread = classifier, next_poll, thread
-        self.batches: deque[tuple[_Box[Name], range]] = deque()
-        self.ahead: deque[tuple[_Box[Name], range, Future[Task[list[Prediction]]]]] = deque()
+        self.classifier, self.next_poll = classifier, next_poll
+        self.threads, self.batches_ahead = threads, count + 1
+        self.memory_left = memory_bytes(torch.device(classifier.device))
+        self.waiting: dict[Any, deque[_Piece[Name]]] = {}  # by kind: what is in no batch yet
+        self.alone: deque[_Piece[Name]] = deque()  # again, after a batch with others has failed
+        self.ahead: deque[tuple[_Batch[Name], Future[Task[list[Prediction]]]]] = deque()
 
-    def next_task(self) -> tuple[tuple[_Box[Name], range], Task[list[Prediction]]] | None:
-        while len(self.ahead) <= BATCHES_AHEAD and (batch := self._next_batch()):
-            self.ahead.append((*batch, self.thread.submit(prepare, self.classifier, batch[0].poll, batch[1])))
+    def next_task(self) -> tuple[_Batch[Name], Task[list[Prediction]]] | None:
+        while len(self.ahead) < self.batches_ahead and (batch := self._next_batch()):
+            pieces = [(piece.box.poll, piece.draws) for piece in batch.pieces]
+            several = self.threads if self.batches_ahead > 2 else None
+            self.ahead.append((batch, self.threads.submit(prepare, self.classifier, pieces, threads=several)))
         if not self.ahead:
             return None
-        box, draws, prepared = self.ahead.popleft()
-        return (box, draws), self._task(prepared)
+        batch, prepared = self.ahead.popleft()
+        return batch, self._task(prepared)
 
     def _task(self, prepared: Future[Task[list[Prediction]]]) -> Task[list[Prediction]]:
         return (yield from prepared.result())
 
-    def _next_batch(self) -> tuple[_Box[Name], range] | None:
-        if not self.batches:
+    def _next_batch(self) -> _Batch[Name] | None:
+        """As many draws of one kind as a batch may have, of as many polls as it takes; fewer, if there are no more at
+        present."""
+        if self.memory_left <= 0:
+            return None
+        if self.alone:
+            return self._batch([self.alone.popleft()])
+        while True:
+            for kind, pieces in self.waiting.items():
+                most = draws_of_a_batch(self.classifier, pieces[0].box.poll)
+                if sum(len(piece.draws) for piece in pieces) >= most:
+                    return self._cut(kind, most)
             named = self.next_poll()
             if named is None:
-                return None
+                break
             name, poll = named
-            box = _Box(name, poll, draws_out=len(poll.draws))
-            self.batches.extend((box, draws) for draws in batches(self.classifier, poll))
-        return self.batches.popleft()
+            box = _Box(
+                name, poll, len(poll.draws), [np.zeros(self.classifier.num_classes, int) for _ in poll.sigma_pixel]
+            )
+            self.waiting.setdefault(poll.kind, deque()).append(_Piece(box, poll.draws))
+        kind = next(iter(self.waiting), None)
+        return (
+            None if kind is None else self._cut(kind, draws_of_a_batch(self.classifier, self.waiting[kind][0].box.poll))
+        )
+
+    def _cut(self, kind: Any, most: int) -> _Batch[Name]:
+        """The first draws of a kind that wait, at most so many."""
+        pieces, taken = self.waiting[kind], []
+        while pieces and most:
+            piece = pieces.popleft()
+            taken.append(_Piece(piece.box, piece.draws[:most]))
+            if rest := piece.draws[most:]:
+                pieces.appendleft(_Piece(piece.box, rest))
+            most -= len(taken[-1].draws)
+        if not pieces:
+            del self.waiting[kind]
+        return self._batch(taken)
+
+    def _batch(self, pieces: list[_Piece[Name]]) -> _Batch[Name]:
+        draws = sum(len(piece.draws) for piece in pieces)
+        batch = _Batch(pieces, draws * bytes_of_a_draw(self.classifier, pieces[0].box.poll))
+        self.memory_left -= batch.bytes
+        return batch
 
     def take(
-        self, box: _Box[Name], draws: range, found: list[Prediction] | Exception
+        self, batch: _Batch[Name], found: list[Prediction] | Exception
     ) -> Iterator[tuple[Name, list[VoteCounts] | Exception]]:
-        if box.failed:
-            return
+        self.memory_left += batch.bytes
         if isinstance(found, Exception):
-            box.failed = True
-            self.batches = deque(batch for batch in self.batches if batch[0] is not box)
-            yield box.name, _named(found, box.poll, draws)
+            if len(batch.pieces) > 1:  # whoever it was, the others are not to suffer
+                self.alone.extend(piece for piece in batch.pieces if not piece.box.failed)
+            elif not (box := batch.pieces[0].box).failed:
+                self._forget(box)
+                yield box.name, _named(found, box.poll, batch.pieces[0].draws)
             return
-        box.found[draws[0]] = found
-        box.draws_out -= len(draws)
-        if not box.draws_out:
-            yield box.name, _counted(box, self.classifier.num_classes)
+        first = 0
+        for piece in batch.pieces:
+            rows, box = slice(first, first + len(piece.draws)), piece.box
+            first = rows.stop
+            if not box.failed and box.is_complete_with(piece.draws, [of_level.of(rows) for of_level in found]):
+                yield box.name, box.counts()
+
+    def _forget(self, box: _Box[Name]) -> None:
+        """A poll that has failed: none of its draws need vote any more."""
+        box.failed = True
+        self.alone = deque(piece for piece in self.alone if piece.box is not box)
+        for kind, pieces in list(self.waiting.items()):
+            self.waiting[kind] = deque(piece for piece in pieces if piece.box is not box)
+            if not self.waiting[kind]:
+                del self.waiting[kind]
 
 
 def _named(error: Exception, poll: Poll, draws: range) -> Exception:
@@ -183,106 +236,6 @@ def _named(error: Exception, poll: Poll, draws: range) -> Exception:
     sigmas = ", ".join(f"{sigma:g}" for sigma in poll.sigma_pixel)
     where = f"image {poll.image_id}, sigma_pixel {sigmas}, {poll.phase} draw {draws[error.row]}, {error.where}"
     return NonFiniteScoreError(where, row=error.row)
-
-
-def _counted(box: _Box[Name], classes: int) -> list[VoteCounts]:
-    in_order = [box.found[first] for first in sorted(box.found)]
-    cost = sum(one.evaluations for found in in_order for one in found)
-    levels = len(box.poll.sigma_pixel)
-    counts = []
-    for level, of_level in enumerate(zip(*in_order, strict=True)):
-        votes = sum(np.bincount(one.winners, minlength=classes) for one in of_level)
-        scores = np.concatenate([one.scores for one in of_level]) if box.poll.keep_scores else None
-        # What levels share is divided among them, to the last evaluation.
-        counts.append(VoteCounts(np.asarray(votes), cost * (level + 1) // levels - cost * level // levels, scores))
-    return counts
-
-
-def prepare(classifier: Voter, poll: Poll, draws: Sequence[int]) -> Task[list[Prediction]]:
-    """Draws a batch's noise; gives its task."""
-    if poll.image.shape != tuple(classifier.image_shape):
-        raise ValueError(
-            f"image {poll.image_id} has shape {poll.image.shape}, the model takes {tuple(classifier.image_shape)}"
-        )
-    if isinstance(classifier, DiffusionClassifier) and classifier.one_path:
-        return _prepare_path(classifier, poll, draws)
-    if poll.noise == "none":
-        return _prepare_lattice(classifier, poll, draws)
-    (sigma_pixel,) = poll.sigma_pixel
-    input_noise = NOISES[poll.noise](sigma_pixel)
-    drawn = noise_of(classifier, input_noise, seed=poll.seed, image_id=poll.image_id, phase=poll.phase, draws=draws)
-    z = input_noise.add(poll.image, drawn.input)
-    if isinstance(classifier, Baseline):
-        return classifier.votes(z, tau_model=sigma_to_model(sigma_pixel), noise=drawn.refine)
-    (candidate,) = poll.candidates or (NOBODY,)
-    return independent(classifier, z, tau_model=sigma_to_model(sigma_pixel), noise=drawn, candidate=candidate)
-
-
-def _prepare_path(classifier: DiffusionClassifier, poll: Poll, draws: Sequence[int]) -> Task[list[Prediction]]:
-    at = stations_of(classifier.grid, poll.of_the_run or poll.sigma_pixel)
-    walk = WALKS[poll.noise](at)
-    noise = draw_walks(
-        seed=poll.seed,
-        image_id=poll.image_id,
-        phase=poll.phase,
-        draws=draws,
-        walk=walk,
-        image_shape=classifier.image_shape,
-    )
-    # A station's noisy image is a function of its own noise, not of how it was reached (rules S2 and S8).
-    z = NOISES[poll.noise].add(poll.image, noise).astype(np.float32)
-    levels = [sigma_to_pixel(level) for level in path_levels(classifier.grid, taus_model=poll.taus_model)]
-    return on_ready_path(
-        classifier,
-        [z[:, at.index(sigma)] for sigma in poll.sigma_pixel],
-        z[:, [at.index(level) for level in levels]],
-        taus_model=poll.taus_model,
-        candidates=poll.candidates,
-    )
-
-
-def _prepare_lattice(classifier: Voter, poll: Poll, draws: Sequence[int]) -> Task[list[Prediction]]:
-    if not isinstance(classifier, DiffusionClassifier) or classifier.name != "dc" or classifier.sift:
-        raise ValueError("noise = 'none' is for the classifier dc without sift: set noise to 'integer' or 'float'")
-    if poll.sigma_pixel != (0.0,):
-        raise ValueError(f"noise = 'none' has no sigma_pixel, and it is {poll.sigma_pixel[0]:g}; set it to 0")
-    clean = np.repeat(NoNoise.add(poll.image, np.zeros((1, *poll.image.shape))), len(draws), axis=0)
-    levels = path_levels(classifier.grid, taus_model=(0.0,))
-    noisy = noisy_images(poll.image, levels, seed=poll.seed, image_id=poll.image_id, phase=poll.phase, draws=draws)
-    return on_ready_path(classifier, [clean], noisy, taus_model=(0.0,), candidates=poll.candidates)
-
-
-def noise_of(
-    classifier: Voter,
-    input_noise: InputNoise,
-    *,
-    seed: int,
-    image_id: str,
-    phase: Phase,
-    draws: Sequence[int],
-) -> DrawNoise:
-    """All the noise that the classifier's named draws need, without one path."""
-    refine_steps, sift_steps = classifier.noise_steps
-    return draw_noise(
-        seed=seed,
-        image_id=image_id,
-        phase=phase,
-        draws=draws,
-        input_noise=input_noise,
-        image_shape=classifier.image_shape,
-        refine_steps=refine_steps,
-        sift_steps=sift_steps,
-    )
-
-
-def batches(classifier: Voter, poll: Poll) -> list[range]:
-    """The poll's draws, at most a pass's rows at once and no more than fit in memory; a function of shapes only."""
-    levels, steps = len(poll.sigma_pixel), sum(classifier.noise_steps)
-    noise_bytes = poll.image.size * ((steps + 2 * levels) * 24 if classifier.one_path else (steps + 2) * 4)
-    loss_bytes = classifier.noise_steps[0] * classifier.num_classes * (8 * (levels + 2) + 2)
-    of_a_batch = MEMORY_BYTES // (TASKS_AT_ONCE + BATCHES_AHEAD + 1)
-    at_once = max(1, min(classifier.rows_per_pass, of_a_batch // (noise_bytes + loss_bytes)))
-    return [poll.draws[first : first + at_once] for first in range(0, len(poll.draws), at_once)]
 
 
 def certify(

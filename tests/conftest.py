@@ -1,13 +1,16 @@
-"""Shapes and types of ndc_core are checked at every call while the tests run."""
+"""Shapes and types of ndc_core are checked at every call while the tests run; what is dear to make is made once."""
 
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Tests run beside each other, and threads that meet at every operation wait for each other where cores are busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 with install_import_hook("ndc_core", "tests.support.typechecker.check"):
     pass
@@ -15,6 +18,7 @@ with install_import_hook("ndc_core", "tests.support.typechecker.check"):
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from ndc_core.training.denoiser import TrainingSpec, save_trained, train_denoiser
@@ -24,27 +28,66 @@ from tests.support.servers import s3_environment
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
+# What a test uses that takes long.
+LONG = {"ray_node", "workplace", "s3", "s3_endpoint", "mlflow_database", "head", "logged", "browser"}
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Makes a folder by its name once for all processes of the tests; those that come later get it as it is."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        folder, half = shared / f"once-{name}", shared / f"half-{name}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                half.mkdir()
+                make(half)
+                half.rename(folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def ray_node() -> Iterator[str]:
+    """The address of a Ray of three CPUs, for tests that do not hurt it: each start is many seconds of a core."""
+    from tests.support.nodes import started_node
+
+    with started_node(cpus=3) as address:
+        yield address
+
 
 @pytest.fixture
-def ray_workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A folder of its own to run in, on a local Ray that ends with the test."""
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_database: Path) -> Path:
+    """A folder of its own to run in, in which MLflow's database is made already."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    shutil.copy(mlflow_database, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def ray_workplace(workplace: Path, ray_node: str) -> Iterator[Path]:
+    """The same, with a Ray for what runs in this process."""
     import ray
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    yield
+    ray.init(address=ray_node, log_to_driver=False, logging_level="ERROR")
+    yield workplace
     ray.shutdown()
 
 
 @pytest.fixture(scope="session")
-def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new database of MLflow, to be copied: it takes ten seconds to make."""
+def mlflow_database(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """A new database of MLflow, to be copied: it takes seconds to make."""
     from mlflow import MlflowClient
 
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+    def make(folder: Path) -> None:
+        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+
+    return made_once("database", make) / "mlflow.db"
 
 
 @pytest.fixture(scope="session")
@@ -72,19 +115,26 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory):
+def tiny_model(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """A barely trained digits checkpoint: its votes are poor, and as deterministic as any."""
     from tests.support.small_runs import digits
 
-    torch.set_num_threads(1)
-    examples = digits("train")
-    spec = TrainingSpec(steps=60, batch=64, channels=8)
-    denoiser = train_denoiser(
-        torch.from_numpy(np.stack([example.image for example in examples])),
-        torch.tensor([example.label for example in examples]),
-        num_classes=10,
-        spec=spec,
-    )
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_trained(folder, denoiser, spec=spec, notes={})
-    return folder
+    def make(folder: Path) -> None:
+        torch.set_num_threads(1)
+        examples = digits("train")
+        spec = TrainingSpec(steps=60, batch=64, channels=8)
+        denoiser = train_denoiser(
+            torch.from_numpy(np.stack([example.image for example in examples])),
+            torch.tensor([example.label for example in examples]),
+            num_classes=10,
+            spec=spec,
+        )
+        save_trained(folder / "tiny", denoiser, spec=spec, notes={})
+
+    return made_once("model", make) / "tiny"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with runs, servers or processes come first, so that no long one is left alone at the end."""
+    long = {item.path for item in items if LONG & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in long)

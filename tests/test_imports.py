@@ -16,6 +16,7 @@ ORDER = [
     ["ndc_core.space"],
     ["ndc_core.untrusted_files", "ndc_core.noise", "ndc_core.models"],
     ["ndc_core.checkpoints", "ndc_core.classifiers", "ndc_core.certificates"],
+    ["ndc_core.polls"],
     ["ndc_core.conversion", "ndc_core.training", "ndc_core.voting"],
     ["ndc_core.analysis"],
     ["ndc_core"],
@@ -49,6 +50,7 @@ HOMES = {
     "filelock": {"pipeline/store/lease.py", "pipeline/report/mlflow_tracker.py", "pipeline/workers/models.py"},
     "jinja2": {"pipeline/report/pages.py"},
     "timm": {"pipeline/model_tools/convert_classifier.py"},
+    "triton": {"ndc_core/models/networks/fused_kernels.py"},
 }
 
 
@@ -108,7 +110,8 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 
 
 def test_the_core_imports_no_files_formats_or_services() -> None:
-    allowed = {"torch", "numpy", "scipy", "safetensors", "jaxtyping", "ndc_core"} | set(sys.stdlib_module_names)
+    allowed = {"torch", "numpy", "scipy", "safetensors", "jaxtyping", "ndc_core", "triton"}
+    allowed |= set(sys.stdlib_module_names)
     for path in (ROOT / "ndc_core").rglob("*.py"):
         assert {module.partition(".")[0] for module, _ in names_imported_by(path)} <= allowed, path
 

@@ -1,4 +1,4 @@
-"""The library example of the README is what works; tests/test_docs.py has its commands and links."""
+"""The front page is short and its library example works; tests/test_docs.py has its commands and links."""
 
 import re
 import shutil
@@ -7,6 +7,27 @@ import sys
 from pathlib import Path
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+SECTIONS = [
+    "Two commands",
+    "The result",
+    "Which machine have you?",
+    "Your model and your data",
+    "As a library",
+    "What can be trusted",
+    "Layout",
+    "Documentation",
+]
+
+
+def test_the_front_page_is_of_one_screen_in_the_order_of_a_reader_s_questions() -> None:
+    assert len(README.splitlines()) <= 110
+    assert re.findall(r"^## (.+)$", README, flags=re.MULTILINE) == SECTIONS
+
+
+def test_the_front_page_links_the_paper_by_its_title() -> None:
+    assert "[Diffusion Models are Certifiably Robust Classifiers](https://arxiv.org/abs/2402.02316)" in README
 
 
 def test_the_library_example_runs_as_printed(tiny_model: Path, tmp_path: Path) -> None:

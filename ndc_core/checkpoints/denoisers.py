@@ -185,7 +185,11 @@ def load_denoiser(folder: str | Path, *, device: str = "cpu", execution: Executi
     folder = Path(folder)
     description = describe_denoiser(folder)
     network = _build(folder, description)
-    network.load_state_dict(_weights(folder, description, network), strict=True)
+    weights = _weights(folder, description, network)
+    try:
+        network.load_state_dict(weights, strict=True)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / WEIGHTS_FILE} does not fit the network: {error}") from error
     execution = execution or Execution()
     denoiser = DENOISERS.get(description["network"], EDMDenoiser)
     return denoiser(
@@ -196,6 +200,7 @@ def load_denoiser(folder: str | Path, *, device: str = "cpu", execution: Executi
         # Checkpoints from before this key were all trained by `ndc train`, with label dropout.
         knows_no_label=description.get("knows_no_label", True),
         network_dtype=DTYPES[execution.precision],
+        launch=execution.launch(device=device),
     ).eval()
 
 

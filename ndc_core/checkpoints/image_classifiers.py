@@ -303,6 +303,7 @@ def _built(path: Path, description: ClassifierDescription, execution: Execution,
         mean=description.mean,
         std=description.std,
         network_dtype=DTYPES[execution.precision],
+        launch=execution.launch(device=device),
     )
     return classifier.to(device)
 

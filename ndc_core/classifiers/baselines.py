@@ -19,6 +19,7 @@ from ndc_core.classifiers.unconditional import Unconditional, estimates
 from ndc_core.models.denoiser import Denoiser
 from ndc_core.models.forward_passes import Ask, Inputs, Task
 from ndc_core.models.image_classifier import ImageClassifier
+from ndc_core.models.transfers import to_device
 
 BASELINES = ("plain", "denoise")
 
@@ -88,15 +89,15 @@ class Baseline:
         noise: Float[np.ndarray, "draws more c h w"],
     ) -> Task[list[Prediction]]:
         """The class of each noisy image, and how many of its paths said each class."""
-        images = torch.from_numpy(z).to(self.device, torch.float32)
-        found = yield from self.scores(images, tau_model=tau_model, noise=torch.from_numpy(noise))
-        scores = found.cpu().numpy()
+        images = to_device(z.astype(np.float32, copy=False), torch.device(self.device))
+        found = yield from self.scores(images, tau_model=tau_model, noise=to_device(noise, images.device))
+        scores = found.numpy()
         if not np.isfinite(scores).all():
             row, _, class_id = np.argwhere(~np.isfinite(scores))[0]
             raise NonFiniteScoreError(f"class {class_id} of the image classifier", row=int(row))
         said = scores.argmax(axis=2)
         counts = (said[:, :, None] == np.arange(self.num_classes)).sum(axis=1)
-        cost = len(z) * self.most_evaluations_per_vote
+        cost = np.full(len(z), self.most_evaluations_per_vote)
         return [Prediction(counts.argmax(axis=1), counts.astype(np.float64), cost)]
 
     def scores(
@@ -132,7 +133,7 @@ class Baseline:
             count = rows.stop - rows.start
             return images[rows], unread.expand(count), unread.expand(count, 1)
 
-        return Ask("classify", self.network, len(images), inputs, lambda found, rows: found)
+        return Ask("classify", self.network, len(images), inputs, lambda found, rows: found, on_host=True)
 
 
 def refuse_steps(steps: int, paths: int) -> None:

@@ -1,18 +1,25 @@
 """Squared distances of a denoiser's output to its target along a path of noisy images, as rows to be asked for."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ndc_core.classifiers.step_noise import Reach, nothing_to_draw
 from ndc_core.models.denoiser import Denoiser
 from ndc_core.models.forward_passes import Ask, Inputs
+from ndc_core.models.transfers import to_device
 from ndc_core.noise.grid import Levels
 
 Images = Float[Tensor, "draws c h w"]
 Rows = Int[Tensor, " rows"]
+# Differences and squares of so many numbers at a time, beside outputs that may take gigabytes: what a CPU's cache
+# holds, and what keeps a GPU busy.
+NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
 
 
 class NonFiniteScoreError(ArithmeticError):
@@ -29,7 +36,8 @@ class Path:
     """Noisy images z_t = start + input_scale_t noise_t of a batch of draws, and what they are denoised towards.
 
     A path may serve several noise levels tau of the input at once. Each has an anchor, and its target at t is
-    z_t + anchor_share_t (anchor - z_t): the anchor itself where its share is 1.
+    z_t + anchor_share_t (anchor - z_t): the anchor itself where its share is 1. Rows may be made of those draws and
+    steps only that `reach` was called with.
     """
 
     start: Images
@@ -38,33 +46,51 @@ class Path:
     input_scale: Levels
     anchors: tuple[Images, ...]
     anchor_share: Float[np.ndarray, "taus steps"]
+    reach: Reach = nothing_to_draw
 
     def of(self, tau: int) -> "Path":
         """The same noisy images with the targets of one noise level."""
         one = slice(tau, tau + 1)
-        return Path(self.start, self.noise, self.level, self.input_scale, self.anchors[one], self.anchor_share[one])
+        return replace(self, anchors=self.anchors[one], anchor_share=self.anchor_share[one])
 
     def noisy(self, draw: Rows, step: Rows) -> tuple[Float[Tensor, "rows c h w"], Float[Tensor, " rows"]]:
         """z_t and sigma_t of each row's draw and step."""
-        level, scale = (self._scalars(values)[step] for values in (self.level, self.input_scale))
+        level, scale = self._scalars[:2, step]
         return torch.addcmul(self.start[draw], self.noise[draw, step], scale[:, None, None, None]), level
 
     def squared_errors(
         self, found: Float[Tensor, "rows *classes c h w"], *, draw: Rows, step: Rows
     ) -> Float[Tensor, "rows taus *classes"]:
         """|| found - target_t ||^2 for each noise level, in double precision; differentiable."""
-        errors = []
-        z, _ = self.noisy(draw, step)
-        for anchor, shares in zip(self.anchors, self.anchor_share, strict=True):
-            target = anchor[draw]
-            if (shares != 1).any():
-                target = torch.lerp(z, target, self._scalars(shares)[step][:, None, None, None])
-            residual = found - (target if found.ndim == target.ndim else target[:, None])
-            errors.append(residual.square().flatten(-3).sum(-1, dtype=torch.float64))
-        return torch.stack(errors, dim=1)
+        return torch.stack([_squared_distances(found, target) for target in self._targets(draw, step)], dim=1)
 
-    def _scalars(self, values: Levels) -> Float[Tensor, " steps"]:
-        return torch.as_tensor(values, dtype=torch.float32, device=self.start.device)
+    def _targets(self, draw: Rows, step: Rows) -> Iterator[Float[Tensor, "rows c h w"]]:
+        z = self.noisy(draw, step)[0] if (self.anchor_share != 1).any() else None
+        for anchor, of_tau, share in zip(self.anchors, self.anchor_share, self._scalars[2:], strict=True):
+            target = anchor[draw]
+            if (of_tau != 1).any():
+                assert z is not None
+                target = torch.lerp(z, target, share[step][:, None, None, None])
+            yield target
+
+    @cached_property
+    def _scalars(self) -> Float[Tensor, "rows steps"]:
+        """level, input_scale and the anchor_share of each tau."""
+        rows = np.stack([self.level, self.input_scale, *self.anchor_share])
+        return to_device(rows.astype(np.float32), self.start.device)
+
+
+def _squared_distances(
+    found: Float[Tensor, "rows *classes c h w"], target: Float[Tensor, "rows c h w"]
+) -> Float[Tensor, "rows *classes"]:
+    """In double precision; of outputs for all classes a few at a time."""
+    if found.ndim == target.ndim:
+        return (found - target).square().flatten(-3).sum(-1, dtype=torch.float64)
+    classes_at_once = max(1, NUMBERS_AT_ONCE.get(found.device.type, 2**27) // target.numel())
+    pieces = found.split(classes_at_once, dim=1)
+    return torch.cat(
+        [(piece - target[:, None]).square().flatten(-3).sum(-1, dtype=torch.float64) for piece in pieces], 1
+    )
 
 
 def ask_losses(
@@ -75,7 +101,7 @@ def ask_losses(
     class_id: Int[np.ndarray, " rows"],
 ) -> Ask:
     """Asks for || h(z_t, sigma_t, y) - target_t ||^2: (rows, taus)."""
-    draws, steps, classes = (torch.as_tensor(ids, device=path.start.device) for ids in (draw, step, class_id))
+    draws, steps, classes = _on_device(path, draw, step, class_id)
     labels = torch.eye(denoiser.num_classes, device=path.start.device)
 
     def inputs(rows: slice) -> Inputs:
@@ -84,14 +110,20 @@ def ask_losses(
     def read(found: Tensor, rows: slice) -> Tensor:
         return path.squared_errors(found, draw=draws[rows], step=steps[rows])
 
-    return Ask("forward", denoiser, len(draw), inputs, read)
+    return Ask("forward", denoiser, len(draw), inputs, read, on_host=True)
+
+
+def _on_device(path: Path, *ids: Int[np.ndarray, " rows"]) -> tuple[Rows, ...]:
+    """Draw, step and whatever else there is of each row, on the device, where their noise is then too."""
+    path.reach(ids[0], ids[1])
+    return to_device(np.stack(ids), path.start.device).unbind()
 
 
 def ask_losses_of_every_class(
     denoiser: Denoiser, path: Path, draw: Int[np.ndarray, " rows"], step: Int[np.ndarray, " rows"]
 ) -> Ask:
     """Asks for the same of all classes at once, of a network with class heads: (rows, taus, classes)."""
-    draws, steps = (torch.as_tensor(ids, device=path.start.device) for ids in (draw, step))
+    draws, steps = _on_device(path, draw, step)
     unread = torch.zeros(1, 0, device=path.start.device)
 
     def inputs(rows: slice) -> Inputs:
@@ -100,7 +132,7 @@ def ask_losses_of_every_class(
     def read(found: Tensor, rows: slice) -> Tensor:
         return path.squared_errors(found, draw=draws[rows], step=steps[rows])
 
-    return Ask("every_class", denoiser, len(draw), inputs, read)
+    return Ask("every_class", denoiser, len(draw), inputs, read, on_host=True)
 
 
 def ask_label_gradients(
@@ -111,7 +143,7 @@ def ask_label_gradients(
     To first order, the squared error at the label y is that at the mean label plus this derivative's entry y plus what
     is the same for all classes.
     """
-    draws, steps = (torch.as_tensor(ids, device=path.start.device) for ids in (draw, step))
+    draws, steps = _on_device(path, draw, step)
     classes = denoiser.num_classes
     mean = torch.full((1, classes), 1 / classes, device=path.start.device)
 
@@ -121,7 +153,7 @@ def ask_label_gradients(
     def read(found: Tensor, rows: slice) -> Tensor:
         return path.squared_errors(found, draw=draws[rows], step=steps[rows])[:, 0]
 
-    return Ask("label_gradient", denoiser, len(draw), inputs, read)
+    return Ask("label_gradient", denoiser, len(draw), inputs, read, on_host=True)
 
 
 def refuse_non_finite(

@@ -1,5 +1,6 @@
 """Racing: a class leaves a vote as soon as paired evidence speaks against it."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,12 @@ def strided(steps: int) -> list[int]:
     bits = max(steps - 1, 1).bit_length()
     order = (int(f"{index:0{bits}b}"[::-1], 2) for index in range(2**bits))
     return [steps - 1 - step for step in order if step < steps]
+
+
+def turns_to_leave(gap: float) -> int:
+    """After how many steps a class may leave at the earliest: by the inequality of Cauchy and Schwarz a sum of n
+    differences is at most sqrt(n) times the root of their summed squares."""
+    return max(1, math.ceil(gap**2 * (1 - 1e-9)))  # more than rounding can make up for
 
 
 def leaders(

@@ -5,7 +5,7 @@ passes. Whatever is decided about a draw is decided from its own losses (rule S2
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,24 +21,36 @@ from ndc_core.classifiers.losses import (
     ask_losses_of_every_class,
     refuse_non_finite,
 )
-from ndc_core.classifiers.racing import leaders, strided, survivors
+from ndc_core.classifiers.racing import leaders, strided, survivors, turns_to_leave
 from ndc_core.classifiers.sift import sift, smallest
+from ndc_core.classifiers.step_noise import StepNoise
 from ndc_core.classifiers.unconditional import estimates
 from ndc_core.models.forward_passes import Ask, Task, answer
-from ndc_core.noise.streams import DrawNoise
+from ndc_core.models.transfers import to_device
+from ndc_core.noise.grid import GridSpec
+from ndc_core.noise.streams import DrawNoise, StepStreams
 
 Answers = Generator[Ask, Tensor, None]
 Alive = Bool[np.ndarray, "draws classes"]
+Candidates = Int[np.ndarray, "taus draws"]  # the class that a vote is about, or NOBODY
 NOBODY = -1
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The class of each draw, its scores (minus infinity for a class that left), and how many rows were evaluated."""
+    """The class of each draw, its scores (minus infinity for a class that left), and its share of the evaluations."""
 
     winners: Int[np.ndarray, " draws"]
     scores: Float[np.ndarray, "draws classes"]
-    evaluations: int
+    cost: Int[np.ndarray, " draws"]
+
+    @property
+    def evaluations(self) -> int:
+        return int(self.cost.sum())
+
+    def of(self, draws: slice) -> "Prediction":
+        """Some of the draws."""
+        return Prediction(self.winners[draws], self.scores[draws], self.cost[draws])
 
 
 def predict(
@@ -71,20 +83,13 @@ def independent(
     *,
     tau_model: float,
     noise: DrawNoise,
-    candidate: int = NOBODY,
+    candidates: Candidates | None = None,
     everyone: bool = False,
 ) -> Task[list[Prediction]]:
-    """Votes at one noise level, with fresh noise at each step. See `on_ready_path` for `candidate`."""
-    ballots = _Ballots(classifier, [z], (tau_model,), (candidate,))
+    """Votes at one noise level, with fresh noise at each step. See `on_ready_path` for `candidates`."""
+    ballots = _Ballots(classifier, [z], (tau_model,), candidates)
     clean = yield from ballots.estimates()
-    path, weight = classifier.path(
-        ballots.z[0],
-        clean[0] if clean else None,
-        classifier.grid,
-        ballots.on_device(noise.refine),
-        tau_model=tau_model,
-    )
-    ballots.open(path, weight)
+    ballots.open(*ballots.path(clean, classifier.grid, noise.refine))
     if not everyone:
         if classifier.active_sift:
             yield from ballots.sift(clean, noise.sift)
@@ -102,15 +107,15 @@ def on_ready_path(
     later: Float[np.ndarray, "draws steps c h w"],
     *,
     taus_model: tuple[float, ...],
-    candidates: Sequence[int] = (),
+    candidates: Candidates | None = None,
 ) -> Task[list[Prediction]]:
     """Votes at several noise levels from the same network outputs: z at each tau, `later` at the levels beyond. Or of
     DC, with z the image itself and `later` all that the denoiser sees.
 
-    A vote whose `candidate` has left may stop: that it is not the candidate's is decided, and its winner is then the
+    A vote whose candidate has left may stop: that it is not the candidate's is decided, and its winner is then the
     class that led at that moment.
     """
-    ballots = _Ballots(classifier, z, taus_model, candidates or [NOBODY] * len(taus_model))
+    ballots = _Ballots(classifier, z, taus_model, candidates)
     clean = yield from ballots.estimates()
     ballots.open(*classifier.shared_path(ballots.z, clean, ballots.on_device(later), taus_model=taus_model))
     yield from ballots.shortlist()
@@ -132,22 +137,25 @@ class _Ballots:
         classifier: DiffusionClassifier,
         z: Sequence[np.ndarray],
         taus_model: tuple[float, ...],
-        candidates: Sequence[int],
+        candidates: Candidates | None,
     ) -> None:
-        self.classifier, self.taus_model, self.candidates = classifier, taus_model, candidates
+        self.classifier, self.taus_model = classifier, taus_model
+        self.device = torch.device(classifier.device)
         self.z = tuple(self.on_device(one) for one in z)
         self.dimension = self.z[0][0].numel()
-        self.evaluations = 0
         shape = (len(z), len(z[0]))
+        self.candidates = np.full(shape, NOBODY) if candidates is None else candidates
+        self.cost = np.zeros(len(z[0]), dtype=np.int64)
         self.alive = np.ones((*shape, classifier.denoiser.num_classes), dtype=bool)
         self.winners = np.full(shape, NOBODY)
 
     def on_device(self, images: np.ndarray) -> Tensor:
-        return torch.from_numpy(images).to(self.classifier.device, torch.float32)
+        return to_device(images.astype(np.float32, copy=False), self.device)
 
-    def ask(self, ask: Ask) -> Generator[Ask, Tensor, Tensor]:
-        self.evaluations += ask.evaluations
-        return (yield ask)
+    def ask(self, ask: Ask, draw: Int[np.ndarray, " rows"]) -> Generator[Ask, Tensor, np.ndarray]:
+        """The answer to rows of these draws, on the host."""
+        self.cost += np.bincount(draw, minlength=len(self.cost)) * ask.evaluations_per_row
+        return (yield ask).numpy()
 
     # What the votes need before they begin
 
@@ -157,14 +165,22 @@ class _Ballots:
             return None
         found, rows_per_pass = [], self.classifier.rows_per_pass
         for z, tau_model in zip(self.z, self.taus_model, strict=True):
-            self.evaluations += len(z) * self.classifier.estimator.evaluations
+            self.cost += self.classifier.estimator.evaluations
             found.append((yield from estimates(self.classifier.estimator, z, tau_model, rows_per_pass=rows_per_pass)))
         return tuple(found)
+
+    def path(
+        self, clean: tuple[Images, ...] | None, grid: GridSpec, noise: np.ndarray | StepStreams
+    ) -> tuple[Path, Float[np.ndarray, "1 steps"]]:
+        """A path with noise of its own at each step, where there is one tau."""
+        ((z,), (tau_model,)), steps = (self.z, self.taus_model), StepNoise(noise, self.device)
+        path, weight = self.classifier.path(z, clean[0] if clean else None, grid, steps.values, tau_model=tau_model)
+        return replace(path, reach=steps.reach(len(path.level))), weight
 
     def open(self, path: Path, weight: Float[np.ndarray, "taus steps"]) -> None:
         """The path that all classes are scored on."""
         taus, draws, classes = self.alive.shape
-        self.path, self.weight = path, weight
+        self.scored, self.weight = path, weight
         own = [steps.nonzero()[0] for steps in weight]
         self.order = [steps[strided(len(steps))] for steps in own]
         self.known = np.zeros((draws, len(path.level), classes), dtype=bool)
@@ -172,14 +188,11 @@ class _Ballots:
 
     # Which classes are scored at all
 
-    def sift(self, clean: tuple[Images, ...] | None, noise: np.ndarray) -> Answers:
+    def sift(self, clean: tuple[Images, ...] | None, noise: np.ndarray | StepStreams) -> Answers:
         """The paper's sift, on a grid and with noise of its own; only where there is one tau."""
-        classifier, (tau_model,) = self.classifier, self.taus_model
-        spec = classifier.active_sift
+        spec = self.classifier.active_sift
         assert spec is not None
-        path, weight = classifier.path(
-            self.z[0], clean[0] if clean else None, spec.grid, self.on_device(noise), tau_model=tau_model
-        )
+        path, weight = self.path(clean, spec.grid, noise)
         sifting = sift(
             draws=len(self.z[0]),
             classes=self.alive.shape[2],
@@ -204,9 +217,9 @@ class _Ballots:
         for tau, order in enumerate(self.order):
             steps = order[: spec.steps]
             draw, step = (ids.ravel() for ids in np.indices((len(self.z[0]), len(steps))))
-            ask = ask_label_gradients(self.classifier.denoiser, self.path.of(tau), draw, steps[step])
-            found = (yield from self.ask(ask)).cpu().numpy()
-            refuse_non_finite(found, self.path, draw=draw, step=steps[step], class_id=None)
+            ask = ask_label_gradients(self.classifier.denoiser, self.scored.of(tau), draw, steps[step])
+            found = yield from self.ask(ask, draw)
+            refuse_non_finite(found, self.scored, draw=draw, step=steps[step], class_id=None)
             weighted = found.reshape(len(self.z[0]), len(steps), -1) * self.weight[tau, steps][:, None]
             self.alive[tau] = smallest(weighted.sum(axis=1), spec.keep)
 
@@ -214,27 +227,39 @@ class _Ballots:
 
     def score_all(self) -> Answers:
         """All steps of all classes that are alive; the only one alive has won and is not scored."""
+        contested = self.alive & (self.alive.sum(axis=2, keepdims=True) > 1)
         wanted = np.zeros_like(self.known)
-        for alive, order in zip(self.alive, self.order, strict=True):
-            contested = alive & (alive.sum(axis=1, keepdims=True) > 1)
-            wanted[:, order] |= contested[:, None]
-        yield from self._learn(wanted)
+        for of_tau, order in zip(contested, self.order, strict=True):
+            wanted[:, order] |= of_tau[:, None]
+        # A pass's worth of rows at a time: noise is drawn while others' rows are in passes.
+        rows_a_step = int(
+            (contested.any(axis=0).any(axis=1) if self.classifier.all_at_once else contested.any(0)).sum()
+        )
+        at_once = 1 + self.classifier.rows_per_pass // max(1, rows_a_step)
+        for first in range(0, len(self.scored.level), at_once):
+            steps = np.arange(first, min(first + at_once, len(self.scored.level)))
+            yield from self._learn(steps, wanted[:, steps])
         for tau in range(len(self.alive)):
             self.winners[tau] = leaders(np.nan_to_num(self._so_far(tau, None)), self.alive[tau])[0]
 
     def race(self, gap: float) -> Answers:
-        """One step of each vote at a time, until one class is left or the candidate is not."""
-        for turn in range(len(self.path.level)):
-            wanted = np.zeros_like(self.known)
-            for tau, order in enumerate(self.order):
-                if turn < len(order):
-                    wanted[:, order[turn]] |= self.alive[tau] & self._open(tau)[:, None]
+        """A step of each vote at a time, until one class is left or the candidate is not; at first as many steps as it
+        takes for anyone to leave."""
+        asked, most = 0, max(map(len, self.order))
+        for turns in range(min(turns_to_leave(gap), most), most + 1):
+            racing = [tau for tau, order in enumerate(self.order) if asked < len(order)]
+            own = {tau: self.order[tau][asked:turns] for tau in racing}
+            steps = np.unique(np.concatenate(list(own.values())))
+            wanted = np.zeros((len(self.known), len(steps), self.known.shape[2]), dtype=bool)
+            for tau in racing:
+                open_to = self.alive[tau] & self._open(tau)[:, None]
+                wanted[:, np.searchsorted(steps, own[tau])] |= open_to[:, None]
             if not wanted.any():
                 return
-            yield from self._learn(wanted)
-            for tau, order in enumerate(self.order):
-                if turn < len(order):
-                    self._judge(tau, turn + 1, gap)
+            yield from self._learn(steps, wanted)
+            for tau in racing:
+                self._judge(tau, min(turns, len(self.order[tau])), gap)
+            asked = turns
 
     def _open(self, tau: int) -> Bool[np.ndarray, " draws"]:
         alone = self.alive[tau].sum(axis=1) == 1
@@ -245,31 +270,36 @@ class _Ballots:
     def _judge(self, tau: int, turns: int, gap: float) -> None:
         """Lets classes leave by the losses of a vote's first turns, and closes the votes that are decided."""
         voting = self._open(tau).nonzero()[0]
-        losses, alive = self._so_far(tau, turns)[voting], self.alive[tau][voting]
+        losses, alive = self._so_far(tau, turns, voting), self.alive[tau][voting]
         alive = survivors(losses, alive, gap=gap)
-        candidate, last = self.candidates[tau], turns == len(self.order[tau])
-        beaten = ~alive[:, candidate] if candidate != NOBODY else np.zeros(len(voting), dtype=bool)
+        candidate, last = self.candidates[tau][voting], turns == len(self.order[tau])
+        beaten = (candidate != NOBODY) & ~alive[np.arange(len(voting)), candidate]
         decided = beaten | last | (alive.sum(axis=1) == 1)
         self.alive[tau][voting] = alive
         self.winners[tau][voting[decided]] = leaders(losses, alive)[0][decided]
 
-    def _so_far(self, tau: int, turns: int | None) -> Float[np.ndarray, "draws turns classes"]:
-        found: np.ndarray = self.losses[tau][:, self.order[tau][:turns]]
+    def _so_far(
+        self, tau: int, turns: int | None, draws: Int[np.ndarray, " some"] | None = None
+    ) -> Float[np.ndarray, "some turns classes"]:
+        """The losses of a vote's first turns, of all draws or of some."""
+        of = np.arange(len(self.known)) if draws is None else draws
+        found: np.ndarray = self.losses[tau][of[:, None], self.order[tau][:turns]]
         return found
 
-    def _learn(self, wanted: Bool[np.ndarray, "draws steps classes"]) -> Answers:
-        """Asks for those losses that are wanted and not known; what one tau asked for, all others know too."""
-        missing = wanted & ~self.known
-        classifier = self.classifier
+    def _learn(self, steps: Int[np.ndarray, " some"], wanted: Bool[np.ndarray, "draws some classes"]) -> Answers:
+        """Asks for those losses of some steps that are wanted and not known; what one tau asks for, all know then."""
+        missing = wanted & ~self.known[:, steps]
         if not missing.any():
             return
-        if classifier.all_at_once:
-            draw, step = np.nonzero(missing.any(axis=2))
-            found = yield from self._losses(self.path, self.weight, draw, step, None)
+        if self.classifier.all_at_once:
+            draw, place = np.nonzero(missing.any(axis=2))
+            step = steps[place]
+            found = yield from self._losses(self.scored, self.weight, draw, step, None)
             self.losses[:, draw, step], self.known[draw, step] = found, True
         else:
-            draw, step, class_id = missing.nonzero()
-            found = yield from self._losses(self.path, self.weight, draw, step, class_id)
+            draw, place, class_id = missing.nonzero()
+            step = steps[place]
+            found = yield from self._losses(self.scored, self.weight, draw, step, class_id)
             self.losses[:, draw, step, class_id], self.known[draw, step, class_id] = found, True
 
     def _losses(
@@ -282,7 +312,7 @@ class _Ballots:
             if class_id is None
             else ask_losses(denoiser, path, draw, step, class_id)
         )
-        found = (yield from self.ask(ask)).cpu().numpy()
+        found = yield from self.ask(ask, draw)
         refuse_non_finite(found, path, draw=draw, step=step, class_id=class_id)
         found = found if cap is None else np.minimum(found, cap * self.dimension)
         weights = weight[:, step].reshape(len(weight), len(step), *[1] * (found.ndim - 2))
@@ -294,5 +324,5 @@ class _Ballots:
         for tau, (alive, winners) in enumerate(zip(self.alive, self.winners, strict=True)):
             contested = alive & (alive.sum(axis=1, keepdims=True) > 1)
             sums = np.where(contested, -self._so_far(tau, None).sum(axis=1), 0.0)
-            found.append(Prediction(winners, np.where(alive, sums, -np.inf), 0 if tau else self.evaluations))
+            found.append(Prediction(winners, np.where(alive, sums, -np.inf), self.cost * (tau == 0)))
         return found

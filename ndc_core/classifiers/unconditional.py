@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ndc_core.models.denoiser import Denoiser
 from ndc_core.models.forward_passes import Ask, Inputs, Task
+from ndc_core.models.transfers import to_device
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def estimates(
     estimator: Unconditional, z: Float[Tensor, "draws c h w"], sigma_model: float, *, rows_per_pass: int
 ) -> Task[Float[Tensor, "draws c h w"]]:
     """Asks for the clean image behind each z, whose noise is sigma_model."""
-    labels = estimator.labels.to(z.device)
+    labels = to_device(estimator.labels.numpy(), z.device)
     at_once = max(1, rows_per_pass // len(labels))  # draws: memory does not grow with the labels
     means = []
     for first in range(0, len(z), at_once):

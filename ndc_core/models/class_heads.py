@@ -39,4 +39,9 @@ class HeadsDenoiser(EDMDenoiser):
         self, z: Float[Tensor, "rows c h w"], sigma_model: Float[Tensor, " rows"]
     ) -> Float[Tensor, "rows classes c h w"]:
         """E[z_0 | z, y] for every class y, in [-1, 1] or NaN, from one forward pass."""
+        return self.launch(self._every_class, z, sigma_model)
+
+    def _every_class(
+        self, z: Float[Tensor, "rows c h w"], sigma_model: Float[Tensor, " rows"]
+    ) -> Float[Tensor, "rows classes c h w"]:
         return clip_to_image_range(self.unclipped_heads(z, sigma_model)[:, :-1])

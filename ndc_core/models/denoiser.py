@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ndc_core.models.replay import Launch, directly
+
 
 @runtime_checkable
 class Denoiser(Protocol):
@@ -65,7 +67,7 @@ class EDMDenoiser(nn.Module):
     """EDM's preconditioning around a network, with the output clipped.
 
     The network runs in `network_dtype`, all around it in the precision of z. `knows_no_label` says whether the all-zero
-    label was trained. The network is called as F(x, c_noise, label).
+    label was trained. The network is called as F(x, c_noise, label). `launch` makes the calls of the whole.
     """
 
     def __init__(
@@ -77,9 +79,11 @@ class EDMDenoiser(nn.Module):
         sigma_data: float = 0.5,
         knows_no_label: bool = True,
         network_dtype: torch.dtype = torch.float32,
+        launch: Launch = directly,
     ) -> None:
         super().__init__()
         self.network = network
+        self.launch = launch
         self.network_dtype = network_dtype
         self.knows_no_label = knows_no_label
         self.image_shape = image_shape
@@ -104,4 +108,12 @@ class EDMDenoiser(nn.Module):
         label: Float[Tensor, "rows classes"],
     ) -> Float[Tensor, "rows c h w"]:
         """E[z_0 | z, label] in [-1, 1]; NaN where the network was not finite."""
+        return self.launch(self._clipped, z, sigma_model, label)
+
+    def _clipped(
+        self,
+        z: Float[Tensor, "rows c h w"],
+        sigma_model: Float[Tensor, " rows"],
+        label: Float[Tensor, "rows classes"],
+    ) -> Float[Tensor, "rows c h w"]:
         return clip_to_image_range(self.unclipped(z, sigma_model, label))

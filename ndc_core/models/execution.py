@@ -1,10 +1,14 @@
 """How a network is run: precision, memory layout, compilation. Each changes rounding, and with it a near-tie's vote."""
 
+import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from ndc_core.models.networks.fused_ops import has_kernels
+from ndc_core.models.replay import Launch, Replays, cuda_graph, directly
 
 # tf32 holds float32 and rounds only the factors of products, to 10 bits, where an NVIDIA GPU can.
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -15,7 +19,9 @@ Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 class Execution:
     """The defaults are the reference: single precision, PyTorch's own layout, nothing compiled.
 
-    All of it runs on a CPU too, where float16 is slow, tf32 is float32, and compilation needs a C++ compiler.
+    On CUDA passes are launched as graphs (see `replay`), and EDM's networks in channels_last run through kernels of
+    their own (see `fused_unet`); neither is done to compiled networks. All else runs on a CPU too, where float16 is
+    slow, tf32 is float32, and compilation needs a C++ compiler.
     """
 
     precision: Precision = "float32"
@@ -32,7 +38,22 @@ class Execution:
         if self.channels_last:
             # torch's stub knows the argument for tensors only.
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.channels_last and not self.compile and device.startswith("cuda"):
+            _fuse(network)
         return torch.compile(network) if self.compile else network  # type: ignore[return-value]
+
+    def launch(self, *, device: str) -> Launch:
+        """How passes of the network are launched."""
+        return Replays(cuda_graph) if device.startswith("cuda") and not self.compile else directly
+
+
+def _fuse(network: Any) -> None:
+    """Lets a network that can run as `fused_unet` has it."""
+    if not hasattr(network, "fused"):
+        return
+    network.fused = has_kernels()
+    if not network.fused:
+        warnings.warn("Triton is not installed here: without its kernels channels_last is slow on a GPU", stacklevel=2)
 
 
 def set_arithmetic(precision: Precision) -> None:

@@ -3,10 +3,13 @@
 Votes are generators: they yield an `Ask` for rows and are sent what the denoiser made of them. Several run at a time,
 each wherever it stands, and their rows share passes, so that passes stay full while classes and draws drop out. Only
 when nobody can go on without an answer is a pass padded.
+
+On a GPU several passes are in flight: a pass is only launched, and what votes read of it goes to the host by itself.
+While rows wait for the next passes, nobody waits for the device but for the oldest of those that are launched.
 """
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -17,12 +20,15 @@ from torch.utils.checkpoint import checkpoint
 
 from ndc_core.models.denoiser import Denoiser, EveryClass
 from ndc_core.models.image_classifier import ImageClassifier
+from ndc_core.models.transfers import OnItsWay, to_host
 
 Inputs = tuple[Float[Tensor, "rows c h w"], Float[Tensor, " rows"], Float[Tensor, "rows classes"]]
 Kind = Literal["forward", "every_class", "label_gradient", "classify"]
 # A backward pass to the label costs about as much as a forward one: the weights need no gradient.
 EVALUATIONS_OF_A_ROW: dict[Kind, int] = {"forward": 1, "every_class": 1, "label_gradient": 2, "classify": 1}
-TASKS_AT_ONCE = 12
+# Passes that are launched at most before the first one's answers are waited for, and passes whose rows are to wait for
+# their turn. A CPU computes when it is asked to.
+PASSES_AHEAD = {"cuda": 3}
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,11 @@ class Ask:
     rows: int
     inputs: Callable[[slice], Inputs]
     read: Callable[[Tensor, slice], Tensor]
+    on_host: bool = False
 
     @property
-    def evaluations(self) -> int:
-        return self.rows * EVALUATIONS_OF_A_ROW[self.kind]
+    def evaluations_per_row(self) -> int:
+        return EVALUATIONS_OF_A_ROW[self.kind]
 
 
 Name = TypeVar("Name")
@@ -65,13 +72,15 @@ def gather(
     *,
     rows_per_pass: int,
     device: torch.device,
-    tasks_at_once: int = TASKS_AT_ONCE,
+    passes_ahead: int | None = None,
 ) -> Iterator[tuple[Name, Result | Exception]]:
     """Runs tasks and yields each one's name and result, or the exception that ended it, as soon as it has ended.
 
-    `next_task` gives None when there is none at present; it is asked again whenever one has ended.
+    Tasks are begun as long as fewer rows wait than `passes_ahead` passes take (left out, what suits the device).
+    `next_task` gives None when there is none at present; it is asked again as long as rows are few.
     """
-    return _Gatherer(next_task, rows_per_pass=rows_per_pass, device=device, tasks_at_once=tasks_at_once).run()
+    ahead = passes_ahead or PASSES_AHEAD.get(device.type, 1)
+    return _Gatherer(next_task, rows_per_pass=rows_per_pass, passes_ahead=ahead).run()
 
 
 def answer(task: Task[Result], *, rows_per_pass: int, device: torch.device) -> Result:
@@ -102,40 +111,32 @@ def answer_differentiably(task: Task[Result], *, rows_at_once: int) -> Result:
             found = torch.cat([checkpoint(_read_of, ask, window, use_reentrant=False) for window in windows])
 
 
+_Part = tuple[_Running[Name, Result], OnItsWay]
+
+
 class _Gatherer(Generic[Name, Result]):
-    def __init__(
-        self,
-        next_task: NextTask[Name, Result],
-        *,
-        rows_per_pass: int,
-        device: torch.device,
-        tasks_at_once: int,
-    ) -> None:
-        self.next_task, self.tasks_at_once = next_task, tasks_at_once
-        self.rows_per_pass, self.device = rows_per_pass, device
+    def __init__(self, next_task: NextTask[Name, Result], *, rows_per_pass: int, passes_ahead: int) -> None:
+        self.next_task, self.rows_per_pass, self.passes_ahead = next_task, rows_per_pass, passes_ahead
         self.running = 0
         # Rows of different kinds, or for different networks, cannot share a pass.
         self.queues: dict[tuple[Kind, int], deque[_Running[Name, Result]]] = defaultdict(deque)
         self.ended: deque[tuple[Name, Result | Exception]] = deque()
 
     def run(self) -> Iterator[tuple[Name, Result | Exception]]:
-        # On a GPU a pass is only launched; the next one is, before the answers of the one before it are waited for.
-        launched: deque[list[tuple[_Running[Name, Result], Tensor]]] = deque()
+        launched: deque[list[_Part[Name, Result]]] = deque()
         while True:
             self._start_tasks()
             if self.ended:
                 yield from self._drain()
                 continue  # whoever took them may have a next task now
             full = self._queue_with(self.rows_per_pass)
-            if full is not None:
+            if full is not None and len(launched) < self.passes_ahead:
                 launched.append(self._launch(full))
-                if len(launched) < 2:
-                    continue
-            elif not launched and (part := self._queue_with(1)) is not None:
-                launched.append(self._launch(part))
-            if launched:
+            elif launched:
                 self._deliver(launched.popleft())
                 yield from self._drain()
+            elif (part := self._queue_with(1)) is not None:
+                launched.append(self._launch(part))
             elif not self.running:
                 return
 
@@ -144,7 +145,7 @@ class _Gatherer(Generic[Name, Result]):
             yield self.ended.popleft()
 
     def _start_tasks(self) -> None:
-        while self.running < self.tasks_at_once and self._queue_with(self.rows_per_pass) is None:
+        while self._queue_with(self.passes_ahead * self.rows_per_pass) is None:
             named = self.next_task()
             if named is None:
                 return
@@ -174,8 +175,9 @@ class _Gatherer(Generic[Name, Result]):
         fullest = max(self.queues.values(), key=_rows_of, default=None)
         return fullest if fullest and _rows_of(fullest) >= rows else None
 
-    def _launch(self, queue: deque[_Running[Name, Result]]) -> list[tuple[_Running[Name, Result], Tensor]]:
-        """Evaluates the first rows of a queue; gives each asker's part of the answer."""
+    def _launch(self, queue: deque[_Running[Name, Result]]) -> list[_Part[Name, Result]]:
+        """Evaluates the first rows of a queue; gives each asker's part of the answer. Who wants it on the device, where
+        whatever comes next comes after it, has it at once."""
         room, askers, parts = self.rows_per_pass, [], []
         for running in queue:
             assert running.ask is not None
@@ -189,7 +191,10 @@ class _Gatherer(Generic[Name, Result]):
         while queue and not queue[0].asked:
             queue.popleft()
         try:
-            return list(zip(askers, self._evaluate(parts), strict=True))
+            answers = self._evaluate(parts)
+            coming = [
+                to_host(one) if ask.on_host else OnItsWay(one) for one, (ask, _) in zip(answers, parts, strict=True)
+            ]
         except Exception as error:  # a pass that fails is the failure of all who asked for it
             for running in askers:
                 if running in queue:
@@ -197,6 +202,9 @@ class _Gatherer(Generic[Name, Result]):
                 running.task.close()
                 self._end(running, error)
             return []
+        answered = list(zip(askers, coming, strict=True))
+        self._deliver(one for one, (ask, _) in zip(answered, parts, strict=True) if not ask.on_host)
+        return [one for one, (ask, _) in zip(answered, parts, strict=True) if ask.on_host]
 
     def _evaluate(self, parts: list[tuple[Ask, slice]]) -> list[Tensor]:
         kind, network = parts[0][0].kind, parts[0][0].network
@@ -216,11 +224,11 @@ class _Gatherer(Generic[Name, Result]):
         pieces = found[: sum(sizes)].split(sizes)
         return [ask.read(piece, window) for (ask, window), piece in zip(parts, pieces, strict=True)]
 
-    def _deliver(self, parts: list[tuple[_Running[Name, Result], Tensor]]) -> None:
-        for running, found in parts:
+    def _deliver(self, parts: Iterable[_Part[Name, Result]]) -> None:
+        for running, coming in parts:
             if running.ask is None:  # another pass with rows of the same ask has failed
                 continue
-            running.answer.append(found)
+            running.answer.append(coming.wait())
             if sum(len(one) for one in running.answer) == running.ask.rows:
                 self._go_on(running, torch.cat(running.answer))
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ndc_core.models.replay import Launch, directly
 from ndc_core.space import model_to_pixels
 
 
@@ -21,7 +22,7 @@ class ImageClassifier(Protocol):
 
 class ImageNetwork(nn.Module):
     """A network that was trained on pixels in [0, 1] from which `mean` was taken, divided by `std`: one number for each
-    channel. The network runs in `network_dtype`, all around it in single precision."""
+    channel. The network runs in `network_dtype`, all around it in single precision. `launch` makes the calls."""
 
     mean: Tensor
     std: Tensor
@@ -35,9 +36,11 @@ class ImageNetwork(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         network_dtype: torch.dtype = torch.float32,
+        launch: Launch = directly,
     ) -> None:
         super().__init__()
         self.network = network
+        self.launch = launch
         self.network_dtype = network_dtype
         self.image_shape = image_shape
         self.num_classes = num_classes
@@ -45,6 +48,9 @@ class ImageNetwork(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
 
     def forward(self, z: Float[Tensor, "rows c h w"]) -> Float[Tensor, "rows classes"]:
+        return self.launch(self._scores, z)
+
+    def _scores(self, z: Float[Tensor, "rows c h w"]) -> Float[Tensor, "rows classes"]:
         pixels = (model_to_pixels(z) - self.mean) / self.std
         scores: Tensor = self.network(pixels.to(self.network_dtype))
         return scores.float()

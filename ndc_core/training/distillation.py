@@ -12,7 +12,9 @@ from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.denoiser import Denoiser, EDMDenoiser
 from ndc_core.models.networks.small import SmallHeadsUNet, SmallUNet
 from ndc_core.space import pixels_to_model
-from ndc_core.training.denoiser import DenoisingSpec, TrainingProgress, draw_sigma, fit, jitter, loss_weight
+from ndc_core.training.augmentation import jitter
+from ndc_core.training.denoiser import DenoisingSpec, draw_sigma, loss_weight
+from ndc_core.training.fitting import Fitting, TrainingProgress
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,21 @@ def distil(
     if isinstance(teacher, EDMDenoiser):
         start_from(network, teacher.network)
     student = HeadsDenoiser(network, image_shape=image_shape, num_classes=classes)
-    answers = answers_of(teacher, images, knows_no_label=knows_no_label, spec=spec)
-    return fit(student, lambda: distillation_loss(student, next(answers)), spec=spec, on_step=on_step)
+    generator = torch.Generator().manual_seed(spec.seed)
+    answers = answers_of(teacher, images, generator, knows_no_label=knows_no_label, spec=spec)
+    fitting = Fitting(student, spec=spec, generator=generator)
+    return fitting.run(lambda: distillation_loss(student, next(answers)), on_step=on_step)
 
 
 def answers_of(
-    teacher: Denoiser, images: UInt8[Tensor, "n c h w"], *, knows_no_label: bool, spec: DistillationSpec
+    teacher: Denoiser,
+    images: UInt8[Tensor, "n c h w"],
+    generator: torch.Generator,
+    *,
+    knows_no_label: bool,
+    spec: DistillationSpec,
 ) -> Iterator[Answer]:
     """An endless lesson: after each new answer, some of the last ones again."""
-    generator = torch.Generator().manual_seed(spec.seed)
     recent: deque[Answer] = deque(maxlen=spec.kept)
     while True:
         batch = images[torch.randint(len(images), (spec.batch,), generator=generator)]

@@ -11,7 +11,8 @@ from torch import Tensor
 from ndc_core.models.image_classifier import ImageNetwork
 from ndc_core.models.networks.small_classifier import SmallClassifier
 from ndc_core.space import pixels_to_model, sigma_to_model
-from ndc_core.training.denoiser import FitSpec, TrainingProgress, fit, jitter
+from ndc_core.training.augmentation import jitter
+from ndc_core.training.fitting import FitSpec, Fitting, TrainingProgress
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class ClassifierSpec(FitSpec):
 
     steps: int = 600
     max_seconds: float = 40.0
+    channels: int = 32
     noise: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
@@ -58,4 +60,4 @@ def train_classifier(
         noisy = z + sigma * torch.randn(z.shape, generator=generator)
         return F.cross_entropy(classifier(noisy), labels[batch].long())
 
-    return fit(classifier, batch_loss, spec=spec, on_step=on_step)
+    return Fitting(classifier, spec=spec, generator=generator).run(batch_loss, on_step=on_step)

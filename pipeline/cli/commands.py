@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.model_commands import convert, diagnose, distill, train
+from pipeline.cli.model_commands import convert, diagnose, distill, train, tune
 from pipeline.cli.options import PLACE, chosen_run, run_options
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def main(traceback: bool) -> None:
     """By how much may an image change before a diffusion model's class for it can change? Proved, not guessed."""
 
 
-for command in (train, distill, convert, diagnose):
+for command in (train, distill, tune, convert, diagnose):
     main.add_command(command)
 
 

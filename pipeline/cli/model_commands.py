@@ -22,12 +22,31 @@ NUMBERS = Numbers()
 
 
 @click.command()
-@click.option("--dataset", required=True, help="A data set by name: digits or mnist.")
+@click.argument("data", required=False)
+@click.option("--dataset", help="The same as DATA.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new checkpoint.")
+@click.option("--preset", help="small (digits, mnist: the default there), cifar10-small or cifar10.")
+@click.option("--network", help="Instead of a preset: small, edm-song, edm-adm or edm2, at the settings below.")
+@click.option("--channels", type=click.IntRange(min=1), help="Width of the network.")
+@click.option("--channel-mult", type=NUMBERS, help="Width of each level, in channels, as 1,2,2.")
+@click.option("--blocks", "num_blocks", type=click.IntRange(min=1), help="Residual blocks of a level.")
+@click.option("--attention", "attn_resolutions", type=NUMBERS, help="Sides of the levels with attention, as 16,8.")
 @click.option("--heads", type=click.Choice(["classes"]), help="An output for each class instead of a label as input.")
+@click.option("--augment", help="none, jitter (drawn digits) or flip-and-shift (photographs).")
+@click.option("--batch", type=click.IntRange(min=1), help="Images of a step.")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="At its highest.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of the default.")
 @click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End at this time, if it comes first.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
+@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
+@click.option("--compile/--no-compile", "compiled", default=None, help="Compile the network [default: long GPU runs].")
+@click.option("--tracking", type=click.Choice(["mlflow", "none"]), default="mlflow", show_default=True)
+@click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most N images.")
+@click.option("--resize", type=click.IntRange(min=1), help="As a run's dataset.resize, with --filter.")
+@click.option("--filter", "resample", help="As a run's dataset.filter.")
+@click.option("--classes", help="As a run's dataset.classes: sorted, numeric, or a file with a name on each line.")
+@click.option("--label-order", type=click.Choice(["devkit", "sorted"]), help="As a run's dataset.label_order.")
 @click.option(
     "--classifier", is_flag=True, help="Train a small image classifier, for baselines, instead of a denoiser."
 )
@@ -38,20 +57,65 @@ NUMBERS = Numbers()
     help="Train the classifier with noise of this sigma, for pixels in [0, 1]; of several, each image gets one.",
 )
 def train(
-    dataset: str, out: Path, heads: str | None, classifier: bool, noise: tuple[float, ...], **settings: Any
+    data: str | None,
+    dataset: str | None,
+    out: Path,
+    preset: str | None,
+    network: str | None,
+    heads: str | None,
+    device: Any,
+    compiled: bool | None,
+    tracking: Any,
+    data_format: str | None,
+    limit: int | None,
+    resize: int | None,
+    resample: str | None,
+    classes: str | None,
+    label_order: Any,
+    classifier: bool,
+    noise: tuple[float, ...],
+    **settings: Any,
 ) -> None:
-    """Train the small embedded denoiser, or a small image classifier to compare with."""
-    from pipeline.model_tools.train import train_classifier_on, train_on
+    """Train a denoiser on DATA, or a small image classifier to compare with.
 
-    if classifier and heads:
-        raise click.UsageError("--heads is of denoisers; leave it out, or --classifier.")
+    DATA is digits, mnist, or a path or URI as a run takes it; the training split is taken where there is one. The same
+    command goes on with a training that was stopped, from the last of the checkpoints that it keeps every few minutes.
+    """
+    from pipeline.data.classes import class_order
+    from pipeline.data.datasets import DatasetSpec
+    from pipeline.model_tools.train import plan_of, train_classifier_on, train_on
+
+    if (data is None) == (dataset is None):
+        raise click.UsageError("Name the data once: DATA, or --dataset.")
+    if preset and network:
+        raise click.UsageError("--preset names its network: leave out --network.")
+    if classifier and (heads or preset or network):
+        raise click.UsageError("--heads, --preset and --network are of denoisers; leave them out, or --classifier.")
     if noise and not classifier:
         raise click.UsageError("--noise is for --classifier: denoisers are trained at all levels of noise.")
+    images = DatasetSpec(
+        data or dataset or "",
+        format=data_format,
+        split="train",
+        limit=limit,
+        resize=resize,
+        filter=resample,
+        classes=class_order(classes) if classes else None,
+        label_order=label_order,
+    )
     given = {name: value for name, value in settings.items() if value is not None}
     if classifier:
-        train_classifier_on(dataset, out, settings=given | ({"noise": noise} if noise else {}))
+        given |= {"noise": noise} if noise else {}
+        train_classifier_on(images, out, settings=given, say=click.echo)
     else:
-        train_on(dataset, out, settings=given, heads=heads == "classes")
+        options: dict[str, Any] = {
+            name: given.pop(name) for name in ("channel_mult", "num_blocks", "attn_resolutions") if name in given
+        }
+        options = {name: tuple(map(int, one)) if isinstance(one, list) else one for name, one in options.items()}
+        plan = plan_of(
+            images, preset=preset, network=network, options=options, settings=given, heads=heads == "classes"
+        )
+        train_on(images, out, plan, device=device, compiled=compiled, tracking=tracking, say=click.echo)
     click.echo(f"trained {out}")
 
 
@@ -79,6 +143,54 @@ def distill(
     given = {name: value for name, value in settings.items() if value is not None}
     distill_model(teacher, out, data=images, settings=given, say=click.echo)
     click.echo(f"distilled {out}")
+
+
+@click.command()
+@click.argument("run")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--model", help="The heads to tune, instead of the run's.")
+@click.option("--data", help="Images to learn on, which the run does not certify [default: digits' training images].")
+@click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most N images.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="As of `ndc certify`.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps at most, instead of the default.")
+@click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End at this time, if it comes first.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
+@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
+def tune(
+    run: str,
+    out: Path,
+    model: str | None,
+    data: str | None,
+    data_format: str | None,
+    limit: int | None,
+    assignments: tuple[str, ...],
+    device: Any,
+    **settings: float | None,
+) -> None:
+    """Tune class heads for RUN, a preset or TOML file: as the classifier that votes there, at its noise levels.
+
+    The heads stay a denoiser, and votes and certificates what they were. Ends early when held-out images say so.
+    """
+    import json
+
+    from pipeline.declaration.toml_files import load_config
+    from pipeline.model_tools.tune import tune_for
+
+    own = [f"model={json.dumps(model)}"] if model else []
+    given = {name: value for name, value in settings.items() if value is not None}
+    config = load_config(run, [*assignments, *own])
+    tune_for(
+        config,
+        out,
+        data=data,
+        data_format=data_format,
+        limit=limit,
+        settings=given,
+        device=device,
+        say=click.echo,
+    )
+    click.echo(f"tuned {out}; try it with `ndc certify {run} --model {out}`")
 
 
 @click.command()

@@ -159,7 +159,7 @@ def total(values: Sequence[float | None]) -> float | None:
 
 def cost_table(comparison: Comparison) -> Table:
     """The paper's: evaluations of the network and seconds, to certify an image and to classify one."""
-    header = ["method", "sigma", "network", "device", "votes an image"]
+    header = ["method", "sigma", "network", "device", "votes per image"]
     header += [f"{task}: {unit}" for task in ("certify", "classify") for unit in ("evaluations", "s")]
     rows = []
     for method in comparison.methods:

@@ -1,5 +1,6 @@
 """A run from configuration to report."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ from upath import UPath
 
 from pipeline.certificates.reuse import reuse_votes
 from pipeline.data.datasets import examples_of
+from pipeline.declaration.declaration import Declaration
 from pipeline.declaration.units import WorkUnit
 from pipeline.driver.prepare import PreparedRun, refuse_other_declaration
 from pipeline.driver.tracked_votes import TrackedVotes
@@ -28,6 +30,7 @@ from pipeline.workers.rows import Receipt, unit_row
 from pipeline.workers.vote_actor import SequentialVoteActor, VoteActor, VoterSettings
 
 IMAGES_TOGETHER = 8
+PASSES_OF_A_GPU = 6  # as many are launched, or wait for their turn
 UNITS_BETWEEN_COMPACTIONS = 20_000
 
 
@@ -245,7 +248,8 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
     settings = VoterSettings(
         run.config, absolute(run.folder), run.declaration, run.fingerprint, run.num_classes, device=pool.device
     )
-    actor, together = (SequentialVoteActor, IMAGES_TOGETHER) if follows else (VoteActor, 1)
+    actor, fewest = (SequentialVoteActor, IMAGES_TOGETHER) if follows else (VoteActor, 1)
+    together = max(fewest, units_of_passes(run.declaration, passes=PASSES_OF_A_GPU if pool.gpus_per_actor else 1))
     stuck_seconds = run.config.compute.stuck_seconds
     metrics, exported = Metrics(str(run.folder)), SideChannel("Ray's metrics", say)
     for row in stream(rows, actor, settings, pool=pool, stuck_seconds=stuck_seconds, rows_together=together, say=say):
@@ -256,3 +260,8 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
             else:
                 metrics.add(units=1, votes=receipt.draws, evaluations=receipt.evaluations)
         yield receipt
+
+
+def units_of_passes(declaration: Declaration, *, passes: int) -> int:
+    """How many units have the draws whose rows fill so many passes when each draw waits for one row's answer."""
+    return math.ceil(passes * declaration.rows_per_pass / declaration.votes_per_unit)

@@ -248,7 +248,7 @@ def plan_lines(plan: Plan) -> list[str]:
         f"{'up to ' * plan.stops_early}{plan.units:,} work units{done}",
         f"votes        {'' if plan.votes_known else 'at most '}{_range(plan.votes, _count)}",
         f"evaluations  {at_most}{_range(plan.evaluations, _count)}",
-        f"rate         {plan.evaluations_per_second:,.0f} evaluations/s an actor, {device}",
+        f"rate         {plan.evaluations_per_second:,.0f} evaluations/s per actor, {device}",
         f"{what} hours".ljust(13) + at_most + _range(plan.hours, "{:,.2f}".format),
         f"time         {at_most}{_times(plan.wall_hours)} on {plan.workers} {what}{'s' * (plan.workers != 1)}",
         f"storage      {'at most ' * plan.stops_early}{_size(plan.storage_bytes)}",

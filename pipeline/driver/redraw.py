@@ -14,7 +14,8 @@ from upath import UPath
 
 from ndc_core.certificates.confidence_bounds import clopper_pearson_lower
 from ndc_core.models.execution import Precision
-from ndc_core.voting import VoteCounts, Voter
+from ndc_core.polls import Voter
+from ndc_core.voting import VoteCounts
 from pipeline.data.datasets import ImageRecord
 from pipeline.declaration.config import RunConfig
 from pipeline.store.devices import DeviceRecord, device_record, exactness_line

@@ -12,7 +12,8 @@ from ndc_core.training.denoiser import save_trained
 from ndc_core.training.distillation import DistillationSpec, distil
 from pipeline.data.datasets import DatasetSpec, Example, examples_of, source_of
 from pipeline.data.source import DataError
-from pipeline.model_tools.train import TrainingBar, data_notes, refuse_to_overwrite, stacked
+from pipeline.model_tools.train import TrainingBar, refuse_to_overwrite
+from pipeline.model_tools.training_images import data_notes, stacked
 from pipeline.workers.compute import set_up_process, threads_for
 from pipeline.workers.models import local_checkpoint
 
@@ -45,7 +46,7 @@ def distill(
     set_up_process(threads=threads_for(denoiser.image_shape))
     with TrainingBar(spec.steps, "distilling") as bar:
         student = distil(
-            denoiser, stacked(examples), knows_no_label=denoiser.knows_no_label, spec=spec, on_step=bar.show
+            denoiser, stacked(examples), knows_no_label=denoiser.knows_no_label, spec=spec, on_step=bar.add
         )
     no_class = "the teacher without a label" if denoiser.knows_no_label else "the teacher's mean over classes"
     notes = {"teacher_sha256": denoiser_digest(folder), "head_for_no_class": no_class, **data_notes(data, examples)}

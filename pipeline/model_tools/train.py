@@ -1,79 +1,225 @@
-"""Training of the embedded denoiser, and of the embedded classifier, on a named data set with a progress bar."""
+"""Training of denoisers, and of the embedded classifier, on labelled images with a progress bar."""
 
+import hashlib
+import json
 import sys
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from torch import Tensor
+from upath import UPath
 
-from ndc_core.checkpoints.denoisers import WEIGHTS_FILE
+from ndc_core.checkpoints.denoisers import WEIGHTS_FILE, save_denoiser
 from ndc_core.checkpoints.image_classifiers import refuse_to_replace, save_small_classifier
-from ndc_core.training.denoiser import TrainingProgress, TrainingSpec, save_trained, train_denoiser
+from ndc_core.models.denoiser import EDMDenoiser
+from ndc_core.training.architectures import SMALL, arguments_of, refuse_unknown
+from ndc_core.training.denoiser import TrainingSpec, new_denoiser, train_denoiser
+from ndc_core.training.fitting import DivergedError, Machine, TrainingProgress
 from ndc_core.training.image_classifier import ClassifierSpec, train_classifier
-from pipeline.data.datasets import DATASETS, DatasetSpec, Example, Listing, examples_of, source_of
-from pipeline.progress import SECONDS_BETWEEN_LINES, duration
-from pipeline.workers.compute import set_up_process, threads_for
+from pipeline.data.datasets import DATASETS, DatasetSpec
+from pipeline.declaration.config import Device
+from pipeline.model_tools.training_images import TrainingImages, labelled_images
+from pipeline.model_tools.training_presets import PRESETS, TrainingPreset
+from pipeline.model_tools.training_state import SECONDS_BETWEEN_CHECKPOINTS, TrainingState
+from pipeline.model_tools.training_tracker import TrainingTracker
+from pipeline.progress import SECONDS_BETWEEN_LINES, duration, show
+from pipeline.report.mlflow_tracker import TrainingRun
+from pipeline.side_channel import Listener, Listeners
+from pipeline.workers.compute import pick_device, set_up_process, threads_for
 from pipeline.workers.cores import usable_cores
 
+# A cold compilation takes two minutes; this many images take longer than ten without it.
+WORTH_COMPILING_SECONDS, WORTH_COMPILING_IMAGES = 600.0, 5_000_000
+NO_STEPS_LIMIT = 10**9
 
-def train_on(dataset: str, out: Path, *, settings: dict[str, Any], heads: bool = False) -> None:
-    """Trains on the training split (the held-out images are never seen) and writes a checkpoint; `settings` are those
-    of `TrainingSpec`.
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What is trained, and how."""
+
+    network: str
+    options: Mapping[str, Any]
+    spec: TrainingSpec
+
+
+def plan_of(
+    data: DatasetSpec,
+    *,
+    preset: str | None,
+    network: str | None,
+    options: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    heads: bool,
+) -> TrainingPlan:
+    """A preset with what is given instead of its own; the embedded data sets have one by default.
 
     Raises:
-        ValueError: an unknown data set, or a folder that holds a checkpoint already.
+        ValueError: there is no such preset, nothing says which network or when to end, or a setting is out of range.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is unknown; there are: {', '.join(PRESETS)}")
+    if preset is None and network is None and data.name not in DATASETS:
+        raise ValueError(
+            f"say what to train on {data.name}: a --preset ({', '.join(PRESETS)}), or a --network and its settings"
+        )
+    start = own_way(network, settings) if network else PRESETS[preset or "small"]
+    name = "small-heads" if heads else start.network
+    if heads and start.network not in SMALL:
+        raise ValueError(f"class heads are of the small network only, not of {start.network}: train it, then distil it")
+    spec = TrainingSpec(**{**start.settings, **settings})
+    if spec.batch < 1 or not spec.learning_rate > 0:
+        raise ValueError(f"a batch of {spec.batch} at a learning rate of {spec.learning_rate:g} trains nothing")
+    return TrainingPlan(name, {**start.options, **options}, spec)
+
+
+def own_way(network: str, settings: Mapping[str, Any]) -> TrainingPreset:
+    """Of a network that is named: the defaults of `TrainingSpec`, no augmentation, and as long as is said."""
+    refuse_unknown(network)
+    if not {"steps", "max_seconds"} & set(settings):
+        raise ValueError(f"say how long to train {network}: --steps or --max-seconds")
+    steps = settings.get("steps", NO_STEPS_LIMIT)
+    return TrainingPreset(network, {}, {"augment": "none", "steps": steps, "max_seconds": None})
+
+
+def train_on(
+    data: DatasetSpec,
+    out: Path,
+    plan: TrainingPlan,
+    *,
+    device: Device = "auto",
+    compiled: bool | None = None,
+    tracking: Literal["mlflow", "none"] = "none",
+    say: Callable[[str], None] = print,
+    seconds_between_checkpoints: float = SECONDS_BETWEEN_CHECKPOINTS,
+) -> None:
+    """Trains on the training split (held-out images are never seen) and writes a checkpoint folder.
+
+    A training that was stopped goes on from its last checkpoint; on a CPU, where steps end it, to the very weights of
+    one that was not stopped.
+
+    Raises:
+        ValueError: images or a network that cannot be used, or a folder that holds a checkpoint or another training.
+        TrainingError: the training diverged, or the disk is full; names the last good checkpoint.
     """
     refuse_to_overwrite(out)
-    spec = TrainingSpec(**settings)
-    data, examples = training_images(dataset)
+    images = labelled_images(data, batch=plan.spec.batch, say=say)
+    arguments = fitting_arguments(plan, images)
+    machine = machine_for(plan.spec, device=pick_device(device), compiled=compiled)
+    say(f"{plan.network} on {images.notes['images']:,} images, {where(machine)}")
+    notes = {"training": asdict(plan.spec), **images.notes, "trained_on": where(machine)}
+
+    def write(folder: Path, denoiser: EDMDenoiser, more: dict[str, object]) -> None:
+        save_denoiser(folder, denoiser, network=plan.network, arguments=arguments, notes={**notes, **more})
+
+    declaration = {"network": plan.network, "arguments": arguments, **notes}
+    state = TrainingState(out, declaration, write=write, seconds_between=seconds_between_checkpoints)
+    if begun := state.load():
+        say(f"going on after step {begun['step']:,}")
     out.mkdir(parents=True, exist_ok=True)
     set_up_process(threads=usable_cores())
-    network = "small-heads" if heads else "small"
-    labels = [example.label for example in examples]
-    with TrainingBar(spec.steps) as bar:
-        denoiser = train_denoiser(
-            stacked(examples),
-            torch.tensor(labels),
-            num_classes=max(labels) + 1,
-            spec=spec,
-            network=network,
-            on_step=bar.show,
+    digest = hashlib.sha256(json.dumps(state.declaration, sort_keys=True).encode()).hexdigest()
+    start = partial(TrainingRun, out.name, folder=UPath(out), fingerprint=digest, parameters=declaration)
+    told: dict[str, Callable[[], Listener[TrainingProgress]]] = {
+        "the progress bar": partial(TrainingBar, plan.spec.steps, device=machine.device)
+    }
+    if tracking == "mlflow":
+        told["MLflow"] = partial(TrainingTracker, start, say=say)
+    with Listeners(told, say=say) as listeners:
+        denoiser = run(plan, images, machine, state, begun, on_step=listeners.add)
+    write(out, denoiser, {})
+    state.clear()
+
+
+def run(
+    plan: TrainingPlan,
+    images: TrainingImages,
+    machine: Machine,
+    state: TrainingState,
+    begun: dict[str, Any] | None,
+    *,
+    on_step: Callable[[TrainingProgress], None],
+) -> EDMDenoiser:
+    """The training itself; raises TrainingError if it diverges."""
+    near = machine.device == "cuda" and images.pixels.numel() < torch.cuda.mem_get_info()[0] / 4
+    place = machine.device if near else "cpu"
+    try:
+        return train_denoiser(
+            images.pixels.to(place),
+            images.labels.to(place),
+            num_classes=images.num_classes,
+            spec=plan.spec,
+            network=plan.network,
+            options=plan.options,
+            machine=machine,
+            state=begun,
+            on_step=on_step,
+            watch=state.watch,
         )
-    save_trained(out, denoiser, spec=spec, notes=data_notes(data, examples), network=network)
+    except DivergedError as error:
+        raise state.ended(error) from error
 
 
-def train_classifier_on(dataset: str, out: Path, *, settings: dict[str, Any]) -> None:
+def fitting_arguments(plan: TrainingPlan, images: TrainingImages) -> dict[str, Any]:
+    """The arguments of the network's constructor, tried on one image.
+
+    Raises:
+        ValueError: the network does not fit the images.
+    """
+    arguments = arguments_of(
+        plan.network,
+        image_shape=images.image_shape,
+        num_classes=images.num_classes,
+        channels=plan.spec.channels,
+        options=plan.options,
+    )
+    sizes: dict[str, Any] = {"image_shape": images.image_shape, "num_classes": images.num_classes}
+    denoiser = new_denoiser(plan.network, **sizes, spec=plan.spec, options=plan.options)
+    try:
+        with torch.no_grad():
+            denoiser(torch.zeros(1, *images.image_shape), torch.ones(1), torch.zeros(1, images.num_classes))
+    except RuntimeError as error:
+        raise ValueError(f"{arguments} do not fit images of shape {images.image_shape}: {error}") from error
+    return arguments
+
+
+def machine_for(spec: TrainingSpec, *, device: str, compiled: bool | None) -> Machine:
+    """On CUDA, compiled where that pays unless it is said whether."""
+    if compiled is None:
+        enough = spec.max_seconds is None or spec.max_seconds >= WORTH_COMPILING_SECONDS
+        compiled = device == "cuda" and enough and spec.steps * spec.batch >= WORTH_COMPILING_IMAGES
+    return Machine(device, channels_last=device == "cuda", compile=compiled)
+
+
+def where(machine: Machine) -> str:
+    """The device and the arithmetic, for people."""
+    if machine.device == "cpu":
+        return "CPU, float32" + (", compiled" if machine.compile else "")
+    compiled = ", compiled" if machine.compile else ""
+    return f"GPU ({torch.cuda.get_device_name()}), bfloat16{compiled}"
+
+
+def train_classifier_on(data: DatasetSpec, out: Path, *, settings: dict[str, Any], say: Callable[[str], None]) -> None:
     """Trains an image classifier for the baselines on the training split; `settings` are those of `ClassifierSpec`.
 
     Raises:
-        ValueError: as `train_on`.
+        ValueError: images that cannot be used, or a folder that holds a classifier already.
     """
     refuse_to_replace(out)
     spec = ClassifierSpec(**settings)
-    data, examples = training_images(dataset)
+    images = labelled_images(data, batch=spec.batch, say=say)
     out.mkdir(parents=True, exist_ok=True)
-    set_up_process(threads=threads_for(examples[0].image.shape))
-    labels = [example.label for example in examples]
+    set_up_process(threads=threads_for(images.image_shape))
     with TrainingBar(spec.steps) as bar:
         classifier = train_classifier(
-            stacked(examples), torch.tensor(labels), num_classes=max(labels) + 1, spec=spec, on_step=bar.show
+            images.pixels, images.labels, num_classes=images.num_classes, spec=spec, on_step=bar.add
         )
-    notes = {"training": asdict(spec), **data_notes(data, examples)}
+    notes = {"training": asdict(spec), **images.notes}
     save_small_classifier(out, classifier, arguments={"channels": spec.channels}, notes=notes)
-
-
-def training_images(dataset: str) -> tuple[DatasetSpec, list[Example]]:
-    """Raises ValueError for a data set that there is not."""
-    if dataset not in DATASETS:
-        raise ValueError(f"dataset {dataset!r} is unknown; there are: {', '.join(DATASETS)}")
-    data = DatasetSpec(dataset, split="train")
-    return data, list(examples_of(data, source_of(data), channels=1, corrupt=[]))
 
 
 def refuse_to_overwrite(out: Path) -> None:
@@ -81,28 +227,17 @@ def refuse_to_overwrite(out: Path) -> None:
         raise ValueError(f"{out} holds a checkpoint already, which runs may depend on; choose another folder")
 
 
-def stacked(examples: list[Example]) -> UInt8[Tensor, "n c h w"]:
-    return torch.from_numpy(np.stack([example.image for example in examples]))
-
-
-def data_notes(data: DatasetSpec, examples: list[Example]) -> dict[str, object]:
-    """What a checkpoint says of the images that it was made from."""
-    records = [example.record(index) for index, example in enumerate(examples)]
-    digest = Listing(records, examples[0].image.shape).digest
-    return {"dataset": data.name, "split": data.split, "images": len(examples), "sha256": digest}
-
-
 class TrainingBar:
-    """Loss and time left: a bar on a terminal, a line every few seconds elsewhere."""
+    """Loss, rate and time left: a bar on a terminal, a line every few seconds elsewhere."""
 
-    def __init__(self, steps: int, what: str = "training") -> None:
-        self.steps = steps
+    def __init__(self, steps: int, what: str = "training", *, device: str = "cpu") -> None:
+        self.of_steps = "" if steps == NO_STEPS_LIMIT else f" of {steps:,}"
         self.last_line = 0.0
         columns = TextColumn(what), BarColumn(), TextColumn("{task.fields[text]}")
         self.bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
         self.task = self.bar.add_task("", total=1.0, text="")
-        if torch.cuda.is_available():
-            print(f"{what} on the CPU: the GPU stays idle, only votes and `ndc diagnose` use it", file=sys.stderr)
+        if device == "cpu" and torch.cuda.is_available():
+            print(f"{what} on the CPU: the GPU stays idle", file=sys.stderr)
 
     def __enter__(self) -> "TrainingBar":
         self.bar.start()
@@ -111,11 +246,11 @@ class TrainingBar:
     def __exit__(self, *ended: object) -> None:
         self.bar.stop()
 
-    def show(self, progress: TrainingProgress) -> None:
-        left = progress.seconds * (1 / progress.share_done - 1)
-        text = f"step {progress.step:,} of {self.steps:,}, loss {progress.loss:.3f}, {duration(left)} left"
+    def add(self, progress: TrainingProgress) -> None:
+        rate, left = f"{progress.images_per_second:,.0f} images/s", f"{duration(progress.seconds_left)} left"
+        text = f"step {progress.step:,}{self.of_steps}, loss {progress.loss:.3f}, {rate}, {left}"
         self.bar.update(self.task, completed=progress.share_done, text=text)
         due = progress.seconds - self.last_line >= SECONDS_BETWEEN_LINES
         if self.bar.disable and due:
             self.last_line = progress.seconds
-            print(text, file=sys.stderr, flush=True)
+            show(text)

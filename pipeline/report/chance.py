@@ -4,8 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from scipy import stats
-from scipy.special import gammaln
+from scipy.special import bdtr, bdtrc, gammaln
 
 LEVEL = 0.05  # of the one-sided test that images are right more often than by chance
 TOO_FEW = 0.01  # a classifier half-way between chance and always right would do so badly with this probability
@@ -20,13 +19,13 @@ def right_of(guesses: Guesses) -> int:
 
 def above_chance(guesses: Guesses, classes: int) -> bool:
     """Whether chance alone would be right so often with a probability of at most 5 %."""
-    return bool(stats.binom.sf(right_of(guesses) - 1, len(guesses), 1 / classes) <= LEVEL)
+    return bool(bdtrc(right_of(guesses) - 1, len(guesses), 1 / classes) <= LEVEL)
 
 
 def useless(guesses: Guesses, classes: int) -> bool:
     """Not above chance, on so many images that a useful classifier would not be taken for one."""
     useful = (1 + 1 / classes) / 2
-    enough = stats.binom.cdf(right_of(guesses), len(guesses), useful) <= TOO_FEW
+    enough = bdtr(right_of(guesses), len(guesses), useful) <= TOO_FEW
     return bool(enough) and not above_chance(guesses, classes)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from scipy import stats
+from scipy.special import betaincinv
 
 from pipeline.certificates.attack_results import Attacked
 from pipeline.certificates.reduce import CertifiedImage
@@ -65,6 +65,6 @@ def curve_of(method: str, level: str, items: Sequence[CertifiedImage], attacked:
 def interval_of(right: int, images: int) -> tuple[float, float]:
     """Where the share of all images like these lies, if these were drawn from them: Clopper and Pearson's interval."""
     tail = (1 - CONFIDENCE) / 2
-    low = stats.beta.ppf(tail, right, images - right + 1) if right else 0.0
-    high = stats.beta.ppf(1 - tail, right + 1, images - right) if right < images else 1.0
+    low = betaincinv(right, images - right + 1, tail) if right else 0.0
+    high = betaincinv(right + 1, images - right, 1 - tail) if right < images else 1.0
     return float(low), float(high)

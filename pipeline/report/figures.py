@@ -1,16 +1,17 @@
-"""The certified-accuracy curve."""
+"""The certified-accuracy curve. Matplotlib is imported when there is something to draw: it takes a second."""
 
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import fill
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from pipeline.report.curves import Curve
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")  # told apart by the colour-blind too
 LINES = ("-", ":", "-.")
@@ -34,6 +35,10 @@ def certified_accuracy_figure(curves: Sequence[Curve]) -> Picture:
 
     Curves of several methods are named with their method.
     """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     several = len({curve.method for curve in curves}) > 1
     labels = [curve_label(curve, with_method=several) for curve in curves]
     legend_lines = sum(label.count("\n") + 1 for label in labels) if several else 0
@@ -85,7 +90,7 @@ def curve_label(curve: Curve, *, with_method: bool) -> str:
     return fill(text, LETTERS_OF_A_LINE).replace("$", "\\$")  # two of them would begin a formula
 
 
-def render(figure: Figure, kind: str) -> bytes:
+def render(figure: "Figure", kind: str) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
     return stream.getvalue()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from filelock import FileLock
@@ -51,6 +51,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # in a quarter of
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # `ndc` prints its own
 
 DEFAULT_ARTIFACTS = "mlartifacts"
+TRAININGS = "ndc-training"
 NOTE = "mlflow.note.content"
 TABLE = "certified.json"
 POINTS_AT_ONCE = 1000  # as MLflow allows
@@ -61,10 +62,8 @@ class Tracker:
     """The MLflow run that belongs to one law and one run folder."""
 
     def __init__(self, config: RunConfig, *, folder: UPath, declaration: Declaration, fingerprint: str) -> None:
-        self.folder, database = absolute(folder), database_of(tracking_uri())
-        with FileLock(f"{database}.lock") if database else nullcontext():  # the first initialisation races
-            self.uri, self.client, experiment = connect(config.experiment)
-            self.experiment_id = str(experiment.experiment_id) if experiment else self._created(config.experiment)
+        self.folder = absolute(folder)
+        self.uri, self.client, self.experiment_id = open_experiment(config.experiment)
         tags, found = tags_of(config, declaration), find_run(self.client, self.experiment_id, self.folder, fingerprint)
         self.run_id = found or self._create(
             f"{tags['method']}: {folder.name}", declaration, fingerprint, config.dataset
@@ -78,11 +77,6 @@ class Tracker:
         self._log_points(
             [(name, step, value) for name, value in metrics.items()], milliseconds=round(1000 * time.time())
         )
-
-    def _created(self, name: str) -> str:
-        local = self.uri.startswith("sqlite:")
-        location = Path(DEFAULT_ARTIFACTS).absolute().as_uri() if local else None
-        return str(self.client.create_experiment(name, artifact_location=location))
 
     def _create(self, name: str, declaration: Declaration, fingerprint: str, data: DatasetSpec) -> str:
         from mlflow.entities import Dataset, DatasetInput, Param
@@ -142,6 +136,48 @@ class Tracker:
                 copy = Path(scratch) / artifact.name
                 copy.write_bytes(read(artifact))
                 self.client.log_artifact(self.run_id, str(copy))
+
+
+class TrainingRun:
+    """The MLflow run of one training, which is gone on with when the training is."""
+
+    def __init__(self, name: str, *, folder: UPath, fingerprint: str, parameters: dict[str, Any]) -> None:
+        _, self.client, experiment_id = open_experiment(TRAININGS)
+        where = absolute(folder)
+        existing = find_run(self.client, experiment_id, where, fingerprint)
+        self.run_id = existing or self._created(experiment_id, name, where, fingerprint, parameters)
+        self.client.update_run(self.run_id, status="RUNNING")
+
+    def _created(self, experiment_id: str, name: str, folder: str, fingerprint: str, parameters: dict[str, Any]) -> str:
+        from mlflow.entities import Param
+
+        tags = {"ndc.fingerprint": fingerprint, "ndc.folder": folder}
+        run = self.client.create_run(experiment_id, run_name=name, tags=tags)
+        params = [Param(key, value) for key, value in flatten(parameters).items()]
+        self.client.log_batch(run.info.run_id, params=params)
+        return str(run.info.run_id)
+
+    def points(self, metrics: Mapping[str, float], *, step: int) -> None:
+        for name, value in metrics.items():
+            self.client.log_metric(self.run_id, name, value, step=step)
+
+    def ended(self, status: str) -> None:
+        self.client.set_terminated(self.run_id, status=status)
+
+
+def open_experiment(name: str) -> "tuple[str, MlflowClient, str]":
+    """The tracking address, a client of it, and the id of the experiment, which is made if there is none.
+
+    Raises:
+        TrackingError: as `connect`.
+    """
+    database = database_of(tracking_uri())
+    with FileLock(f"{database}.lock") if database else nullcontext():  # the first initialisation races
+        uri, client, experiment = connect(name)
+        if experiment:
+            return uri, client, str(experiment.experiment_id)
+        location = Path(DEFAULT_ARTIFACTS).absolute().as_uri() if uri.startswith("sqlite:") else None
+        return uri, client, str(client.create_experiment(name, artifact_location=location))
 
 
 def connect(experiment: str) -> "tuple[str, MlflowClient, Experiment | None]":

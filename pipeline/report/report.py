@@ -102,7 +102,7 @@ def summarise(
 
 def accuracy_table(summary: Summary) -> Table:
     """Certified accuracy, with what attacks left below each level that was attacked."""
-    costs = ["average radius", "abstained", "votes an image", "evaluations an image"]
+    costs = ["average radius", "abstained", "votes per image", "evaluations per image"]
     header, rows = ["sigma", *(f"r = {r:g}" for r in summary.radii), *costs], []
     for level in summary.levels:
         rows.append(

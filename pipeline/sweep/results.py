@@ -180,7 +180,7 @@ def shared_radii(results: Sequence[Result]) -> list[float]:
 def table_of(key: str, results: Sequence[Result]) -> Table:
     radii = shared_radii(results)
     header = [key, *(f"r = {radius:g}" for radius in radii)]
-    header += ["average radius", "abstained", "votes an image", "evaluations an image"]
+    header += ["average radius", "abstained", "votes per image", "evaluations per image"]
     rows = [
         [
             value_text(result.point.value),

@@ -11,7 +11,8 @@ import torch
 from ndc_core.classifiers.scoring import NOBODY
 from ndc_core.models.rows_per_pass import Rate, fastest_rows, is_out_of_memory, rate_of
 from ndc_core.noise.streams import Phase
-from ndc_core.voting import Poll, VoteCounts, Voter, hold_polls
+from ndc_core.polls import Poll, Voter
+from ndc_core.voting import VoteCounts, hold_polls
 from pipeline.declaration.config import Device, RunConfig
 from pipeline.workers.compute import pick_device, set_up_process
 from pipeline.workers.models import build_classifier

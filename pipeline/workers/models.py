@@ -1,6 +1,7 @@
 """The models of a run: checkpoints in an object store are copied to each node once, and checked."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from filelock import FileLock
@@ -28,8 +29,8 @@ from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.unconditional import UNCONDITIONALS, Unconditional, null_label
 from ndc_core.models.denoiser import EDMDenoiser
 from ndc_core.models.execution import Execution
+from ndc_core.polls import Voter
 from ndc_core.untrusted_files.file_kinds import foreign_kind
-from ndc_core.voting import Voter
 from pipeline.declaration.config import DenoiseConfig, PlainConfig, RunConfig
 from pipeline.locations import cache_folder, is_local, location, reaching, read
 
@@ -129,6 +130,14 @@ def execution_of(config: RunConfig) -> Execution:
     return Execution(config.compute.precision, config.compute.channels_last, config.compute.compile)
 
 
+def keep_compiled() -> None:
+    """Kernels that Triton and `torch.compile` make are kept beside the models: one process of a node waits for them."""
+    if "TRITON_CACHE_DIR" not in os.environ:
+        os.environ["TRITON_CACHE_DIR"] = str(cache_folder("triton"))
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder("inductor"))
+
+
 def build_classifier(config: RunConfig, *, device: str) -> Voter:
     """What votes in a run, its models loaded. It is not to vote while the rows of a pass are left open.
 
@@ -136,6 +145,8 @@ def build_classifier(config: RunConfig, *, device: str) -> Voter:
         CheckpointError: a model that cannot be used, or models that do not fit each other.
     """
     rows_per_pass, execution = config.compute.rows_per_pass or 1, execution_of(config)
+    if execution.compile or device.startswith("cuda"):
+        keep_compiled()
     if isinstance(config.classifier, PlainConfig):
         network = load_classifier(local_classifier(config.model), device=device, execution=execution)
         return Baseline(network, rows_per_pass=rows_per_pass, device=device)

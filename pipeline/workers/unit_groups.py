@@ -1,13 +1,14 @@
 """Units that are voted on together, and what an image still needs."""
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from ndc_core.classifiers.scoring import NOBODY
 from ndc_core.noise.streams import Phase
-from ndc_core.voting import Poll
+from ndc_core.polls import Poll
 from pipeline.certificates.stopping import Cell
 from pipeline.data.datasets import ImageRecord
 from pipeline.declaration.config import RunConfig
@@ -24,17 +25,30 @@ class ImageSchedule:
     cells: list[Cell]
     pieces: deque[tuple[Phase, int, int]]
 
-    def next_group(self) -> "UnitGroup | None":
-        """The next draws that any of its noise levels still needs, for those that do."""
+    def next_groups(self) -> "Iterator[UnitGroup]":
+        """The next draws that its noise levels are known to need, for those that do: as far as the next look."""
         while self.pieces:
-            phase, _, stop = piece = self.pieces.popleft()
-            needing = [cell for cell in self.cells if phase == "selection" or stop <= cell.state().needed]
+            phase, _, stop = piece = self.pieces[0]
+            needing = self._needing(phase, stop)
+            if needing is None:
+                return
+            self.pieces.popleft()
             if needing:
                 units = [WorkUnit(cell.image_id, self.label, cell.sigma_pixel, *piece) for cell in needing]
                 about = [cell.candidate if phase == "estimation" else None for cell in needing]
                 candidates = tuple(NOBODY if candidate is None else candidate for candidate in about)
-                return UnitGroup(units, self.record, candidates, self)
-        return None
+                yield UnitGroup(units, self.record, candidates, self)
+
+    def _needing(self, phase: Phase, stop: int) -> list[Cell] | None:
+        """The levels that need draws up to `stop`; None as long as votes that are out decide it for any level."""
+        if phase == "selection":
+            return self.cells
+        if any(cell.candidate is None for cell in self.cells):
+            return None
+        states = [cell.state() for cell in self.cells]
+        if any(state.needed < stop and not state.decided for state in states):
+            return None
+        return [cell for cell, state in zip(self.cells, states, strict=True) if stop <= state.needed]
 
     def take(self, item: Evidence) -> None:
         next(cell for cell in self.cells if cell.sigma_pixel == item.unit.sigma_pixel).take(item)

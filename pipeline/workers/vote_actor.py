@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ndc_core.classifiers.scoring import NOBODY
-from ndc_core.voting import Poll, VoteCounts, Voter, hold_polls
+from ndc_core.polls import Poll, Voter
+from ndc_core.voting import VoteCounts, hold_polls
 from pipeline.certificates.stopping import Cell
 from pipeline.data.datasets import ImageRecord
 from pipeline.declaration.config import Device, RunConfig
@@ -208,9 +209,9 @@ class SequentialVoteActor(VoteActor):
                 Cell(unit.image_id, sigma, declaration.procedure(sigma), declaration.selection_votes, classes)
                 for sigma in levels
             ]
-            first = ImageSchedule(unit.label, record, cells, deque(draw_ranges(declaration, levels[0]))).next_group()
-            assert first is not None
-            yield first
+            yield from ImageSchedule(
+                unit.label, record, cells, deque(draw_ranges(declaration, levels[0]))
+            ).next_groups()
 
     def next_groups(self, group: UnitGroup) -> Iterable[UnitGroup]:
         schedule = group.schedule
@@ -218,5 +219,4 @@ class SequentialVoteActor(VoteActor):
         for unit in group.units:
             fingerprint = self.settings.fingerprint
             schedule.take(self.store.read_evidence(unit.unit_id(fingerprint), fingerprint=fingerprint))
-        coming = schedule.next_group()
-        return [coming] if coming else []
+        return schedule.next_groups()

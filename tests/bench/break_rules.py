@@ -37,6 +37,14 @@ BREAKAGES = (
     ),
     Breakage(
         "S1",
+        "all steps of a draw meet the same noise",
+        "ndc_core/noise/streams.py",
+        'state["state"]["counter"][2] = number',
+        'state["state"]["counter"][2] = min(number, 1)',
+        "ndc_core/classifiers/test_step_noise.py",
+    ),
+    Breakage(
+        "S1",
         "the last pass of a batch has fewer rows",
         "ndc_core/models/forward_passes.py",
         "missing = count - len(rows)",
@@ -71,8 +79,8 @@ BREAKAGES = (
         "S2",
         "a vote ends when its candidate no longer leads, which depends on the selection",
         "ndc_core/classifiers/scoring.py",
-        "beaten = ~alive[:, candidate] if",
-        "beaten = leaders(losses, alive)[0] != candidate if",
+        "& ~alive[np.arange(len(voting)), candidate]",
+        "& (leaders(losses, alive)[0] != candidate)",
         "ndc_core/classifiers/test_scoring.py",
     ),
     Breakage(
@@ -167,9 +175,9 @@ BREAKAGES = (
     Breakage(
         "S8",
         "the noise of a path is scaled by the lowest level that is polled",
-        "ndc_core/voting.py",
-        "NOISES[poll.noise].add(poll.image, noise).astype",
-        "NOISES[poll.noise].add(poll.image, noise * (poll.sigma_pixel[0] / at[0])).astype",
+        "ndc_core/polls.py",
+        "_walks(poll, draws, walk, classifier.image_shape)).astype",
+        "_walks(poll, draws, walk, classifier.image_shape) * (poll.sigma_pixel[0] / at[0])).astype",
         "pipeline/workers/test_noise_levels.py::"
         "test_a_class_with_less_than_half_of_the_votes_is_not_certified_when_the_other_levels_are_done",
     ),

@@ -1,7 +1,7 @@
 """What each lever saves, side by side on one model and the same held-out images (docs/cost.md).
 
     .venv/bin/python -m tests.bench.evaluations [--dataset digits] [--images 12] [--votes 100] [--only "race"]
-    .venv/bin/python -m tests.bench.evaluations --classes     # evaluations a vote for 10, 100 and 1,000 classes
+    .venv/bin/python -m tests.bench.evaluations --classes     # evaluations per vote for 10, 100 and 1,000 classes
 
 Needs models/digits (`ndc train --dataset digits --out models/digits`) and the heads distilled from it (`ndc distill
 models/digits models/digits-heads`). The harder set is slow: with --images 4 --votes 30 --no-product 25 minutes, after
@@ -42,7 +42,8 @@ from ndc_core.classifiers.scoring import predict
 from ndc_core.classifiers.sift import LabelGradientSpec
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.streams import DrawNoise, Phase
-from ndc_core.voting import Poll, hold_polls
+from ndc_core.polls import Poll
+from ndc_core.voting import hold_polls
 from pipeline.data.datasets import DatasetSpec, Example, examples_of, source_of
 from pipeline.declaration.config import RunConfig
 from pipeline.declaration.toml_files import override, read_source
@@ -184,9 +185,9 @@ def examples_for(dataset: str, images: int) -> list[Example]:
 
 def table(dataset: str, images: int, votes: int, only: str | None) -> None:
     examples = examples_for(dataset, images)
-    header = ["way", "evaluations a vote", "evaluations an image at 10,100 votes and three levels"]
+    header = ["way", "evaluations per vote", "evaluations per image at 10,100 votes and three levels"]
     header += [f"accuracy of a vote at {' / '.join(map(str, SIGMAS))}, %"]
-    header += [f"certified at {radius}, %" for radius in RADII] + ["seconds of a core an image"]
+    header += [f"certified at {radius}, %" for radius in RADII] + ["seconds of a core per image"]
     click.echo(f"certified: {BEST}, of three levels; 95 % intervals account for that choice (Bonferroni)")
     click.echo("| " + " | ".join(header) + " |\n" + "| --- " * len(header) + "|")
     workers = len(os.sched_getaffinity(0))
@@ -220,7 +221,7 @@ def product_run(dataset: str, images: int, *settings: str) -> dict[str, Any]:
 def show_product(dataset: str, images: int) -> None:
     authors = 1241 * FULL_VOTES * len(SIGMAS)
     click.echo(
-        f"\n`ndc certify fast` on {images} images; the authors' procedure takes {authors:,} evaluations an image"
+        f"\n`ndc certify fast` on {images} images; the authors' procedure takes {authors:,} evaluations per image"
     )
     for name, settings in (("fast", ()), ("fast with 10,000 votes fixed", ("certificate.method='cohen'",))):
         found = product_run(dataset, images, *settings)
@@ -233,7 +234,7 @@ def show_product(dataset: str, images: int) -> None:
         }
         shares = ", ".join(f"{100 * share:.1f} % at {radius}" for radius, share in best.items())
         click.echo(
-            f"{name}: {votes} votes, {cost:,.0f} evaluations an image for all levels, {authors / cost:,.0f} times "
+            f"{name}: {votes} votes, {cost:,.0f} evaluations per image for all levels, {authors / cost:,.0f} times "
             f"fewer; certified, {BEST}: {shares}; {found['seconds']:.0f} s"
         )
 
@@ -244,7 +245,7 @@ def class_table(draws: int = 60) -> None:
 
     tau_model = 1.5  # noisy enough for a vote to err
     grid = GridSpec(points=10, sigma_model_max=5.0, spacing="log")
-    click.echo("| classes | way | evaluations a vote | agrees with the full vote |\n| --- | --- | --- | --- |")
+    click.echo("| classes | way | evaluations per vote | agrees with the full vote |\n| --- | --- | --- | --- |")
     for classes in (10, 100, 1000):
         truth = many_gaussians(classes, dimension=64)
         z = np.concatenate(

@@ -62,7 +62,7 @@ def main(images: int, draws: int) -> None:
     grid = load_config("fast").classifier.grid
     full = DiffusionClassifier(load_denoiser("models/digits"), "apndc-ensemble", grid, weight="edm", rows_per_pass=128)
     gradients = ["| sigma | steps | " + " | ".join(f"in the best {kept}" for kept in KEPT) + " |", "| --- " * 7 + "|"]
-    races = ["| sigma | gap | evaluations a vote | accuracy | agrees with the full vote |", "| --- " * 5 + "|"]
+    races = ["| sigma | gap | evaluations per vote | accuracy | agrees with the full vote |", "| --- " * 5 + "|"]
     for sigma in SIGMAS:
         z, noise, labels = noisy(sigma, steps=grid.steps, images=images, draws=draws)
 

@@ -26,7 +26,8 @@ from ndc_core.models.execution import DTYPES, Execution
 from ndc_core.models.networks.small import SmallUNet
 from ndc_core.models.rows_per_pass import fastest_rows
 from ndc_core.noise.grid import GridSpec, build_grid
-from ndc_core.voting import Poll, hold_polls
+from ndc_core.polls import Poll
+from ndc_core.voting import hold_polls
 from pipeline.workers.memory import keep_freed_memory
 
 SHAPE, CLASSES, SIGMA = (1, 8, 8), 10, 0.25

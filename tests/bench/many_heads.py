@@ -41,7 +41,7 @@ def main(pairs: int) -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     click.echo(f"time with {MANY:,} heads over time with {FEW}: median of {pairs} pairs, and range")
-    click.echo("| channels | rows a pass | times as long |\n| --- | --- | --- |")
+    click.echo("| channels | rows per pass | times as long |\n| --- | --- | --- |")
     for channels, rows in CASES:
         few, many = (with_heads(classes, channels) for classes in (FEW, MANY))
         for denoiser in (few, many):

@@ -5,7 +5,7 @@
 Held-out digits and the draws of seed 0 have no part in it: the preset certifies those. One thing at a time, in this
 order: the number of levels, their range, and on that grid the gap of the race. The rule is the same each time, over
 single votes at the preset's three noise levels: of all settings that are behind the most accurate one by no more than a
-standard error (of the difference, paired, over images), the one with the fewest evaluations a vote, or its first.
+standard error (of the difference, paired, over images), the one with the fewest evaluations per vote, or its first.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def chosen(tried: dict[Setting, Tried]) -> Setting:
 def compare(what: str, settings: tuple[Setting, ...], vote: Callable[[Setting], Tried]) -> Setting:
     """Tries all settings, prints them, and returns the one that the rule names."""
     tried: dict[Setting, Tried] = {}
-    click.echo(f"\n| {what} | evaluations a vote | accuracy, % | behind the best, % |\n| --- | --- | --- | --- |")
+    click.echo(f"\n| {what} | evaluations per vote | accuracy, % | behind the best, % |\n| --- | --- | --- | --- |")
     for setting in settings:
         tried[setting] = vote(setting)
     best = max(tried.values(), key=lambda each: float(each.accuracy.mean())).accuracy

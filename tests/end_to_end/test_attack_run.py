@@ -16,21 +16,20 @@ from pipeline.locations import location
 from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
 from pipeline.workers.attack_actor import CONFIRM_ALPHA, AttackSettings, BrokenCertificateError, cell_id, summary_of
-from tests.support.small_runs import small_config
+from tests.support.small_runs import computed, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_workplace")
 
 QUICK = AttackSettings(restarts=2, steps=2, draws=2, votes=20)
 
 
-def certified(model: Path) -> RunStore:
-    certify_run(prepare(small_config(model), location("run")), say=lambda line: None)
-    return RunStore(Path("run"))
+def finished(model: Path) -> RunStore:
+    return computed(small_config(model, "tracking=none"), Path("run"))
 
 
 def test_a_forged_certificate_is_broken_loudly_and_its_image_saved(tiny_model: Path) -> None:
     """All votes are given to a class that never won one: its certificate cannot survive."""
-    run = certified(tiny_model)
+    run = finished(tiny_model)
     attack_run(run.folder, QUICK, limit=1, say=lambda line: None)  # with the evidence as drawn nothing breaks
     fingerprint = run.manifest()["fingerprint"]
     evidence = list(run.all_evidence(fingerprint=fingerprint))
@@ -52,7 +51,8 @@ def test_a_forged_certificate_is_broken_loudly_and_its_image_saved(tiny_model: P
 
 
 def test_an_attacked_run_reports_what_is_left_and_still_verifies(tiny_model: Path) -> None:
-    run = certified(tiny_model)
+    certify_run(prepare(small_config(tiny_model), location("run")), say=lambda line: None)
+    run = RunStore(Path("run"))
     said: list[str] = []
     report, summary = attack_run(run.folder, QUICK, limit=None, say=said.append)
     assert "none broken" in said[-1]
@@ -71,7 +71,7 @@ def test_an_attacked_run_reports_what_is_left_and_still_verifies(tiny_model: Pat
 
 
 def test_an_incomplete_run_is_not_attacked(tiny_model: Path) -> None:
-    run = certified(tiny_model)
+    run = finished(tiny_model)
     run.evidence_files()[0].unlink()
     with pytest.raises(IncompleteRunError, match=r"votes present; run `ndc certify run` to finish"):
         attack_run(run.folder, QUICK, limit=None, say=lambda line: None)

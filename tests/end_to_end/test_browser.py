@@ -165,7 +165,7 @@ def test_points_of_the_cost_chart_are_named_and_told(page: Page, report: Path) -
     accuracy = f"{100 * CURVES[0].accuracy_at(0.2):.1f}"
     told = page.locator("#cost-readout").inner_text().replace("\u00a0", " ")
     assert told.startswith(f"cohen, sigma 0.25: {accuracy} %")
-    assert "at radius 0.2, 1,000 evaluations an image, 2 seconds an image" in told
+    assert "at radius 0.2, 1,000 evaluations per image, 2 seconds per image" in told
     assert point.get_attribute("aria-label").replace("\u00a0", " ") == told
     expect(point.locator("text")).to_have_text("cohen, sigma 0.25")
 

@@ -15,8 +15,9 @@ from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.smoothing import IntegerNoise, NoNoise
 from ndc_core.noise.streams import DrawNoise, draw_noise
 from ndc_core.space import bytes_to_pixels, pixels_to_model
+from pipeline.data.datasets import DatasetSpec
 from pipeline.declaration.toml_files import load_config
-from pipeline.model_tools.train import train_on
+from pipeline.model_tools.train import plan_of, train_on
 from pipeline.workers.models import build_classifier
 from tests.support.small_runs import digits, listing_of
 
@@ -29,7 +30,8 @@ VOTES_COMPARED = 20_000
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "digits"
     started = time.monotonic()
-    train_on("digits", folder, settings={})
+    data = DatasetSpec("digits", split="train")
+    train_on(data, folder, plan_of(data, preset=None, network=None, options={}, settings={}, heads=False))
     assert time.monotonic() - started < 120
     return folder
 

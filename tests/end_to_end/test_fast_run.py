@@ -1,16 +1,16 @@
 """Runs with the levers of docs/cost.md: whole, interrupted, verified."""
 
+import shutil
 from pathlib import Path
 
 import pytest
-import ray
 
 from pipeline.driver.certify import certify_run
 from pipeline.driver.prepare import prepare
 from pipeline.driver.verify import VerificationError, verify_run
 from pipeline.locations import location
 from pipeline.store.run_store import RunStore
-from tests.support.small_runs import fast_config
+from tests.support.small_runs import computed, fast_config
 
 pytestmark = pytest.mark.usefixtures("ray_workplace")
 
@@ -21,7 +21,6 @@ FIXED = ("certificate.method='cohen'", "votes.estimation=120")
 
 def certify(model: Path, folder: str, *assignments: str) -> RunStore:
     certify_run(prepare(fast_config(model, *assignments), location(folder)), say=print)
-    ray.shutdown()
     return RunStore(location(folder))
 
 
@@ -45,8 +44,15 @@ def test_an_interrupted_run_ends_with_the_votes_of_an_undisturbed_one(
     verify_run(location("run"), redraw=8, say=print)
 
 
-def test_one_level_of_a_path_that_was_lost_is_drawn_again_by_itself(tiny_model: Path) -> None:
-    store = certify(tiny_model, "run", *ONE_PATH)
+@pytest.fixture(scope="module")
+def one_path(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    """A whole run, only to be read or copied."""
+    return computed(fast_config(tiny_model, *ONE_PATH), tmp_path_factory.mktemp("one-path") / "run")
+
+
+def test_one_level_of_a_path_that_was_lost_is_drawn_again_by_itself(tiny_model: Path, one_path: RunStore) -> None:
+    shutil.copytree(str(one_path.folder), "run")
+    store = RunStore(Path("run"))
     whole = votes_of(store)
     fingerprint = store.manifest()["fingerprint"]
     lost = [item for item in store.all_evidence(fingerprint=fingerprint) if item.unit.sigma_pixel == 0.25]
@@ -55,9 +61,8 @@ def test_one_level_of_a_path_that_was_lost_is_drawn_again_by_itself(tiny_model: 
     assert votes_of(certify(tiny_model, "run", *ONE_PATH)) == whole
 
 
-def test_a_level_that_is_decided_is_not_drawn_further(tiny_model: Path) -> None:
-    store = certify(tiny_model, "run", *ONE_PATH)
-    evidence = store.all_evidence(fingerprint=store.manifest()["fingerprint"])
+def test_a_level_that_is_decided_is_not_drawn_further(one_path: RunStore) -> None:
+    evidence = one_path.all_evidence(fingerprint=one_path.manifest()["fingerprint"])
     drawn: dict[tuple[str, float], int] = {}
     for item in evidence:
         key = item.unit.image_id, item.unit.sigma_pixel
@@ -68,7 +73,7 @@ def test_a_level_that_is_decided_is_not_drawn_further(tiny_model: Path) -> None:
 
 
 def test_a_vote_moved_from_the_candidate_is_found(tiny_model: Path) -> None:
-    store = certify(tiny_model, "run", *FIXED)
+    store = computed(fast_config(tiny_model, *FIXED), Path("run"))
     fingerprint = store.manifest()["fingerprint"]
     item = next(
         one

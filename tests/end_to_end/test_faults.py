@@ -19,9 +19,9 @@ from pipeline.workers.watchdog import LOADING, UnitGivenUpError
 from tests.end_to_end.test_run import evidence_of
 from tests.pipeline.workers.test_vote_actor import batch_of, declared, receipts_of, settings_of
 from tests.support.drivers import Driver, Nodes, begun, published
-from tests.support.small_runs import small_config
+from tests.support.small_runs import computed, small_config
 
-LONGER = ["dataset.limit=20", "votes.estimation=400", "votes.per_unit=100", "compute.actors=2"]
+LONGER = ["dataset.limit=12", "votes.estimation=400", "votes.per_unit=100", "compute.actors=2"]
 
 
 class Poisoned:
@@ -67,27 +67,26 @@ def test_a_unit_that_kills_its_actor_and_one_that_hangs_are_given_up_and_the_oth
 
 
 def test_a_run_survives_the_loss_of_a_node_and_an_actor_and_loses_one_unit_of_each(
-    tiny_model: Path, tmp_path: Path
+    tiny_model: Path, workplace: Path
 ) -> None:
-    nodes = Nodes(2)
+    nodes, folder = Nodes(2), workplace / "run"
     try:
-        driver = Driver(tmp_path, tiny_model, "run", LONGER, cluster=nodes)
-        first = wait_for(driver, tmp_path / "run", units=10)
+        driver = Driver(workplace, tiny_model, "run", LONGER, cluster=nodes)
+        first = wait_for(driver, folder, units=10)
         nodes.replace()
-        wait_for(driver, tmp_path / "run", units=len(published(tmp_path / "run")) + 5)
+        wait_for(driver, folder, units=len(published(folder)) + 5)
         os.kill(driver.actors()[0], 9)
         assert driver.process.wait(120) == 0, driver.log
-        begins = begun(nodes, tmp_path / "run")
+        begins = begun(nodes, folder)
     finally:
         nodes.stop()
-    final = published(tmp_path / "run")
-    assert len(begins) == len(final) == 100
-    assert begins.total() <= 100 + 2, "a node and an actor: one unit each may be begun again"
+    final = published(folder)
+    assert len(begins) == len(final) == 60
+    assert begins.total() <= 60 + 2, "a node and an actor: one unit each may be begun again"
     assert {path: final[path] for path in first} == first, "published evidence was computed again"
     assert "on the Ray cluster whose dashboard is" in driver.log or "on a Ray cluster" in driver.log
-    whole = Driver(tmp_path, tiny_model, "whole", LONGER)
-    assert whole.process.wait(120) == 0
-    assert evidence_of(tmp_path / "run") == evidence_of(tmp_path / "whole")
+    computed(small_config(tiny_model, *LONGER), workplace / "whole")
+    assert evidence_of(folder) == evidence_of(workplace / "whole")
 
 
 def wait_for(driver: Driver, folder: Path, *, units: int) -> dict[Path, int]:
@@ -128,14 +127,12 @@ def test_a_full_disk_leaves_no_half_file_and_says_so(tmp_path: Path, monkeypatch
 
 
 def test_a_full_disk_stops_a_run_which_goes_on_when_there_is_room(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, ray_workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    run = declared(small_config(tiny_model), tmp_path / "run")
+    run = declared(small_config(tiny_model), ray_workplace / "run")
 
     def on_a_disk_that_fills(run, units, *, pool, say):
-        actor = run_module.VoteActor(settings_of(run, tmp_path / "run"))
+        actor = run_module.VoteActor(settings_of(run, ray_workplace / "run"))
         for index, unit in enumerate(units):
             with monkeypatch.context() as patch:
                 if index >= 3:
@@ -147,7 +144,7 @@ def test_a_full_disk_stops_a_run_which_goes_on_when_there_is_room(
         patch.setattr(run_module, "stream_receipts", on_a_disk_that_fills)
         with pytest.raises(UnitsFailedError, match=r"(?s)no space is left there.*stopped, since nothing can be kept"):
             certify_run(run, say=print)
-    found = status_of(location(tmp_path / "run"))
+    found = status_of(location(ray_workplace / "run"))
     assert (found.units_done, found.units) == (3, 12), "it stopped at once, and kept what it had"
 
 

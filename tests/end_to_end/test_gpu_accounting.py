@@ -1,6 +1,7 @@
 """The whole pipeline on a Ray that says it has two GPUs, which actors hold and which nobody computes on."""
 
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -30,15 +31,16 @@ from tests.end_to_end.test_run import evidence_of
 from tests.pipeline.workers.test_vote_actor import batch_of, declared, receipts_of, settings_of
 from tests.support.small_runs import small_arguments, small_config
 
-COUNTED = ["compute.device=cpu", "compute.gpus_per_actor=1"]
+COUNTED = ["compute.device=cpu", "compute.gpus_per_actor=1", "compute.actors=2"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def workplace(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Iterator[Path]:
     """A folder to run in, on one local Ray for all tests."""
     import ray
 
     folder = tmp_path_factory.mktemp("gpus")
+    shutil.copy(mlflow_database, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # Ray's workers import this module

@@ -3,59 +3,20 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-import uuid
 from pathlib import Path
 
 import pytest
 
-from pipeline.store.run_store import RunStore
 from tests.end_to_end.test_run import evidence_of
-from tests.support.small_runs import small_arguments
+from tests.support.drivers import Driver, published
+from tests.support.small_runs import computed, small_config
 
-KILLS = 12
-TAG = "NDC_TEST_TAG"
-# 100 units of about 0.3 s: long enough to be hit, more than enough for all kills.
+# 100 units of about 0.3 s: long enough to be hit, more than enough for 12 kills.
 LONGER = ["dataset.limit=20", "votes.estimation=400", "votes.per_unit=100", "compute.actors=2"]
 # The same votes and more units, whose number depends on the votes.
 WAVES = [*LONGER, "certificate.method=sequential", "votes.per_unit=20", "dataset.limit=40"]
-
-
-class Driver:
-    """`ndc certify` in a process of its own; Ray's processes inherit its tag."""
-
-    def __init__(self, workplace: Path, model: Path, folder: str, settings: list[str] = LONGER) -> None:
-        self.tag = uuid.uuid4().hex
-        command = [sys.executable, "-c", "from pipeline.cli import main; main()", "certify", "demo", "--run", folder]
-        self.log = (workplace / f"{folder}.log").open("a")
-        environment = {
-            key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
-        }
-        self.process = subprocess.Popen(
-            [*command, *small_arguments(model, *settings)],
-            cwd=workplace,
-            env=environment | {TAG: self.tag},
-            stdout=self.log,
-            stderr=self.log,
-        )
-
-    def actors(self) -> list[int]:
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                name = (folder / "cmdline").read_bytes()
-                environment = (folder / "environ").read_bytes()
-            except OSError:  # gone, or not ours to read
-                continue
-            if b"VoteActor" in name and f"{TAG}={self.tag}".encode() in environment:
-                found.append(int(folder.name))
-        return found
-
-
-def published(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in RunStore(folder).evidence_files()}
+SHORT = [*LONGER, "dataset.limit=8"]
 
 
 def wait_for_more(driver: Driver, folder: Path, *, more: int) -> bool:
@@ -77,42 +38,48 @@ def kill_something(driver: Driver, *, whom: str) -> bool:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("settings", [LONGER, pytest.param(WAVES, marks=pytest.mark.slow)], ids=["fixed", "waves"])
+@pytest.mark.parametrize(
+    ("settings", "kills"),
+    [
+        pytest.param(SHORT, 2, id="short"),
+        pytest.param(LONGER, 12, id="fixed", marks=pytest.mark.slow),
+        pytest.param(WAVES, 12, id="waves", marks=pytest.mark.slow),
+    ],
+)
 def test_killing_driver_and_actors_at_random_moments_changes_no_count(
-    tiny_model: Path, tmp_path: Path, settings: list[str]
+    tiny_model: Path, workplace: Path, settings: list[str], kills: int
 ) -> None:
     random.seed(os.environ.get("NDC_TEST_SEED", "0"))
-    undisturbed = Driver(tmp_path, tiny_model, "whole", settings)
-    assert undisturbed.process.wait(300) == 0, (tmp_path / "whole.log").read_text()
-
-    folder, killed, first_seen = tmp_path / "killed", {"driver": 0, "actor": 0}, {}
-    driver = Driver(tmp_path, tiny_model, "killed", settings)
-    while sum(killed.values()) < KILLS:
+    folder, killed, first_seen = workplace / "killed", {"driver": 0, "actor": 0}, {}
+    driver = Driver(workplace, tiny_model, "killed", settings)
+    while sum(killed.values()) < kills:
         alive = wait_for_more(driver, folder, more=random.randint(1, 6))
         first_seen = published(folder) | first_seen
-        assert alive, "the run ended before all kills were made: make it longer"
+        assert alive, "the run ended before all kills were made: " + driver.log
         time.sleep(random.random() * 0.3)
         whom = "driver" if sum(killed.values()) % 2 else "actor"
         if kill_something(driver, whom=whom):
             killed[whom] += 1
             first_seen = published(folder) | first_seen
             if whom == "driver":
-                driver = Driver(tmp_path, tiny_model, "killed", settings)
-    assert driver.process.wait(300) == 0, (tmp_path / "killed.log").read_text()
+                driver = Driver(workplace, tiny_model, "killed", settings)
+    assert driver.process.wait(300) == 0, driver.log
 
-    assert min(killed.values()) >= 5
-    assert evidence_of(folder) == evidence_of(tmp_path / "whole")
+    assert min(killed.values()) == kills // 2
+    computed(small_config(tiny_model, *settings), workplace / "whole")
+    assert evidence_of(folder) == evidence_of(workplace / "whole")
     assert (folder / "certificates.tsv").is_file()
     final = published(folder)
     assert {path: final[path] for path in first_seen} == first_seen, "published evidence was computed again"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_a_run_that_can_be_resumed_and_says_how(tiny_model: Path, tmp_path: Path, signum) -> None:
-    driver = Driver(tmp_path, tiny_model, "stopped")
-    assert wait_for_more(driver, tmp_path / "stopped", more=2)
+def test_an_interrupt_leaves_a_run_that_can_be_resumed_and_says_how(
+    tiny_model: Path, workplace: Path, signum: signal.Signals
+) -> None:
+    driver = Driver(workplace, tiny_model, "stopped", [*LONGER, "compute.actors=1"])
+    assert wait_for_more(driver, workplace / "stopped", more=2)
     driver.process.send_signal(signum)
     assert driver.process.wait(60) == 130
-    log = (tmp_path / "stopped.log").read_text()
-    assert "Run `ndc certify stopped` to go on." in log
-    assert "Traceback" not in log
+    assert "Run `ndc certify stopped` to go on." in driver.log
+    assert "Traceback" not in driver.log

@@ -16,7 +16,7 @@ from tests.support.ray_head import Head, started_head
 from tests.support.servers import s3_environment
 from tests.support.small_runs import small_config
 
-LONGER = ["dataset.limit=10", "votes.estimation=400", "votes.per_unit=100", "compute.actors=2"]  # 50 units of 0.3 s
+LONGER = ["dataset.limit=10", "votes.estimation=400", "votes.per_unit=100"]  # 50 units of 0.3 s
 RAY_KILLS_AFTER_SECONDS = 3.0
 
 pytestmark = pytest.mark.timeout(900)

@@ -40,9 +40,9 @@ def listening() -> dict[str, str]:
     return {fields[9]: fields[1].partition(":")[0] for fields in lines if fields[3] == LISTENING}
 
 
-def test_a_run_of_this_machine_listens_on_loopback_only(tiny_model: Path, tmp_path: Path) -> None:
-    driver = Driver(tmp_path, tiny_model, "run", LONGER)
-    while driver.process.poll() is None and len(published(tmp_path / "run")) < 5:
+def test_a_run_of_this_machine_listens_on_loopback_only(tiny_model: Path, workplace: Path) -> None:
+    driver = Driver(workplace, tiny_model, "run", LONGER)
+    while driver.process.poll() is None and len(published(workplace / "run")) < 5:
         time.sleep(0.1)
     assert driver.process.poll() is None, driver.log
     sockets = listening()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,8 +78,9 @@ def log_run(method: str, folder: Path) -> Tracker:
 
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
+def logged(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Iterator[Logged]:
     workplace = tmp_path_factory.mktemp("server")
+    shutil.copy(mlflow_database, workplace / "server.db")
     with mlflow_server(workplace, path=PATH) as server, pytest.MonkeyPatch.context() as patch:
         patch.chdir(workplace)
         patch.setenv("MLFLOW_TRACKING_URI", server)

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,15 +13,16 @@ import s3fs
 from pipeline.locations import location
 from pipeline.store.run_store import RunStore
 from tests.end_to_end.test_run import evidence_of
+from tests.support.commands import NDC, environment
 from tests.support.servers import Wire, s3_environment
-from tests.support.small_runs import small_arguments
+from tests.support.small_runs import computed, small_arguments, small_config
 
 CEPH = Path(os.environ.get("NDC_CEPH_S3", Path(__file__).parents[3] / "shared/tools/ceph-s3"))
 CEPH_PORTS = {"CEPH_S3_PORT": "9113", "CEPH_MON_PORT": "6799"}
-# 50 units of about 0.2 s: long enough to be hit.
-LONGER = ["dataset.limit=10", "votes.estimation=400", "votes.per_unit=100", "compute.actors=2"]
+# 25 units of about 0.2 s: long enough to be hit.
+LONGER = ["dataset.limit=5", "votes.estimation=400", "votes.per_unit=100"]
 
-pytestmark = pytest.mark.usefixtures("ray_workplace")
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +52,14 @@ def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple]:
     """What a run on a disk counts."""
     place = tmp_path_factory.mktemp("undisturbed")
-    finished(certify(tiny_model, str(place / "run"), *LONGER, MLFLOW_TRACKING_URI=f"sqlite:///{place}/mlflow.db"))
+    computed(small_config(tiny_model, *LONGER), place / "run")
     return evidence_of(location(place / "run"))
 
 
 def certify(model: str | Path, run: str, *settings: str, **variables: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "certify", "demo", "--run", run]
-    arguments = small_arguments(Path(model), *settings, f'model="{model}"')
-    environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
+    command = [*NDC, "certify", "demo", "--run", run, *small_arguments(Path(model), *settings, f'model="{model}"')]
     pipe = subprocess.PIPE
-    return subprocess.Popen([*command, *arguments], env=environment | variables, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, env=environment(**variables), stdout=pipe, stderr=pipe, text=True)
 
 
 def wait_for_evidence(run: str, units: int, process: subprocess.Popen[str]) -> None:
@@ -90,7 +88,7 @@ def test_a_killed_run_is_resumed_with_the_counts_of_an_undisturbed_one(
     killed.communicate()
     kept = len(RunStore(f"{place}/run").evidence_files())
     said = finished(certify(f"{place}/model", f"{place}/run", *LONGER))
-    assert 5 <= kept < 50
+    assert 5 <= kept < 25
     assert "going on at" in said
     assert evidence_of(location(f"{place}/run")) == undisturbed
     assert len(list((tmp_path / "cache/ndc/models").iterdir())) == 1
@@ -111,7 +109,7 @@ def test_a_server_that_vanishes_leaves_a_run_to_be_resumed(
     assert "Traceback" not in errors
     wire.mend()
     kept = len(RunStore(run).evidence_files())
-    assert 5 <= kept < 50
+    assert 5 <= kept < 25
     finished(certify(tiny_model, run, *LONGER))
     assert evidence_of(location(run)) == undisturbed
 

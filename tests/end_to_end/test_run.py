@@ -1,11 +1,10 @@
-"""Whole runs on a local Ray, in this process."""
+"""Whole runs on Ray, driven from this process."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-import ray
 
 from ndc_core.checkpoints.denoisers import load_denoiser, save_denoiser
 from ndc_core.voting import count_votes
@@ -31,7 +30,6 @@ def evidence_of(folder: Path) -> dict[str, tuple]:
 def certify(model: Path, folder: str, *assignments: str) -> list[str]:
     said: list[str] = []
     certify_run(prepare(small_config(model, *assignments), location(folder)), say=said.append)
-    ray.shutdown()
     return said
 
 

@@ -1,6 +1,5 @@
 """Keys and tokens stay in the environment; names in data stay names."""
 
-import os
 import sqlite3
 import subprocess
 import tempfile
@@ -23,7 +22,7 @@ from pipeline.workers.attack_actor import cell_id
 from pipeline.workers.ray_pool import HANDED_ON, _environment
 from pipeline.workers.vote_actor import VoteActor
 from tests.pipeline.workers.test_vote_actor import batch_of, declared, receipts_of, settings_of
-from tests.support.drivers import NDC
+from tests.support.commands import NDC, environment
 from tests.support.servers import s3_environment
 from tests.support.small_runs import listing_of, small_arguments, small_config
 
@@ -52,12 +51,11 @@ def test_no_secret_of_the_environment_is_in_what_a_run_writes_or_says(
     tiny_model: Path, tmp_path: Path, s3: str, s3_endpoint: str, rays: Path
 ) -> None:
     """The run folder in a store, MLflow's database and artifacts, the driver's words, Ray's logs."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
-    environment |= {**s3_environment(s3_endpoint), **SECRETS, "RAY_TMPDIR": str(rays)}
+    variables = {**s3_environment(s3_endpoint), **SECRETS, "RAY_TMPDIR": str(rays)}
     run = f"{s3}/run"
     words = [*NDC, "certify", "demo", "--run", run, *small_arguments(tiny_model, "dataset.limit=1")]
     done = subprocess.run(
-        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        words, cwd=tmp_path, env=environment(**variables), capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     folder = location(run)

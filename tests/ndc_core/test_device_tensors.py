@@ -28,7 +28,8 @@ from ndc_core.models.networks.small import SmallHeadsUNet
 from ndc_core.models.networks.small_classifier import SmallClassifier
 from ndc_core.models.rows_per_pass import _one_gradient, _one_pass
 from ndc_core.noise.grid import GridSpec
-from ndc_core.voting import Poll, Voter, hold_polls
+from ndc_core.polls import Poll, Voter
+from ndc_core.voting import hold_polls
 from pipeline.model_tools.convert_classifier import export, take_in
 from tests.ndc_core.models.test_networks import NAMES, golden_network
 

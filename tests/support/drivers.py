@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 import uuid
 from collections import Counter
@@ -11,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.store.run_store import RunStore
+from tests.support.commands import NDC, environment
 from tests.support.small_runs import small_arguments
 
 TAG = "NDC_TEST_TAG"
-NDC = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 
 
 class Driver:
@@ -31,14 +30,11 @@ class Driver:
     ) -> None:
         self.tag = cluster.tag if cluster else uuid.uuid4().hex
         self.log_path = workplace / f"{Path(folder).name}.log"
-        environment = {
-            key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
-        }
         with self.log_path.open("a") as log:
             self.process = subprocess.Popen(
                 [*NDC, "certify", "demo", "--run", folder, *flags, *small_arguments(model, *settings)],
                 cwd=workplace,
-                env=environment | {TAG: self.tag} | ({"RAY_ADDRESS": cluster.address} if cluster else {}),
+                env=environment(**{TAG: self.tag} | ({"RAY_ADDRESS": cluster.address} if cluster else {})),
                 stdout=log,
                 stderr=log,
             )

@@ -22,6 +22,7 @@ SMALL = [
     "classifier.grid.points=4",
     "classifier.sift.grid.points=3",
     "compute.rows_per_pass=32",
+    "compute.actors=1",  # each starts in five seconds of a core
 ]
 
 
@@ -55,6 +56,7 @@ def fast_config(model: Path, *assignments: str) -> RunConfig:
         "votes.per_unit=60",
         "certificate.radii=[0.0, 0.1]",
         "compute.rows_per_pass=32",
+        "compute.actors=1",
     ]
     return load_config("fast", [f"model={model}", *small, *assignments])
 

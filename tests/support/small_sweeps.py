@@ -26,6 +26,7 @@ sigma_pixel = [0.25]
 "classifier.grid.points" = 4
 "classifier.sift.grid.points" = 3
 "compute.rows_per_pass" = 32
+"compute.actors" = 1
 "compute.threads_per_actor" = 1
 
 [vary]

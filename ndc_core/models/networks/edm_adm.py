@@ -15,6 +15,7 @@ from ndc_core.models.networks.edm_blocks import (
     encoder_layers,
     group_norm,
 )
+from ndc_core.models.networks.fused_unet import run_unet
 
 EPS = 1e-5
 CHANNELS_PER_HEAD = 64
@@ -23,8 +24,11 @@ CHANNELS_PER_HEAD = 64
 class DhariwalUNet(nn.Module):
     """The U-Net of Dhariwal and Nichol 2021 (ADM), at EDM's defaults for ImageNet-64.
 
-    The label enters as a continuous vector; all zero is "no label".
+    The label enters as a continuous vector; all zero is "no label". With `fused` set it runs as `fused_unet` has
+    it, for inference.
     """
+
+    fused = False
 
     def __init__(
         self,
@@ -95,6 +99,9 @@ class DhariwalUNet(nn.Module):
         augment: Float[Tensor, "rows augmentations"] | None = None,
     ) -> Float[Tensor, "rows c h w"]:
         embedding = self.embed(c_noise, label, augment)
+        if self.fused:
+            encoder, decoder = self.enc.items(), self.dec.items()
+            return run_unet(x, embedding, encoder=encoder, decoder=decoder, norm=self.out_norm, conv=self.out_conv)
         skips: list[Tensor] = []
         for name, layer in self.enc.items():
             x = layer(x) if name.endswith("_conv") else layer(x, embedding)

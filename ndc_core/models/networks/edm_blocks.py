@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ndc_core.models.networks.attention import attended_planes
+from ndc_core.models.networks.fused_formulas import Resample, resampled
+
 MOST_GROUPS, CHANNELS_PER_GROUP = 32, 4
 
 
@@ -110,6 +113,9 @@ class ResampledConv(nn.Module):
     """A convolution that first halves (`down`) or doubles (`up`) the image with a separable filter.
 
     A kernel of 0 is the resampling alone. With `fused`, the convolution comes before the halving filter.
+
+    Raises:
+        ValueError: weights are loaded whose filter is not `resample_filter`.
     """
 
     def __init__(
@@ -134,9 +140,14 @@ class ResampledConv(nn.Module):
         taps = torch.as_tensor(resample_filter, dtype=torch.float32)
         square = (taps.outer(taps) / taps.sum() ** 2)[None, None]
         self.register_buffer("resample_filter", square if up or down else None)
+        self.averages = tuple(resample_filter) == (1, 1)  # of two by two pixels, or doubles each
+        if up or down:
+            self.register_load_state_dict_post_hook(_refuse_other_filter(square.clone()))
 
     def resampled(self, x: Float[Tensor, "rows c h w"], *, padding: int) -> Float[Tensor, "rows c h2 w2"]:
         assert self.resample_filter is not None
+        if self.averages and not padding:  # the same bits, without a convolution for each channel
+            return resampled(x, "up" if self.up else "down")
         channels = x.shape[1]
         per_channel = self.resample_filter.to(x.dtype).expand(channels, 1, -1, -1)
         if self.up:
@@ -144,15 +155,44 @@ class ResampledConv(nn.Module):
         return F.conv2d(x, per_channel, stride=2, padding=padding, groups=channels)
 
     def forward(self, x: Float[Tensor, "rows c h w"]) -> Float[Tensor, "rows c2 h2 w2"]:
-        reach = 0 if self.resample_filter is None else (self.resample_filter.shape[-1] - 1) // 2
         if self.fused:
-            assert self.weight is not None
             assert self.bias is not None
-            wide = F.conv2d(x, self.weight, padding=self.padding + reach)
-            return self.resampled(wide, padding=0) + self.bias.view(1, -1, 1, 1)
+            return self.convolved(x) + self.bias.view(1, -1, 1, 1)
+        return self._resampled_first(x, self.bias)
+
+    def convolved(self, x: Float[Tensor, "rows c h w"]) -> Float[Tensor, "rows c2 h2 w2"]:
+        """All but the bias."""
+        if not self.fused:
+            return self._resampled_first(x, None)
+        assert self.weight is not None
+        return self.resampled(F.conv2d(x, self.weight, padding=self.padding + self._reach), padding=0)
+
+    def _resampled_first(
+        self, x: Float[Tensor, "rows c h w"], bias: Float[Tensor, " c2"] | None
+    ) -> Float[Tensor, "rows c2 h2 w2"]:
         if self.up or self.down:
-            x = self.resampled(x, padding=reach)
-        return x if self.weight is None else F.conv2d(x, self.weight, self.bias, padding=self.padding)
+            x = self.resampled(x, padding=self._reach)
+        return x if self.weight is None else F.conv2d(x, self.weight, bias, padding=self.padding)
+
+    @property
+    def resample(self) -> Resample | None:
+        """What the resampling is, where it is none, averaging or doubling; None for other filters."""
+        if not (self.up or self.down):
+            return "keep"
+        return ("up" if self.up else "down") if self.averages else None
+
+    @property
+    def _reach(self) -> int:
+        return 0 if self.resample_filter is None else (self.resample_filter.shape[-1] - 1) // 2
+
+
+def _refuse_other_filter(expected: Tensor) -> Callable[[nn.Module, Any], None]:
+    def check(layer: nn.Module, _: Any) -> None:
+        loaded = layer.get_buffer("resample_filter")
+        if not loaded.is_meta and not torch.equal(loaded.float().cpu(), expected):
+            raise ValueError(f"a resample_filter of the weights is {loaded.tolist()}, not {expected.tolist()}")
+
+    return check
 
 
 class UNetBlock(nn.Module):
@@ -210,9 +250,4 @@ class UNetBlock(nn.Module):
         return (x + self.attended(x)) * self.skip_scale if self.heads else x
 
     def attended(self, x: Float[Tensor, "rows c h w"]) -> Float[Tensor, "rows c h w"]:
-        rows, channels, height, width = x.shape
-        # The three are the innermost of the 1x1 convolution's channels, the heads the outermost.
-        split = self.qkv(self.norm2(x)).reshape(rows, self.heads, channels // self.heads, 3, height * width)
-        query, key, value = split.permute(3, 0, 1, 4, 2).unbind(0)
-        found = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(found.transpose(2, 3).reshape(rows, channels, height, width))
+        return self.proj(attended_planes(self.norm2(x), self.qkv, heads=self.heads))

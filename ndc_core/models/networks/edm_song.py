@@ -18,6 +18,7 @@ from ndc_core.models.networks.edm_blocks import (
     encoder_layers,
     group_norm,
 )
+from ndc_core.models.networks.fused_unet import run_unet
 
 EPS = 1e-6
 
@@ -26,11 +27,13 @@ class SongUNet(nn.Module):
     """A U-Net with DDPM++'s defaults; `fourier`, `residual`, channel_mult_noise 2 and [1, 3, 3, 1] make it NCSN++.
 
     The label enters as a continuous vector; all zero is "no label". Source: Song et al. 2021; Karras et al. 2022,
-    appendix F.
+    appendix F. With `fused` set it runs as `fused_unet` has it, for inference.
 
     Raises:
         ValueError: an embedding, encoder or decoder that is neither's.
     """
+
+    fused = False
 
     def __init__(
         self,
@@ -126,6 +129,11 @@ class SongUNet(nn.Module):
         augment: Float[Tensor, "rows augmentations"] | None = None,
     ) -> Float[Tensor, "rows c h w"]:
         embedding = self.embed(c_noise, label, augment)
+        *blocks, (_, norm), (_, conv) = self.dec.items()
+        if self.fused:
+            assert isinstance(norm, nn.GroupNorm)
+            assert isinstance(conv, ResampledConv)
+            return run_unet(x, embedding, encoder=self.enc.items(), decoder=blocks, norm=norm, conv=conv)
         skips: list[Tensor] = []
         auxiliary = x
         for name, layer in self.enc.items():
@@ -134,7 +142,6 @@ class SongUNet(nn.Module):
             else:
                 x = layer(x) if name.endswith("_conv") else layer(x, embedding)
                 skips.append(x)
-        *blocks, norm, conv = self.dec.items()
         for name, layer in blocks:
             x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, embedding)
-        return conv[1](F.silu(norm[1](x)))
+        return conv(F.silu(norm(x)))

@@ -4,10 +4,10 @@ const costSlider = byId("cost-radius");
 
 function describe(curve, radius) {
   const { share, low, high } = accuracyAt(curve, radius);
-  const seconds = curve.seconds === null ? "" : `, ${Number(curve.seconds.toPrecision(3))} seconds an image`;
+  const seconds = curve.seconds === null ? "" : `, ${Number(curve.seconds.toPrecision(3))} seconds per image`;
   return (
     `${curve.method}, ${levelName(curve.level)}: ${percent(share)} (${percent(low)} to ${percent(high)}) ` +
-    `at radius ${radius}, ${counted(curve.evaluations)} evaluations an image${seconds}`
+    `at radius ${radius}, ${counted(curve.evaluations)} evaluations per image${seconds}`
   );
 }
 
@@ -75,8 +75,8 @@ function drawCost() {
   const room = Math.max(...costs) > 4 * Math.min(...costs) ? 1.6 : 3; // at least two numbers at the axis
   const [low, high] = [Math.min(...costs) / room, Math.max(...costs) * room];
   const drawn = emptyChart(byId("cost-chart"), {
-    label: "Certified accuracy over evaluations an image",
-    xLabel: "evaluations an image",
+    label: "Certified accuracy over evaluations per image",
+    xLabel: "evaluations per image",
     yLabel: "certified accuracy (%)",
     ticks: logTicks(low, high),
     scale: (cost) => Math.log(cost / low) / Math.log(high / low),

@@ -170,7 +170,7 @@ def test_sequential_across_interruptions() -> None:
                 cell = Cell("a", SIGMA, method, SELECTION, 2)
                 for item in reversed(published):
                     cell.take(item)
-            if unit.phase == "estimation" and unit.draw_stop > cell.standing().needed:
+            if unit.phase == "estimation" and unit.draw_stop > cell.state().needed:
                 break
             source = np.ones(SELECTION, dtype=bool) if unit.phase == "selection" else votes
             published.append(evidence_of(unit, source))

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ndc_core.checkpoints.denoisers import CheckpointError, denoiser_digest, load_denoiser
+from ndc_core.checkpoints.denoisers import CheckpointError, denoiser_digest, load_denoiser, write_checkpoint
+from ndc_core.models.networks.edm_adm import DhariwalUNet
 
 
 @pytest.fixture
@@ -80,3 +81,23 @@ def test_digest_covers_weights_and_use_but_not_notes(checkpoint: Path) -> None:
     assert denoiser_digest(checkpoint) == digest
     edit(checkpoint, sigma_data=0.6)
     assert denoiser_digest(checkpoint) != digest
+
+
+def test_weights_with_another_resampling_filter_are_refused(tmp_path: Path) -> None:
+    arguments = {"img_resolution": 8, "in_channels": 1, "out_channels": 1, "model_channels": 16, "num_blocks": 1}
+    weights = DhariwalUNet(**arguments).state_dict()
+    name = next(name for name in weights if name.endswith("resample_filter"))
+    weights[name] = weights[name] * 2
+    write_checkpoint(
+        tmp_path / "other",
+        weights,
+        network="edm-adm",
+        arguments=arguments,
+        image_shape=(1, 8, 8),
+        num_classes=0,
+        sigma_data=0.5,
+        knows_no_label=True,
+        notes={},
+    )
+    with pytest.raises(CheckpointError, match=r"does not fit the network: a resample_filter of the weights is .*0\.5"):
+        load_denoiser(tmp_path / "other")

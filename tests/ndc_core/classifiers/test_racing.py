@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ndc_core.classifiers.racing import RaceSpec, strided, survivors
+from ndc_core.classifiers.racing import RaceSpec, strided, survivors, turns_to_leave
 
 Losses = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).exponential(size=(5, 6, 8)))
 
@@ -24,6 +24,22 @@ def test_a_class_leaves_when_its_paired_gap_exceeds_the_root_of_its_squares() ->
     assert survivors(losses, everyone, gap=1.7).tolist() == [[True, False, True]]
     assert survivors(losses, everyone, gap=1.8).tolist() == [[True, True, True]]
     assert survivors(losses[:, :1], everyone, gap=1.0).all(), "one step is never enough for a gap of 1"
+
+
+@given(losses=Losses, gap=st.floats(0.1, 3))
+def test_nobody_leaves_before_it_is_possible(losses: np.ndarray, gap: float) -> None:
+    everyone = np.ones((5, 8), dtype=bool)
+    for steps in range(1, min(7, turns_to_leave(gap))):
+        assert survivors(losses[:, :steps], everyone, gap=gap).all()
+        # Differences that are all alike come nearest to it.
+        alike = np.broadcast_to(losses[:, :1], (5, steps, 8))
+        assert survivors(alike, everyone, gap=gap).all()
+
+
+def test_after_as_many_steps_as_it_takes_someone_may_leave() -> None:
+    for gap in (0.5, 1.0, 1.01, 1.7, 2.0, 2.5):
+        alike = np.broadcast_to(np.array([0.0, 1.0]), (1, turns_to_leave(gap) + (gap**2 == round(gap**2)), 2))
+        assert survivors(alike, np.ones((1, 2), dtype=bool), gap=gap).tolist() == [[True, False]]
 
 
 @given(losses=Losses, gap=st.floats(0.1, 3))

@@ -15,7 +15,8 @@ from ndc_core.classifiers.sift import LabelGradientSpec
 from ndc_core.models.forward_passes import answer
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.streams import DrawNoise
-from ndc_core.voting import Poll, count_votes, hold_polls
+from ndc_core.polls import Poll
+from ndc_core.voting import count_votes, hold_polls
 from tests.support.fakes import ConstantDenoiser, many_gaussians, two_gaussians
 
 LEVELS = GridSpec(levels=(0.55, 0.7, 0.9, 1.1, 1.4, 1.8, 2.3, 3.0))
@@ -161,7 +162,7 @@ def test_a_level_looks_at_nothing_before_itself_on_the_path() -> None:
 
     def votes(low: np.ndarray, later: np.ndarray):
         task = on_ready_path(classifier, [low, high], later, taus_model=taus)
-        return answer(task, rows_per_pass=32, device="cpu")
+        return answer(task, rows_per_pass=32, device=torch.device("cpu"))
 
     before = votes(low, later)
     changed = later.copy()

@@ -12,7 +12,8 @@ from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.denoiser import Denoiser, EveryClass
 from ndc_core.models.execution import Execution
 from ndc_core.models.networks.small import SmallHeadsUNet
-from ndc_core.training.denoiser import TrainingProgress, TrainingSpec, save_trained, train_denoiser
+from ndc_core.training.denoiser import TrainingSpec, save_trained, train_denoiser
+from ndc_core.training.fitting import TrainingProgress
 from pipeline.cli import main
 from tests.ndc_core.training.test_denoiser import SHORT, stripes
 

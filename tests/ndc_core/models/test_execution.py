@@ -11,6 +11,7 @@ import torch
 from ndc_core.checkpoints.denoisers import load_denoiser
 from ndc_core.checkpoints.image_classifiers import load_classifier
 from ndc_core.models.execution import DTYPES, Execution, Precision
+from ndc_core.models.replay import Replays, directly
 from pipeline.declaration.toml_files import load_config
 from pipeline.workers.models import build_classifier, load_pair
 from tests.ndc_core.models.test_networks import golden_inputs, golden_network
@@ -134,3 +135,40 @@ def test_tf32_on_a_cpu_is_float32_bit_for_bit() -> None:
         network, _ = golden_network("edm-song-ddpmpp-cond")
         found.append(Execution(precision).apply(network, device="cpu")(x, sigma.log() / 4, label))
     assert torch.equal(*found)
+
+
+class Anywhere(torch.nn.Module):
+    """A network that can be fused, and can be sent to a device that is not there."""
+
+    fused = False
+
+    def to(self, *_: object, **__: object) -> "Anywhere":
+        return self
+
+
+@pytest.mark.parametrize(
+    ("execution", "device", "fused"),
+    [
+        (Execution("float16", channels_last=True), "cuda", True),
+        (Execution("float16", channels_last=True), "cpu", False),
+        (Execution("float16"), "cuda", False),
+    ],
+)
+def test_networks_are_fused_in_channels_last_on_cuda(
+    monkeypatch: pytest.MonkeyPatch, execution: Execution, device: str, fused: bool
+) -> None:
+    monkeypatch.setattr("ndc_core.models.execution.has_kernels", lambda: True)
+    assert execution.apply(Anywhere(), device=device).fused == fused
+
+
+def test_a_machine_without_triton_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ndc_core.models.execution.has_kernels", lambda: False)
+    with pytest.warns(UserWarning, match="Triton is not installed here"):
+        network = Execution(channels_last=True).apply(Anywhere(), device="cuda")
+    assert not network.fused
+
+
+def test_passes_are_replayed_on_cuda_unless_they_are_compiled() -> None:
+    assert isinstance(Execution().launch(device="cuda"), Replays)
+    assert Execution(compile=True).launch(device="cuda") is directly
+    assert Execution().launch(device="cpu") is directly

@@ -34,7 +34,9 @@ def asker(denoiser, values: list[list[int]]):
         def inputs(rows, z=z):
             return z[rows], torch.ones(len(z[rows])), torch.zeros(len(z[rows]), 2)
 
-        answer = yield Ask("forward", denoiser, len(lot), inputs, lambda found, rows: found.flatten(1)[:, 0])
+        answer = yield Ask(
+            "forward", denoiser, len(lot), inputs, lambda found, rows: found.flatten(1)[:, 0], on_host=True
+        )
         found.append(answer.tolist())
     return found
 
@@ -43,15 +45,15 @@ def asker(denoiser, values: list[list[int]]):
 @given(
     lots=st.lists(st.lists(st.lists(st.integers(14, 99), min_size=1, max_size=9), max_size=4), max_size=7),
     rows_per_pass=st.integers(1, 12),
-    tasks_at_once=st.integers(1, 5),
+    passes_ahead=st.integers(1, 3),
 )
-def test_everyone_is_answered_in_full_and_passes_have_one_shape(lots, rows_per_pass: int, tasks_at_once: int) -> None:
+def test_everyone_is_answered_in_full_and_passes_have_one_shape(lots, rows_per_pass: int, passes_ahead: int) -> None:
     denoiser, waiting = Doubling(), list(enumerate(lots))
     tasks = gather(
         lambda: (lambda named: (named[0], asker(denoiser, named[1])))(waiting.pop()) if waiting else None,
         rows_per_pass=rows_per_pass,
         device=CPU,
-        tasks_at_once=tasks_at_once,
+        passes_ahead=passes_ahead,
     )
     found = dict(tasks)
     assert found == {index: [[2.0 * value for value in lot] for lot in one] for index, one in enumerate(lots)}

@@ -1,9 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.noise.grid import GridSpec
-from ndc_core.training.denoiser import TrainingProgress, TrainingSpec, jitter, train_denoiser
+from ndc_core.training.augmentation import flip_and_shift, jitter
+from ndc_core.training.denoiser import TrainingSpec, train_denoiser
+from ndc_core.training.fitting import TrainingProgress
 from ndc_core.voting import count_votes
 
 
@@ -70,3 +75,28 @@ def test_jitter_moves_the_chosen_share_and_keeps_the_range() -> None:
     assert moved.min() >= -1 - 1e-6
     assert moved.max() <= 1 + 1e-6
     assert np.isfinite(moved.numpy()).all()
+
+
+def test_flips_and_shifts_move_whole_pixels_and_reflect_borders() -> None:
+    image = torch.arange(64.0).view(1, 1, 8, 8)
+    moved = flip_and_shift(image.repeat(300, 1, 1, 1), torch.Generator().manual_seed(0), share=0.5)
+    padded = torch.nn.functional.pad(image, (1, 1, 1, 1), mode="reflect")[0, 0]
+    crops = [padded[down : down + 8, right : right + 8] for down in range(3) for right in range(3)]
+    possible = {tuple(crop.flatten().tolist()) for one in crops for crop in (one, one.flip(1))}
+    seen = [tuple(one.flatten().tolist()) for one in moved]
+    assert set(seen) == possible
+    mirrored = sum(one[0] > one[7] for one in seen) / 300
+    unshifted = sum(min(one[0], one[7]) == 0 and max(one[0], one[7]) == 7 for one in seen) / 300
+    assert 0.4 < mirrored < 0.6
+    assert 0.45 < unshifted < 0.67  # half, and a ninth of the others
+
+
+def test_time_left_is_that_of_the_nearer_end() -> None:
+    images, labels = stripes()
+    for spec, end in ((replace(SHORT, steps=20), 0.0), (replace(SHORT, steps=10**9, max_seconds=2.0), 2.0)):
+        seen: list[TrainingProgress] = []
+        train_denoiser(images, labels, num_classes=2, spec=spec, on_step=seen.append)
+        assert seen[-1].seconds_left == 0.0
+        if end:
+            halfway = seen[len(seen) // 2]
+            assert halfway.seconds + halfway.seconds_left == pytest.approx(end, abs=0.01)

@@ -16,8 +16,8 @@ from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.denoiser import EveryClass
 from ndc_core.models.networks.edm_song import SongUNet
 from ndc_core.models.networks.small import SmallHeadsUNet
-from ndc_core.training.denoiser import TrainingProgress
 from ndc_core.training.distillation import DistillationSpec, distil, start_from
+from ndc_core.training.fitting import TrainingProgress
 from pipeline.cli import main
 from tests.support.small_runs import digits, listing_of
 

@@ -1,34 +1,21 @@
-"""The command as a user types it, in processes of its own."""
+"""The command as a user types it: most in this process, what a process of its own may do otherwise in one."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.ndc_core.models.test_networks import GOLDEN
+from tests.support.commands import ndc, ndc_process
 from tests.support.small_runs import small_arguments
 
-
-@pytest.fixture
-def ndc(tmp_path: Path):
-    environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
-
-    def call(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from pipeline.cli import main; main()", *map(str, arguments)]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment | variables, capture_output=True, text=True, timeout=300
-        )
-
-    return call
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
-def test_certify_report_and_status_from_the_command_line(ndc, tiny_model: Path, tmp_path: Path) -> None:
-    done = ndc("certify", "demo", "--run", "runs/a", *small_arguments(tiny_model))
+def test_certify_report_and_status_from_the_command_line(tiny_model: Path, tmp_path: Path) -> None:
+    done = ndc_process("certify", "demo", "--run", "runs/a", *small_arguments(tiny_model))
     assert done.returncode == 0, done.stderr
     assert "4 images, 12 units, 200 votes" in done.stderr
     assert "Certified accuracy" in done.stdout
@@ -72,8 +59,9 @@ def test_certify_report_and_status_from_the_command_line(ndc, tiny_model: Path, 
     assert "all 200 votes are there already" in resumed.stderr
 
 
+@pytest.mark.usefixtures("ray_workplace")
 def test_a_sequential_run_is_certified_verified_attacked_and_resumed_by_its_declared_radii(
-    ndc, tiny_model: Path, tmp_path: Path
+    tiny_model: Path, tmp_path: Path
 ) -> None:
     small = small_arguments(tiny_model, "votes.estimation=300", "dataset.limit=2")
     command = ("certify", "--certificate", "sequential", "--run", "runs/a", *small, "--radii", "0.05,0.1")
@@ -81,7 +69,7 @@ def test_a_sequential_run_is_certified_verified_attacked_and_resumed_by_its_decl
     assert done.returncode == 0, done.stderr
     assert "at most" in done.stderr
     assert "r = 0.05" in done.stdout
-    assert "votes an image" in done.stdout
+    assert "votes per image" in done.stdout
     status = ndc("status", "runs/a")
     assert "2 of 2 images and noise levels decided" in status.stdout
     assert status.stdout.splitlines()[-1] == "complete"
@@ -109,9 +97,8 @@ def test_a_sequential_run_is_certified_verified_attacked_and_resumed_by_its_decl
     assert "DIFFERS" in tampered.stdout
 
 
-def test_a_plan_says_the_cost_and_writes_nothing_and_a_dry_run_is_that_plan(
-    ndc, tiny_model: Path, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("ray_workplace")
+def test_a_plan_says_the_cost_and_writes_nothing_and_a_dry_run_is_that_plan(tiny_model: Path, tmp_path: Path) -> None:
     stated = ["--evaluations-per-second", "100", "--gpus", "2", "--price-per-hour", "3"]
     done = ndc("plan", "demo", *stated, "--run", "runs/a", *small_arguments(tiny_model))
     assert done.returncode == 0, done.stderr
@@ -120,7 +107,7 @@ def test_a_plan_says_the_cost_and_writes_nothing_and_a_dry_run_is_that_plan(
         "4 images, 1 noise level, 12 work units",
         "votes        200",
         "evaluations  at most 3,000",
-        "rate         100 evaluations/s an actor, as stated",
+        "rate         100 evaluations/s per actor, as stated",
         "actor hours  at most 0.01",
         "time         at most 0:15 on 2 actors",
         "price        at most 0.03",
@@ -128,12 +115,12 @@ def test_a_plan_says_the_cost_and_writes_nothing_and_a_dry_run_is_that_plan(
         assert line in done.stdout.splitlines()
     measured = ndc("certify", "demo", "--dry-run", "--run", "runs/a", *small_arguments(tiny_model))
     assert measured.returncode == 0, measured.stderr
-    assert "evaluations/s an actor, measured on cpu" in measured.stdout
+    assert "evaluations/s per actor, measured on cpu" in measured.stdout
     assert "votes        200\n" in measured.stdout
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_model_is_converted_and_images_are_chosen_by_id(ndc, tmp_path: Path) -> None:
+def test_a_model_is_converted_and_images_are_chosen_by_id(tmp_path: Path) -> None:
     """From a state dict in EDM's names and a folder of images to a plan."""
     from PIL import Image
 
@@ -206,7 +193,7 @@ def test_a_model_is_converted_and_images_are_chosen_by_id(ndc, tmp_path: Path) -
         (["train", "--dataset", "emnist", "--out", "m"], "dataset 'emnist' is unknown"),
     ],
 )
-def test_errors_are_one_line_and_come_before_any_work(ndc, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_errors_are_one_line_and_come_before_any_work(tmp_path: Path, arguments: list[str], message: str) -> None:
     done = ndc(*arguments)
     assert done.returncode == 1
     assert done.stderr.startswith("Error: ")
@@ -215,7 +202,8 @@ def test_errors_are_one_line_and_come_before_any_work(ndc, tmp_path: Path, argum
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_broken_model_ends_the_run_with_the_failed_units_named(ndc, tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("ray_workplace")
+def test_a_broken_model_ends_the_run_with_the_failed_units_named(tiny_model: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
@@ -235,10 +223,14 @@ def test_a_broken_model_ends_the_run_with_the_failed_units_named(ndc, tiny_model
     assert status.stdout.count("NonFiniteScoreError") == 3
 
 
-def test_training_writes_a_checkpoint_once_and_shows_loss_and_time_left(ndc, tmp_path: Path) -> None:
-    done = ndc("train", "--dataset", "digits", "--out", "models/a", "--steps", "250")
+def test_training_writes_a_checkpoint_once_and_shows_loss_and_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.model_tools.train.SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr("pipeline.model_tools.train.usable_cores", lambda: 1)
+    done = ndc("train", "--dataset", "digits", "--out", "models/a", "--steps", "4")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"step \d+ of 250, loss \d\.\d+, \d+:\d\d left", done.stderr)
+    assert re.findall(r"step (\d+) of 4, loss \d+\.\d+, \d+:\d\d left", done.stderr) == ["1", "2", "3", "4"]
     before = (tmp_path / "models/a/denoiser.safetensors").read_bytes()
     again = ndc("train", "--dataset", "digits", "--out", "models/a", "--steps", "3")
     assert again.returncode == 1
@@ -246,8 +238,15 @@ def test_training_writes_a_checkpoint_once_and_shows_loss_and_time_left(ndc, tmp
     assert (tmp_path / "models/a/denoiser.safetensors").read_bytes() == before
 
 
-def test_help_names_every_command(ndc) -> None:
-    done = ndc("--help")
-    assert done.returncode == 0
+def test_help_names_every_command_at_once() -> None:
+    done = ndc_process("--help")
+    assert (done.returncode, done.stderr) == (0, "")
     for command in ("train", "certify", "report", "status", "verify", "attack", "compare"):
         assert command in done.stdout
+
+
+def test_a_process_says_an_error_in_one_line_and_its_exit_code() -> None:
+    done = ndc_process("certify", "demmo")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: 'demmo' is neither a preset")
+    assert done.stderr.count("\n") == 1

@@ -67,7 +67,7 @@ def test_tables_of_a_run_say_what_its_votes_do(tmp_path: Path, out: Path) -> Non
     assert "chosen on this data" in BEST
     network = "tiny (01234567)"
     assert cost.header[4:] == [
-        "votes an image",
+        "votes per image",
         "certify: evaluations",
         "certify: s",
         "classify: evaluations",

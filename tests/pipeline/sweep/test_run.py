@@ -2,10 +2,9 @@
 
 import csv
 import json
-import os
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from pipeline.locations import location
 from pipeline.store.run_store import RunStore
 from pipeline.sweep.file import load_sweep, sweep_names
 from pipeline.sweep.run import plan_sweep, run_sweep, settled
+from tests.support.commands import NDC, environment, ndc
 from tests.support.small_sweeps import SWEEP, alone, certificates_of, sweep_toml, votes_of
 
 NAMES = [
@@ -138,17 +138,18 @@ def test_what_cannot_be_started_or_compared_is_refused_before_any_work(tmp_path:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def workplace(tmp_path_factory: pytest.TempPathFactory, ray_node: str, mlflow_database: Path) -> Iterator[Path]:
     import ray
 
-    before, folder = Path.cwd(), tmp_path_factory.mktemp("sweep")
+    folder = tmp_path_factory.mktemp("sweep")
+    shutil.copy(mlflow_database, folder)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
             patch.delenv(name, raising=False)
-        os.chdir(folder)
+        patch.chdir(folder)
+        ray.init(address=ray_node, log_to_driver=False, logging_level="ERROR")
         yield folder
-        os.chdir(before)
-    ray.shutdown()
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -307,15 +308,17 @@ def test_votes_that_may_have_been_looked_at_are_lent_to_no_new_run(
 # Interruption and failure
 
 
-def test_a_stopped_sweep_goes_on_to_the_same_results(swept: Path, tmp_path: Path, tiny_model: Path) -> None:
+def test_a_stopped_sweep_goes_on_to_the_same_results(
+    swept: Path, tmp_path: Path, tiny_model: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(mlflow_database, tmp_path)
     names = ["votes.estimation-20", "votes.estimation-60"]
     varied = '[vary]\n"votes.estimation" = [20, 60]\n'
     toml = sweep_toml(tmp_path, tiny_model, SWEEP[: SWEEP.index("[vary]")] + varied)
-    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "sweep", toml, "--out", "out"]
-    command += ["--set", "votes.per_unit=5"]
-    environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
+    command = ["sweep", toml, "--out", "out", "--set", "votes.per_unit=5"]
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen([*NDC, *command], env=environment(), stdout=log, stderr=log)
     first = tmp_path / "out" / "votes.estimation-60"
     while not (first / "run.json").exists() or len(RunStore(first).evidence_files()) < 5:
         assert process.poll() is None, (tmp_path / "log").read_text()
@@ -324,7 +327,7 @@ def test_a_stopped_sweep_goes_on_to_the_same_results(swept: Path, tmp_path: Path
     assert process.wait(60) == 130
     assert "Run the same command to go on." in (tmp_path / "log").read_text()
     assert len(RunStore(first).evidence_files()) < 42, "it was stopped too late to be in the middle"
-    resumed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    resumed = ndc(*command)
     assert resumed.returncode == 0, resumed.stderr
     assert "going on at" in resumed.stderr
     for name in names:

@@ -1,6 +1,7 @@
 """Checkpoints by path or URI: fetched once for a node, checked, and never a pickle."""
 
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from ndc_core.checkpoints.denoisers import (
 from ndc_core.models.networks.small import SmallUNet
 from pipeline.declaration.toml_files import load_config
 from pipeline.locations import location
-from pipeline.workers.models import cache_folder, load_models, local_checkpoint, model_digests
+from pipeline.workers.models import cache_folder, keep_compiled, load_models, local_checkpoint, model_digests
 from tests.support.small_runs import small_config
 
 
@@ -133,3 +134,15 @@ def test_a_checkpoint_from_before_the_key_knows_no_label(tiny_model: Path, tmp_p
     path = folder / "denoiser.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "knows_no_label"}))
     assert load_denoiser(folder).knows_no_label
+
+
+def test_compiled_kernels_are_kept_in_the_cache_unless_a_folder_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", "mine")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "to be taken back")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    keep_compiled()
+    assert os.environ["TRITON_CACHE_DIR"] == "mine"
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "ndc" / "inductor")

@@ -15,7 +15,8 @@ from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.scoring import NOBODY
 from ndc_core.noise.grid import GridSpec, path_levels
-from ndc_core.voting import Poll, VoteCounts, hold_polls
+from ndc_core.polls import Poll
+from ndc_core.voting import VoteCounts, hold_polls
 from pipeline.certificates.stopping import cells_of
 from pipeline.store.run_store import RunStore
 from pipeline.workers.vote_actor import SequentialVoteActor, votes_of_unit

@@ -1,19 +1,25 @@
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ndc_core.certificates.cohen import Cohen
+from ndc_core.certificates.sequential import Sequential
 from ndc_core.voting import count_votes
 from pipeline.certificates.stopping import cells_of
 from pipeline.declaration.config import RunConfig
 from pipeline.declaration.declaration import Declaration
+from pipeline.declaration.units import draw_ranges
 from pipeline.driver.prepare import PreparedRun, prepare
 from pipeline.locations import LocationError, location
 from pipeline.store.run_store import RunStore
 from pipeline.workers.compute import pick_device
 from pipeline.workers.rows import RECEIPT_COLUMNS, rows_of, unit_row
+from pipeline.workers.unit_groups import ImageSchedule
 from pipeline.workers.vote_actor import SequentialVoteActor, VoteActor, VoterSettings
+from tests.pipeline.certificates.test_stopping import LAW, TERMS, cell, item
 from tests.support.small_runs import digits, small_config
 
 
@@ -90,14 +96,48 @@ def test_waves_are_followed_to_the_decision_and_taken_up_again(tiny_model: Path,
     assert not run.missing(store.all_evidence(fingerprint=run.fingerprint))
 
     kept, *lost = known.values()
-    for item in lost:
-        store.evidence_path(item.unit.unit_id(run.fingerprint)).unlink()
+    for one in lost:
+        store.evidence_path(one.unit.unit_id(run.fingerprint)).unlink()
     again = receipts_of(SequentialVoteActor(settings_of(run, tmp_path)), batch_of(run, [first]))
     assert [row["unit"] for row in again] == [row["unit"] for row in receipts]
     assert sum(row["evaluations"] == 0 for row in again) == 1, "what was published is not computed again"
     recomputed = {str(item.unit): item for item in store.all_evidence(fingerprint=run.fingerprint)}
     assert {name: item.votes for name, item in recomputed.items()} == {n: item.votes for n, item in known.items()}
     assert recomputed[str(kept.unit)] == kept
+
+
+def units_of(schedule: ImageSchedule) -> list[str]:
+    return [
+        f"{unit.sigma_pixel} {unit.phase} {unit.draw_start}" for group in schedule.next_groups() for unit in group.units
+    ]
+
+
+def test_all_units_up_to_the_next_look_are_drawn_at_once_and_none_beyond_it() -> None:
+    schedule = ImageSchedule(1, None, [cell()], deque(draw_ranges(LAW, 0.25)))  # type: ignore[arg-type]
+    assert units_of(schedule) == ["0.25 selection 0"]
+    assert units_of(schedule) == [], "which class estimation is about is not known yet"
+    schedule.take(item("selection", 0, 10))
+    assert units_of(schedule) == ["0.25 estimation 0", "0.25 estimation 60"], "the first look is at 100 draws"
+    schedule.take(item("estimation", 60, 100))
+    assert units_of(schedule) == []
+    schedule.take(item("estimation", 0, 60))
+    assert units_of(schedule) == ["0.25 estimation 100"]
+
+
+def test_levels_of_a_path_go_on_together_when_the_look_of_each_is_known() -> None:
+    early, late = Cohen(replace(TERMS, votes=100)), Sequential(TERMS)
+    cells = [cell(method=early), replace(cell(method=late), sigma_pixel=0.5)]
+    pieces = deque([("selection", 0, 10), ("estimation", 0, 100), ("estimation", 100, 150)])
+    schedule = ImageSchedule(1, None, cells, pieces)  # type: ignore[arg-type]
+    assert units_of(schedule) == ["0.25 selection 0", "0.5 selection 0"]
+    of_late = {0.5: lambda one: replace(one, unit=replace(one.unit, sigma_pixel=0.5)), 0.25: lambda one: one}
+    for at in of_late.values():
+        schedule.take(at(item("selection", 0, 10)))
+    assert units_of(schedule) == ["0.25 estimation 0", "0.5 estimation 0"]
+    schedule.take(of_late[0.25](item("estimation", 0, 100)))
+    assert units_of(schedule) == [], "the other level may or may not need what comes next"
+    schedule.take(of_late[0.5](item("estimation", 0, 100)))
+    assert units_of(schedule) == ["0.5 estimation 100"]
 
 
 def test_a_unit_with_nan_fails_by_name_and_the_next_one_goes_on(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""The noise of a batch's steps on the device: given as a whole, or drawn when a vote reaches a step."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ndc_core.models.transfers import staging, to_device
+from ndc_core.noise.streams import StepStreams
+
+Reach = Callable[[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]], None]
+
+
+def nothing_to_draw(draw: Int[np.ndarray, " rows"], step: Int[np.ndarray, " rows"]) -> None:
+    """For a path whose noise is all there."""
+
+
+class StepNoise:
+    """`values` is NaN where nobody has asked for the noise yet: what is read by mistake is no vote (rule S9)."""
+
+    values: Float[Tensor, "draws steps c h w"]
+
+    def __init__(self, noise: Float[np.ndarray, "draws steps c h w"] | StepStreams, device: torch.device) -> None:
+        if isinstance(noise, StepStreams):
+            self.streams: StepStreams | None = noise
+            shape = (len(noise.keys), noise.steps, *noise.image_shape)
+            self.values = torch.full(shape, torch.nan, device=device)
+            self.drawn = np.zeros(shape[:2], dtype=bool)
+        else:
+            self.streams, self.values = None, to_device(noise, device)
+
+    def reach(self, steps: int) -> Reach:
+        """Draws what rows need that is not drawn yet, where `steps` are the last ones that there is noise for."""
+        streams = self.streams
+        if streams is None:
+            return nothing_to_draw
+        before = streams.steps - steps
+
+        def draw_missing(draw: Int[np.ndarray, " rows"], step: Int[np.ndarray, " rows"]) -> None:
+            missing = np.zeros_like(self.drawn)
+            missing[draw, step + before] = True
+            self._draw(*(missing & ~self.drawn).nonzero())
+
+        return draw_missing
+
+    def _draw(self, draw: Int[np.ndarray, " pairs"], step: Int[np.ndarray, " pairs"]) -> None:
+        assert self.streams is not None
+        if not len(draw):
+            return
+        device = self.values.device
+        drawn = staging((len(draw), *self.values.shape[2:]), device)
+        self.streams.fill(drawn.numpy(), draw, step)
+        at = to_device(np.stack([draw, step]), device)
+        self.values[at[0], at[1]] = drawn.to(device, non_blocking=True)
+        self.drawn[draw, step] = True

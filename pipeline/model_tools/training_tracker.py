@@ -1,0 +1,67 @@
+"""How a training goes, told to MLflow from a thread of its own: a slow or dead server neither slows nor ends it."""
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from ndc_core.training.fitting import TrainingProgress
+from pipeline.side_channel import Say, SideChannel
+
+SECONDS_BETWEEN_POINTS = 15.0
+LAST_SECONDS = 10.0  # for what is left to tell at the end
+
+
+class Run(Protocol):
+    def points(self, metrics: dict[str, float], *, step: int) -> None: ...
+
+    def ended(self, status: str) -> None: ...
+
+
+class TrainingTracker:
+    """A point now and then; a point's step is the training's."""
+
+    def __init__(self, start: Callable[[], Run], *, say: Say) -> None:
+        self.start, self.channel = start, SideChannel("MLflow", say)
+        self.latest: TrainingProgress | None = None
+        self.status = "FINISHED"
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._tell, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind:
+            self.status = "FAILED" if issubclass(kind, Exception) else "KILLED"
+        self.over.set()
+        self.thread.join(LAST_SECONDS)
+
+    def add(self, progress: TrainingProgress) -> None:
+        self.latest = progress
+
+    def _tell(self) -> None:
+        with self.channel:
+            run, told = self.start(), 0
+            while not self.over.wait(SECONDS_BETWEEN_POINTS):
+                told = self._point(run, told)
+            self._point(run, told)
+            run.ended(self.status)
+
+    def _point(self, run: Run, told: int) -> int:
+        progress = self.latest
+        if progress is None or progress.step == told:
+            return told
+        run.points(metrics_of(progress), step=progress.step)
+        return progress.step
+
+
+def metrics_of(progress: TrainingProgress) -> dict[str, Any]:
+    return {
+        "training/loss": progress.loss,
+        "training/images_per_second": progress.images_per_second,
+        "training/seconds": progress.seconds,
+    }

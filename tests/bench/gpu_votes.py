@@ -1,0 +1,516 @@
+"""What the vote loop makes of a device: its share of a bare loop's rate, by network, way to vote and size of requests.
+
+    python -m tests.bench.gpu_votes --seconds 150 --out votes.json        # on a GPU
+    python -m tests.bench.gpu_votes --device cpu --tiny --seconds 50 --out votes.json
+
+First whether votes come out the same again, in another order and in other company; then pairs of a bare loop and the
+vote loop. A bare loop calls the network on the same rows again and again, and a pass of label gradients counts for what
+a bare loop of such passes takes. With the network "none", which computes next to nothing, a pass takes what the loop
+itself needs for it; elsewhere "host ms" has in it what CUDA lets the host wait to launch more.
+
+Needs torch, numpy, scipy, safetensors, jaxtyping and click. Networks have random weights: near-ties are as frequent as
+they can be.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from ndc_core.analysis.self_test import passes_of
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.racing import RaceSpec
+from ndc_core.classifiers.sift import LabelGradientSpec
+from ndc_core.models import forward_passes as passes
+from ndc_core.models.class_heads import HeadsDenoiser
+from ndc_core.models.denoiser import Denoiser, EDMDenoiser
+from ndc_core.models.execution import DTYPES, Execution
+from ndc_core.models.networks.edm_adm import DhariwalUNet
+from ndc_core.models.networks.edm_song import SongUNet
+from ndc_core.models.networks.small import SmallHeadsUNet
+from ndc_core.noise.grid import GridSpec
+from ndc_core.noise.smoothing import NOISES
+from ndc_core.noise.streams import draw_key, step_streams, stream
+from ndc_core.polls import Poll
+from ndc_core.voting import hold_polls
+
+RACE = RaceSpec(1.7)
+WARM_SECONDS, WINDOW_SECONDS, BARE_SECONDS = 0.8, 1.6, 0.4
+FEWEST_PASSES = 8  # of a window, after as many that are not counted
+GRID = GridSpec(points=26, sigma_model_min=0.4, sigma_model_max=3.0, spacing="log")
+TINY_GRID = GridSpec(points=6, sigma_model_min=0.4, sigma_model_max=3.0, spacing="log")
+SONG: dict[str, Any] = {"img_resolution": 32, "in_channels": 3, "out_channels": 3, "label_dim": 10}
+ADM: dict[str, Any] = {"img_resolution": 64, "in_channels": 3, "out_channels": 3, "label_dim": 1000}
+
+
+@dataclass(frozen=True)
+class Network:
+    build: Callable[..., torch.nn.Module]
+    arguments: dict[str, Any]
+    tiny: dict[str, Any]
+    classes: int
+
+
+NETWORKS = {
+    "7 M": Network(
+        SongUNet,
+        {**SONG, "model_channels": 64, "channel_mult": [1, 2, 2], "num_blocks": 3},
+        {"model_channels": 16, "num_blocks": 1, "channel_mult": [1], "img_resolution": 8},
+        10,
+    ),
+    "55.7 M": Network(
+        SongUNet,
+        {**SONG, "augment_dim": 9, "model_channels": 128, "channel_mult": [2, 2, 2]},
+        {"model_channels": 16, "num_blocks": 1, "channel_mult": [1, 1], "img_resolution": 8},
+        10,
+    ),
+    "ADM 296 M": Network(
+        DhariwalUNet,
+        {**ADM, "model_channels": 192},
+        {"model_channels": 32, "num_blocks": 1, "channel_mult": [1], "img_resolution": 8},
+        1000,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class NoNetwork:
+    """Its output is the noisy image and a little of the label: what is left is the loop's own time a pass."""
+
+    image_shape: tuple[int, int, int]
+    num_classes: int = 10
+
+    def __call__(self, z: Tensor, sigma_model: Tensor, label: Tensor) -> Tensor:
+        return z + 0.1 * (label @ torch.linspace(0, 1, self.num_classes, device=z.device))[:, None, None, None]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How votes are drawn: levers, rows a pass and draws a request."""
+
+    network: str
+    name: str
+    levers: dict[str, Any]
+    rows: int
+    request: int
+
+
+def ways() -> Iterator[Way]:
+    """What is measured, what matters most first."""
+    gradient = {"label_gradient": LabelGradientSpec(4, 3), "race": RACE}
+    yield Way("none", "race", {"race": RACE}, 2048, 2)
+    yield Way("none", "race", {"race": RACE}, 2048, 1000)
+    yield Way("none", "all classes", {}, 2048, 50)
+    yield Way("none", "race", {"race": RACE}, 512, 50)
+    yield Way("7 M", "race", {"race": RACE}, 2048, 2)
+    yield Way("7 M", "race", {"race": RACE}, 2048, 50)
+    yield Way("7 M", "all classes", {}, 2048, 50)
+    yield Way("7 M", "label gradient + race", gradient, 2048, 50)
+    yield Way("55.7 M", "race", {"race": RACE}, 512, 2)
+    yield Way("55.7 M", "all classes", {}, 512, 50)
+    yield Way("55.7 M", "race", {"race": RACE}, 512, 50)
+    yield Way("55.7 M", "label gradient + race", gradient, 512, 50)
+    many = {"label_gradient": LabelGradientSpec(4, 10), "race": RACE}
+    yield Way("ADM 296 M", "label gradient + race", many, 256, 50)
+    yield Way("heads", "race", {"race": RACE}, 2048, 50)
+    yield Way("7 M", "label gradient + race", gradient, 2048, 2)
+    yield Way("7 M", "race", {"race": RACE}, 512, 2)
+    yield Way("7 M", "race", {"race": RACE}, 2048, 1000)
+    yield Way("heads", "all classes", {}, 2048, 1000)
+
+
+class EnoughError(BaseException):
+    """Ends a measurement: no task's failure."""
+
+
+@dataclass
+class Bench:
+    device: str
+    tiny: bool
+    execution: Execution
+    networks: dict[str, Denoiser] = field(default_factory=dict)
+
+    def rows(self, rows: int) -> int:
+        return max(16, rows // 64) if self.tiny else rows
+
+    def denoiser(self, name: str) -> Denoiser:
+        if name not in self.networks:
+            self.networks.clear()  # one at a time: what is left of the memory is the passes'
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
+            self.networks[name] = self._made(name)
+        return self.networks[name]
+
+    def _made(self, name: str) -> Denoiser:
+        if name == "none":
+            return NoNetwork((3, 8, 8) if self.tiny else (3, 32, 32))
+        return self._heads() if name == "heads" else self._conditional(NETWORKS[name])
+
+    def _conditional(self, spec: Network) -> EDMDenoiser:
+        arguments = {**spec.arguments, **(spec.tiny if self.tiny else {})}
+        size = arguments["img_resolution"]
+        network = self._run(spec.build(**arguments))
+        return EDMDenoiser(network, image_shape=(3, size, size), num_classes=spec.classes, **self._around())
+
+    def _heads(self) -> HeadsDenoiser:
+        size = 8 if self.tiny else 32
+        network = SmallHeadsUNet(image_channels=3, num_classes=10, channels=8 if self.tiny else 64)
+        return HeadsDenoiser(self._run(network), image_shape=(3, size, size), num_classes=10, **self._around())
+
+    def _around(self) -> dict[str, Any]:
+        # Executions that can launch a pass in one go say how.
+        launch = {"launch": self.execution.launch(device=self.device)} if hasattr(self.execution, "launch") else {}
+        return {"network_dtype": DTYPES[self.execution.precision], **launch}
+
+    def _run(self, network: torch.nn.Module) -> torch.nn.Module:
+        torch.manual_seed(0)
+        for weights in network.parameters():
+            if weights.ndim > 1:  # some are zero before training
+                torch.nn.init.normal_(weights, std=0.6 / weights[0].numel() ** 0.5)
+        return self.execution.apply(network, device=self.device)
+
+    def classifier(self, way: Way) -> DiffusionClassifier:
+        return DiffusionClassifier(
+            self.denoiser(way.network),
+            "apndc-ensemble",
+            grid=TINY_GRID if self.tiny else GRID,
+            weight="edm",
+            rows_per_pass=self.rows(way.rows),
+            device=self.device,
+            **way.levers,
+        )
+
+    def synchronize(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def bare_rate(self, classifier: DiffusionClassifier, kind: str, *, seconds: float) -> float:
+        """Rows a second of passes of one kind, launched one after the other."""
+        denoiser, rows = classifier.denoiser, classifier.rows_per_pass
+        z = torch.randn(rows, *denoiser.image_shape, device=self.device)
+        sigma = torch.rand(rows, device=self.device) * 2 + 0.4
+        label = torch.eye(denoiser.num_classes, device=self.device)[torch.arange(rows) % denoiser.num_classes]
+
+        def one() -> None:
+            with torch.inference_mode(kind != "label_gradient"):
+                if kind == "label_gradient":
+                    given = label.clone().requires_grad_()
+                    torch.autograd.grad(denoiser(z, sigma, given).square().sum(), given)
+                elif kind == "every_class":
+                    denoiser.every_class(z, sigma)
+                else:
+                    denoiser(z, sigma, label)
+
+        for _ in range(1 if self.tiny else 3):
+            one()
+        self.synchronize()
+        started, done = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds:
+            for _ in range(2):
+                one()
+            self.synchronize()
+            done += 2 * rows
+        return done / (time.perf_counter() - started)
+
+
+@dataclass
+class Window:
+    """What a vote loop launched in a while of its steady state."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    passes: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    host_seconds: float = 0.0
+
+
+def polls_for_ever(shape: tuple[int, ...], request: int) -> Iterator[tuple[int, Poll]]:
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    number = 0
+    while True:
+        yield number, Poll(image, f"x{number}", (0.25,), "integer", 0, "estimation", range(request))
+        number += 1
+
+
+def vote_window(
+    classifier: DiffusionClassifier, request: int, *, warm: float, seconds: float, passes_each: int
+) -> Window:
+    """Votes for a while, counts rows from when it is warm, and stops."""
+    found, own = Window(), passes._Gatherer._evaluate
+    launched, marks = 0, list[tuple[float, float]]()
+    begins = time.perf_counter() + warm
+
+    def evaluate(gatherer: Any, parts: Any) -> Any:
+        nonlocal launched
+        launched += 1
+        now = time.perf_counter()
+        if marks or (now > begins and launched > passes_each):
+            marks.append((now, time.thread_time()))
+            if now > marks[0][0] + seconds and len(marks) > passes_each:
+                raise EnoughError
+            found.rows[parts[0][0].kind] += sum(window.stop - window.start for _, window in parts)
+            found.passes[parts[0][0].kind] += 1
+        return own(gatherer, parts)
+
+    passes._Gatherer._evaluate = evaluate  # type: ignore[method-assign]
+    polls = polls_for_ever(classifier.image_shape, request)
+    try:
+        for _, counts in hold_polls(classifier, lambda: next(polls)):
+            if isinstance(counts, Exception):
+                raise counts
+    except EnoughError:
+        pass
+    finally:
+        passes._Gatherer._evaluate = own  # type: ignore[method-assign]
+    found.seconds, found.host_seconds = (last - first for first, last in zip(marks[0], marks[-1], strict=True))
+    return found
+
+
+def measured(bench: Bench, way: Way) -> dict[str, Any]:
+    """The vote loop between two bare loops."""
+    classifier = bench.classifier(way)
+    tiny = bench.tiny
+    bare = {
+        kind: [bench.bare_rate(classifier, kind, seconds=0.02 if tiny else BARE_SECONDS)]
+        for kind, _ in passes_of(classifier)
+    }
+    window = vote_window(
+        classifier,
+        way.request,
+        warm=0.0 if tiny else WARM_SECONDS,
+        seconds=0.05 if tiny else WINDOW_SECONDS,
+        passes_each=2 if tiny else FEWEST_PASSES,
+    )
+    bench.synchronize()
+    for kind, rates in bare.items():
+        rates.append(bench.bare_rate(classifier, kind, seconds=0.02 if tiny else BARE_SECONDS))
+    rate = {kind: sum(rates) / 2 for kind, rates in bare.items()}
+    passes_done, rows_done = sum(window.passes.values()), sum(window.rows.values())
+    return {
+        "network": way.network,
+        "way": way.name,
+        "rows_per_pass": classifier.rows_per_pass,
+        "draws_a_request": way.request,
+        "share": sum(rows / rate[kind] for kind, rows in window.rows.items()) / window.seconds,
+        "rows_per_second": rows_done / window.seconds,
+        "full": rows_done / (passes_done * classifier.rows_per_pass),
+        "host_ms_a_pass": 1e3 * window.host_seconds / passes_done,
+        "ms_a_pass": 1e3 * window.seconds / passes_done,
+        "bare": rate,
+        "rows": dict(window.rows),
+    }
+
+
+def correctness(bench: Bench, way: Way) -> dict[str, Any]:
+    """How many of the same votes differ when drawn again, in another order, and in other company."""
+    classifier, draws = bench.classifier(way), 1 if bench.tiny else 10
+    polls = polls_for_ever(classifier.image_shape, draws)
+    asked = [next(polls) for _ in range(4 if bench.tiny else 8)]
+
+    def votes(of: list[tuple[int, Poll]]) -> dict[int, np.ndarray]:
+        waiting, found = deque(of), {}
+        for number, counts in hold_polls(classifier, lambda: waiting.popleft() if waiting else None):
+            if isinstance(counts, Exception):
+                raise counts
+            found[number] = counts[0].votes
+        return found
+
+    first = votes(asked)
+
+    def differ(other: dict[int, np.ndarray]) -> int:
+        return sum(int(np.abs(first[number] - other[number]).sum()) // 2 for number in first if number in other)
+
+    return {
+        "network": way.network,
+        "way": way.name,
+        "votes": len(asked) * draws,
+        "again": differ(votes(asked)),
+        "order": differ(votes(asked[::-1])),
+        "company": differ(votes(asked[:2] + [next(polls) for _ in range(3)])),
+    }
+
+
+def noise_rates(shape: tuple[int, int, int], tiny: bool) -> list[dict[str, Any]]:
+    """Draws a second whose input and whose first 7 or all 24 steps are drawn, by threads."""
+    law, draws, found = NOISES["integer"](0.25), 4 if tiny else 64, []
+    for threads in sorted({1, 2, 4, 8, 16} & set(range(1, (os.cpu_count() or 1) + 1))):
+        with ThreadPoolExecutor(threads) as pool:
+            rates = {}
+            for steps in (7, 24):
+                started, done = time.perf_counter(), 0
+                while time.perf_counter() - started < 0.2:
+                    keys = [draw_key(seed=0, image_id="a", phase="estimation", draw=done + d) for d in range(draws)]
+                    list(pool.map(lambda key: law.draw(stream(key, 0), shape), keys))
+                    step_streams(keys, image_shape=shape, refine_steps=steps, sift_steps=0, threads=pool)[0].all()
+                    done += draws
+                rates[f"draws_of_{steps}_steps"] = done / (time.perf_counter() - started)
+        found.append({"noise": list(shape), "threads": threads, **rates})
+    return found
+
+
+def hidden_waits(bench: Bench, way: Way) -> dict[str, Any]:
+    """Where the loop waits for the device without saying so."""
+    classifier = bench.classifier(way)
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            window = vote_window(classifier, 50, warm=0.0, seconds=0.5, passes_each=4)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    at = Counter(f"{one.filename}:{one.lineno}" for one in caught if "synchroniz" in str(one.message))
+    return {
+        "way": way.name,
+        "hidden_waits": sum(at.values()),
+        "passes": sum(window.passes.values()),
+        "at": dict(at.most_common(6)),
+    }
+
+
+ACTOR_WAY = ("7 M", "race", {"race": RACE})
+
+
+def actors_rate(bench: Bench, count: int, rows: int) -> dict[str, Any]:
+    """Several processes on one device, measured at the same time."""
+    tiny = ["--tiny"] if bench.tiny else []
+    command = [sys.executable, "-m", "tests.bench.gpu_votes", "--device", bench.device, *tiny]
+    command += ["--actor-rows", str(rows), "--precision", bench.execution.precision]
+    command += ["--channels-last" if bench.execution.channels_last else "--no-channels-last"]
+    bench.networks.clear()
+    if bench.device == "cuda":
+        torch.cuda.empty_cache()
+    started = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
+    ]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    rates = [float(process.communicate()[0]) for process in started]
+    return {"actors": count, "rows_per_pass": bench.rows(rows), "rows_per_second": sum(rates)}
+
+
+def be_an_actor(bench: Bench, rows: int) -> None:
+    classifier = bench.classifier(Way(*ACTOR_WAY, rows=rows, request=50))
+    vote_window(classifier, 50, warm=0.0, seconds=0.0, passes_each=2)
+    click.echo("ready")
+    sys.stdin.readline()
+    warm, seconds = (0.0, 0.1) if bench.tiny else (1.5, 3.0)
+    window = vote_window(classifier, 50, warm=warm, seconds=seconds, passes_each=4)
+    click.echo(sum(window.rows.values()) / window.seconds)
+
+
+def shown(row: dict[str, Any]) -> str:
+    if "share" not in row:
+        return ", ".join(
+            f"{key} {value:,.0f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+        )
+    bare = ", ".join(f"{kind} {rate:,.0f}/s" for kind, rate in row["bare"].items())
+    return (
+        f"| {row['network']} | {row['way']} | {row['rows_per_pass']:,} | {row['draws_a_request']:,} "
+        f"| {row['share']:.3f} | {row['rows_per_second']:,.0f} | {row['full']:.3f} "
+        f"| {row['host_ms_a_pass']:.1f} of {row['ms_a_pass']:.1f} | {bare} |"
+    )
+
+
+HEADER = """| network | way | rows a pass | draws a request | share of bare | rows/s | passes full | host ms | bare |
+|---|---|---|---|---|---|---|---|---|"""
+
+
+Part = Callable[[], dict[str, Any] | list[dict[str, Any]]]
+
+
+def parts_of(bench: Bench) -> Iterator[Part]:
+    """In the order of what is least known."""
+    every = list(ways())
+    of: dict[str, list[Way]] = {}
+    for way in every:
+        of.setdefault(way.network, []).append(way)
+    yield partial(noise_rates, (3, 32, 32), bench.tiny)
+    yield partial(noise_rates, (3, 64, 64), bench.tiny)
+    for way in (*of["none"], *of["heads"], *of["ADM 296 M"]):
+        yield partial(measured, bench, way)
+    for count, rows in ((1, 2048), (2, 1024)):
+        yield partial(actors_rate, bench, count, rows)
+    race, gradient = of["7 M"][0], of["7 M"][3]
+    for way in (race, gradient):
+        yield partial(correctness, bench, replace(way, rows=512))
+    if bench.device == "cuda":
+        for way in (race, gradient):
+            yield partial(hidden_waits, bench, way)
+    for way in (*of["7 M"], *of["55.7 M"]):
+        yield partial(measured, bench, way)
+
+
+@click.command(help=__doc__)
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
+@click.option("--tiny", is_flag=True, help="Networks of a few channels, for a machine without a GPU.")
+@click.option("--precision", type=click.Choice(list(DTYPES)), default="bfloat16", show_default=True)
+@click.option("--channels-last/--no-channels-last", default=None, help="Left out: yes, where kernels for it are fused.")
+@click.option("--seconds", default=150.0, show_default=True, help="No part begins after so long.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSON, written after each row.")
+@click.option("--actor-rows", type=int, hidden=True)
+def main(
+    device: str,
+    tiny: bool,
+    precision: str,
+    channels_last: bool | None,
+    seconds: float,
+    out: Path | None,
+    actor_rows: int | None,
+) -> None:
+    if device == "cpu":
+        torch.set_num_threads(1)
+    if channels_last is None:
+        channels_last = device == "cuda" and hasattr(Execution, "launch")
+    bench = Bench(device, tiny, Execution("float32" if tiny else precision, channels_last))  # type: ignore[arg-type]
+    if actor_rows is not None:
+        be_an_actor(bench, actor_rows)
+        return
+    started = time.perf_counter()
+    card = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    rows: list[dict[str, Any]] = [{"device": card, "torch": torch.__version__, **asdict(bench.execution)}]
+    click.echo(shown(rows[0]))
+    for part in parts_of(bench):
+        if time.perf_counter() - started > seconds:
+            click.echo(f"{seconds:.0f} s are over")
+            break
+        began = time.perf_counter()
+        try:
+            found = part()
+        except Exception:
+            found = {"failed": traceback.format_exc(limit=-4)}
+        for row in found if isinstance(found, list) else [found]:
+            rows.append(row)
+            click.echo(f"{shown(row)} ({time.perf_counter() - began:.1f} s)")
+        if out:
+            out.write_text(json.dumps(rows, indent=1))
+    click.echo("\n" + HEADER)
+    for row in rows:
+        if "share" in row:
+            click.echo(shown(row))
+    for row in rows:
+        if "share" not in row:
+            click.echo(shown(row))
+    click.echo(f"{time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
