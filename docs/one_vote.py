@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ndc_core import DiffusionClassifier, GridSpec, LabelGradientSpec, RaceSpec, SiftSpec, load_denoiser
-from ndc_core.certificates.certificate import Certificate, cohen
+from ndc_core.certificates.certificate import Certificate
+from ndc_core.certificates.cohen import cohen
 from ndc_core.classifiers.scoring import predict
 from ndc_core.models.denoiser import EDMDenoiser
 from ndc_core.noise.grid import build_grid

@@ -12,8 +12,10 @@ import click
 
 from docs import environment, keys
 from pipeline.cli import main
-from pipeline.cli.commands import EXIT_CODES, KEY_OF
-from pipeline.declaration.config import RunConfig, load_config, preset_names
+from pipeline.cli.commands import EXIT_CODES
+from pipeline.cli.options import KEY_OF
+from pipeline.declaration.config import RunConfig
+from pipeline.declaration.toml_files import load_config, preset_names
 from pipeline.sweep.file import SweepFile, load_sweep, sweep_names
 
 PAGE = Path(__file__).parent / "reference.md"

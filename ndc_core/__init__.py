@@ -1,6 +1,7 @@
 """Diffusion models as certifiably robust classifiers: the mathematics and the models, without a cluster."""
 
-from ndc_core.certificates.certificate import Certificate, Tally, Terms, cohen
+from ndc_core.certificates.certificate import Certificate, Tally, Terms
+from ndc_core.certificates.cohen import cohen
 from ndc_core.certificates.registry import CERTIFICATES
 from ndc_core.checkpoints.denoisers import load_denoiser
 from ndc_core.classifiers.diffusion import CLASSIFIERS, DiffusionClassifier

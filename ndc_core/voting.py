@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 
-from ndc_core.certificates.certificate import Certificate, Cohen, Tally, Terms
+from ndc_core.certificates.certificate import Certificate, Tally, Terms
+from ndc_core.certificates.cohen import Cohen
 from ndc_core.classifiers.losses import NonFiniteScoreError
 from ndc_core.classifiers.scoring import Prediction
 from ndc_core.models.forward_passes import Task, gather

@@ -13,8 +13,9 @@ from pydantic import BaseModel, Field
 
 from docs import environment, keys, reference
 from pipeline.cli import main
-from pipeline.cli.commands import PRESET_OF
-from pipeline.declaration.config import ConfigError, RunConfig, load_config
+from pipeline.cli.options import PRESET_OF
+from pipeline.declaration.config import ConfigError, RunConfig
+from pipeline.declaration.toml_files import load_config
 from pipeline.sweep.file import load_sweep
 
 ROOT = Path(__file__).parent.parent

@@ -34,12 +34,14 @@ ORDER = [
 HOMES = {
     "ray": {"pipeline/workers/ray_pool.py"},
     "mlflow": {"pipeline/report/mlflow_tracker.py"},
-    "click": {"pipeline/cli/commands.py", "pipeline/cli/model_commands.py"},
+    "click": {"pipeline/cli/commands.py", "pipeline/cli/model_commands.py", "pipeline/cli/options.py"},
     "pyarrow": {
         "pipeline/workers/ray_pool.py",  # Ray Data's blocks are its tables
         "pipeline/store/run_store.py",
         "pipeline/store/evidence.py",
         "pipeline/store/run_images.py",
+        "pipeline/store/parquet_io.py",
+        "pipeline/certificates/files.py",
         "pipeline/data/parquet.py",
     },
     "PIL": {"pipeline/data/decoding.py"},

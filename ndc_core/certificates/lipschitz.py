@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from ndc_core.certificates.certificate import Certificate, Tally, Terms
+from ndc_core.certificates.certificate import Certificate, LipschitzTerms, Tally, Terms
 from ndc_core.certificates.confidence_sequences import log_wealth_of_means, smallest_mean_lower
 from ndc_core.certificates.sequential import wave_ends
-from ndc_core.noise.grid import WEIGHTS, Grid, GridSpec, Levels, build_grid
+from ndc_core.noise.grid import WEIGHTS, Grid, Levels, build_grid
 from ndc_core.space import sigma_to_model
 
 LARGEST_LOSS_PER_DIM = 4.0  # h and z lie in [-1, 1]
@@ -61,7 +61,7 @@ class Lipschitz:
 
     The selection draws name the class. The margin over each rival is an expectation known through draws: the bound is
     that of `sequences.smallest_mean_lower`, valid whenever sampling stops. It stops when the radius is within a share
-    `terms.precision` of that of the draws' mean margin, or when a rival is shown to be ahead.
+    `precision` of that of the draws' mean margin, or when a rival is shown to be ahead.
     """
 
     terms: Terms
@@ -70,22 +70,28 @@ class Lipschitz:
     def looks(self) -> tuple[int, ...]:
         return wave_ends(self.terms.votes)
 
+    @property
+    def own(self) -> LipschitzTerms:
+        """Raises ValueError for terms that name no scores."""
+        if self.terms.lipschitz is None:
+            raise ValueError("a lipschitz certificate needs terms of its own: what the scores are made of")
+        return self.terms.lipschitz
+
     def _grid(self) -> tuple[Grid, Levels]:
-        assert isinstance(self.terms.grid, GridSpec), "the terms of a lipschitz certificate name its grid"
-        grid = build_grid(self.terms.grid, tau_model=0.0)
-        return grid, WEIGHTS[self.terms.weight](grid)
+        grid = build_grid(self.own.grid, tau_model=0.0)
+        return grid, WEIGHTS[self.own.weight](grid)
 
     @property
     def constant_pixel(self) -> float:
         grid, weight = self._grid()
-        bound = margin_constant_pixel(grid.level, weight, dimension=self.terms.dimension, loss_cap=self.terms.loss_cap)
+        bound = margin_constant_pixel(grid.level, weight, dimension=self.own.dimension, loss_cap=self.own.loss_cap)
         return bound * (1 + RELATIVE_MARGIN)
 
     @property
     def lowest_margin(self) -> float:
         """No draw's margin is below it."""
         _, weight = self._grid()
-        largest = float(weight.sum()) * self.terms.dimension * effective_cap(self.terms.loss_cap)
+        largest = float(weight.sum()) * self.own.dimension * effective_cap(self.own.loss_cap)
         return -largest * (1 + RELATIVE_MARGIN)
 
     @property
@@ -97,7 +103,7 @@ class Lipschitz:
         """
         _, weight = self._grid()
         noise = 2 * -self.lowest_margin * self.terms.distance
-        rounding = rounding_of_margin(weight, dimension=self.terms.dimension, loss_cap=self.terms.loss_cap)
+        rounding = rounding_of_margin(weight, dimension=self.own.dimension, loss_cap=self.own.loss_cap)
         return (noise + rounding) * (1 + RELATIVE_MARGIN)
 
     def _margins(self, tally: Tally) -> tuple[int, Float[np.ndarray, "draws rivals"]]:
@@ -113,7 +119,7 @@ class Lipschitz:
         if (log_wealth_of_means(-margins, lowest=self.lowest_margin, mean=0.0) >= goal).any():
             return True
         estimate = float(margins.mean(axis=0).min())
-        return estimate > 0 and self._margin_lower(margins) >= (1 - self.terms.precision) * estimate
+        return estimate > 0 and self._margin_lower(margins) >= (1 - self.own.precision) * estimate
 
     def _margin_lower(self, margins: Float[np.ndarray, "draws rivals"]) -> float:
         lower = smallest_mean_lower(margins, lowest=self.lowest_margin, alpha=self.terms.alpha)

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from ndc_core.certificates.certificate import Cohen, Method, Terms
+from ndc_core.certificates.certificate import Method, Terms
+from ndc_core.certificates.cohen import Cohen
 from ndc_core.certificates.lipschitz import Lipschitz
 from ndc_core.certificates.sequential import Sequential
 

@@ -7,8 +7,9 @@ from functools import cached_property
 
 from scipy.special import betaincc, ndtr
 
-from ndc_core.certificates.certificate import Certificate, Tally, Terms, smoothed
+from ndc_core.certificates.certificate import Certificate, Tally, Terms
 from ndc_core.certificates.confidence_sequences import log_wealth_above, probability_lower
+from ndc_core.certificates.radius import smoothed
 
 FIRST_WAVE = 100
 GROWTH = 1.5

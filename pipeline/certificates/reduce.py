@@ -1,21 +1,16 @@
 """Evidence to certificates: plain numpy in the driver."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
-from typing import Any
+from dataclasses import dataclass, replace
 
 from ndc_core.certificates.certificate import Certificate
 from pipeline.certificates.stopping import cells_of
-from pipeline.declaration.declaration import refuse_unsound_votes
-from pipeline.declaration.procedure import method_of
+from pipeline.declaration.declaration import Declaration, refuse_unsound_votes
 from pipeline.store.evidence import Evidence, EvidenceTable
 from pipeline.store.run_store import StoredImage
 
 LARGEST = "largest per image"
-ROUNDING = 1e-9  # far above that of a quotient of counts, far below what an image makes
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ def certify_images(
     evidence: EvidenceTable | Iterable[Evidence],
     images: Sequence[StoredImage],
     *,
-    law: dict[str, Any],
+    declaration: Declaration,
     num_classes: int,
     alpha: float | None,
     resume_with: str,
@@ -54,11 +49,11 @@ def certify_images(
         IncompleteRunError: votes are missing or a draw was counted twice; says of which image, and how to go on.
         UnsoundVotesError: the votes of an earlier version certify nothing.
     """
-    refuse_unsound_votes(law)
+    refuse_unsound_votes(declaration)
     labels = {image.image_id: image.label for image in images}
-    methods = {sigma_pixel: method_of(law, sigma_pixel, alpha=alpha) for sigma_pixel in law["sigma_pixel"]}
+    methods = {sigma_pixel: declaration.procedure(sigma_pixel, alpha=alpha) for sigma_pixel in declaration.sigma_pixel}
     certified = []
-    for cell in cells_of(law, images, evidence, num_classes=num_classes).values():
+    for cell in cells_of(declaration, images, evidence, num_classes=num_classes).values():
         tally = cell.finished(resume_with=resume_with)
         items = [item for phase in cell.evidence.values() for item in phase.values()]
         certified.append(
@@ -91,76 +86,9 @@ def largest_of_each_image(certified: Sequence[CertifiedImage]) -> list[Certified
     return found
 
 
-@dataclass(frozen=True)
-class Attacked:
-    """Accuracy that attacks of each radius left standing, over the first so many images.
-
-    With `confirmed` falls it is an upper bound on the true robust accuracy, as the certified one is a lower bound;
-    otherwise, from an earlier program, an estimate.
-    """
-
-    images: int
-    accuracy: dict[float, float]
-    confirmed: bool = False
-
-    @property
-    def label(self) -> str:
-        return "under attack" if self.confirmed else "under attack, an estimate"
-
-
 def by_level(certified: Sequence[CertifiedImage], *, maximum_over_sigmas: bool) -> dict[str, list[CertifiedImage]]:
     """The certificates of each noise level, and last those of LARGEST, if the run declared a maximum."""
     levels = defaultdict(list)
     for item in certified:
         levels[f"{item.certificate.sigma_pixel:g}"].append(item)
     return {**levels, **({LARGEST: largest_of_each_image(certified)} if maximum_over_sigmas else {})}
-
-
-def certificate_rows(certified: Sequence[CertifiedImage]) -> list[dict[str, Any]]:
-    """Rows of certificates.parquet, by column name."""
-    return [
-        {
-            "image_id": item.image_id,
-            "label": item.label,
-            "correct": item.holds(0.0),
-            **asdict(item.certificate),
-            "evaluations": item.evaluations,
-            "seconds": item.seconds,
-        }
-        for item in certified
-    ]
-
-
-def cut(number: float, digits: int = 6) -> float:
-    """So many digits, never rounded up, so that a radius never exceeds the certified one (rule S7)."""
-    return math.floor(number * 10**digits) / 10**digits
-
-
-def cut_text(number: float, digits: int) -> str:
-    return f"{cut(number, digits):.{digits}f}"
-
-
-def percent(share: float | None, *, up: bool = False) -> str:
-    """Of a hundred, with one digit: a share of images rounded down, or up where it bounds from above."""
-    if share is None:
-        return ""
-    tenths = math.ceil(1000 * share - ROUNDING) if up else math.floor(1000 * share + ROUNDING)
-    return f"{tenths / 10:.1f} %"
-
-
-def certificate_tsv(certified: Sequence[CertifiedImage]) -> str:
-    """The log that this field's scripts read (predict is -1 for an abstention), with sigma_pixel as a last column.
-
-    The radius is cut, not rounded, to six digits, so that it never exceeds the certified one (rule S7).
-    """
-    index_of = {image_id: index for index, image_id in enumerate(dict.fromkeys(item.image_id for item in certified))}
-    lines = ["idx\tlabel\tpredict\tradius\tcorrect\ttime\tsigma_pixel"]
-    for item in certified:
-        certificate = item.certificate
-        predict = -1 if certificate.predicted is None else certificate.predicted
-        radius = cut(certificate.radius)
-        lines.append(
-            f"{index_of[item.image_id]}\t{item.label}\t{predict}\t{radius:.6f}\t{int(item.holds(0.0))}\t"
-            f"{timedelta(seconds=item.seconds)}\t{certificate.sigma_pixel:g}"
-        )
-    return "\n".join(lines) + "\n"

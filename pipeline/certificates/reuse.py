@@ -13,8 +13,7 @@ from upath import UPath
 from ndc_core.noise.streams import Phase
 from pipeline.certificates.stopping import Cell, Cells, cells_of
 from pipeline.data.datasets import ImageRecord
-from pipeline.declaration.declaration import fingerprint_of
-from pipeline.declaration.procedure import method_of
+from pipeline.declaration.declaration import Declaration, fingerprint_of
 from pipeline.declaration.units import draw_ranges
 from pipeline.store.evidence import Evidence, EvidenceTable, checked_rows
 from pipeline.store.run_store import RunStore, StoreError
@@ -22,42 +21,47 @@ from pipeline.store.run_store import RunStore, StoreError
 OF_THE_RUN = ("sigma_pixel", "votes", "certificate")
 
 
-def is_about_candidate(law: dict[str, Any]) -> bool:
+def is_about_candidate(declaration: Declaration) -> bool:
     """Whether a vote of estimation may end when the selected class is beaten: then it is about that class."""
-    return law["classifier"].get("race") is not None
+    return declaration.has_race
 
 
-def vote_law(law: dict[str, Any]) -> str:
+def vote_key(declaration: Declaration) -> str:
     """One value for all that decides a vote of an image at a noise level, but for the class that it may be about.
 
-    What a law holds is taken to decide votes unless it is known not to. On one path the levels share outputs, so that
+    What is declared is taken to decide votes unless it is known not to. On one path the levels share outputs, so that
     they must all be the same; the scores of each draw are kept for one certificate only.
     """
-    decides = {key: value for key, value in law.items() if key not in OF_THE_RUN}
-    decides["keeps_scores"] = law["certificate"]["method"] == "lipschitz"
-    if law["classifier"].get("one_path"):
-        decides["levels"] = law["sigma_pixel"]
+    decides = {key: value for key, value in declaration.recorded.items() if key not in OF_THE_RUN}
+    decides["keeps_scores"] = declaration.certificate == "lipschitz"
+    if declaration.one_path:
+        decides["levels"] = declaration.sigma_pixel
     return fingerprint_of(decides)
 
 
-def ends_of(laws: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+def ends_of(declarations: Sequence[Declaration]) -> tuple[int, ...]:
     """Where units of runs that share votes must end, so that those of few draws are units of those of many too: at the
     last selection draw and at every look of each. None if these are the same for all."""
     of_each = {
-        frozenset({law["votes"]["selection"], *(end for s in law["sigma_pixel"] for end in method_of(law, s).looks)})
-        for law in laws
+        frozenset(
+            {
+                declaration.selection_votes,
+                *(end for s in declaration.sigma_pixel for end in declaration.procedure(s).looks),
+            }
+        )
+        for declaration in declarations
     }
     return tuple(sorted(frozenset().union(*of_each))) if len(of_each) > 1 else ()
 
 
-def borrow(
+def reuse_votes(
     store: RunStore,
-    law: dict[str, Any],
+    declaration: Declaration,
     evidence: EvidenceTable,
     records: Sequence[ImageRecord],
     *,
     num_classes: int,
-    lender: UPath,
+    donor: UPath,
 ) -> tuple[int, int]:
     """Publishes what a run lacks and another has among the run's own evidence; only for a driver that holds the run.
 
@@ -65,45 +69,45 @@ def borrow(
     what its procedure asks for. Their cost is that of their drawing.
 
     Raises:
-        StoreError: the lender's evidence is not sound.
+        StoreError: the donor's evidence is not sound.
     """
-    other = RunStore(lender)
+    other = RunStore(donor)
     if not other.is_declared():
         return 0, 0
     manifest = other.manifest()
-    theirs = manifest["law"]
-    shared = set(law["sigma_pixel"]) & set(theirs["sigma_pixel"])
-    if vote_law(theirs) != vote_law(law) or not shared:
+    theirs = Declaration.from_json(manifest["law"])
+    shared = set(declaration.sigma_pixel) & set(theirs.sigma_pixel)
+    if vote_key(theirs) != vote_key(declaration) or not shared:
         return 0, 0
     has = cells_of(theirs, records, _checked(other, manifest["fingerprint"]), num_classes=num_classes)
-    lacks = cells_of(law, records, evidence, num_classes=num_classes)
-    items = list(_lent(law, lacks, has, [record.image_id for record in records]))
+    lacks = cells_of(declaration, records, evidence, num_classes=num_classes)
+    items = list(_reusable(declaration, lacks, has, [record.image_id for record in records]))
     if items:
         store.publish_many(items, fingerprint=store.manifest()["fingerprint"])
     return sum(item.unit.draws for item in items), sum(item.evaluations for item in items)
 
 
-def _checked(lender: RunStore, fingerprint: str) -> list[Evidence]:
+def _checked(donor: RunStore, fingerprint: str) -> list[Evidence]:
     """Row by row: what is copied gets a new checksum, which must not cover a damage."""
     try:
-        return list(checked_rows(lender.all_evidence(fingerprint=fingerprint).table, fingerprint=fingerprint))
+        return list(checked_rows(donor.all_evidence(fingerprint=fingerprint).table, fingerprint=fingerprint))
     except StoreError:
         raise
     except ValueError as error:
-        raise StoreError(f"{lender.folder}: {error}; `ndc verify {lender.folder}` names the file") from error
+        raise StoreError(f"{donor.folder}: {error}; `ndc verify {donor.folder}` names the file") from error
 
 
-def _lent(law: dict[str, Any], lacks: Cells, has: Cells, images: Sequence[str]) -> Iterator[Evidence]:
-    levels = [sigma for sigma in law["sigma_pixel"] if sigma in has.methods]
-    together = [levels] if law["classifier"].get("one_path") else [[sigma] for sigma in levels]
+def _reusable(declaration: Declaration, lacks: Cells, has: Cells, images: Sequence[str]) -> Iterator[Evidence]:
+    levels = [sigma for sigma in declaration.sigma_pixel if sigma in has.methods]
+    together = [levels] if declaration.one_path else [[sigma] for sigma in levels]
     for sigmas in together:
-        pieces = list(draw_ranges(law, sigmas[0]))
+        pieces = list(draw_ranges(declaration, sigmas[0]))
         for image_id in images:
             pairs = [(lacks[sigma, image_id], has[sigma, image_id]) for sigma in sigmas]
-            yield from _lent_of_image(pairs, pieces, about_candidate=is_about_candidate(law))
+            yield from _reusable_of_image(pairs, pieces, about_candidate=is_about_candidate(declaration))
 
 
-def _lent_of_image(
+def _reusable_of_image(
     pairs: Sequence[tuple[Cell, Cell]], pieces: Sequence[tuple[Phase, int, int]], *, about_candidate: bool
 ) -> Iterator[Evidence]:
     """What the first of each pair lacks and needs and the second has, selection first: it may name the candidate."""
@@ -117,19 +121,19 @@ def _lent_of_image(
             item = other.evidence[phase].get(start)
             if item is None or item.unit.draw_stop != stop or start in cell.evidence[phase]:
                 continue
-            if phase == "selection" or stop <= cell.standing().needed:
+            if phase == "selection" or stop <= cell.state().needed:
                 cell.take(item)
                 yield item
 
 
-def drawn_once(runs: Sequence[tuple[dict[str, Any], EvidenceTable]]) -> tuple[int, int]:
-    """Votes and evaluations of several runs, given by law and evidence; what they share counts once.
+def drawn_once(runs: Sequence[tuple[Declaration, EvidenceTable]]) -> tuple[int, int]:
+    """Votes and evaluations of several runs, given by declaration and evidence; what they share counts once.
 
     Evidence that was taken over still says when it was drawn.
     """
     seen: dict[tuple[Any, ...], tuple[int, int]] = {}
-    for law, evidence in runs:
-        of = vote_law(law)
+    for declaration, evidence in runs:
+        of = vote_key(declaration)
         names = ("sigma_pixel", "image_id", "phase", "draw_start", "finished_unix", "draw_stop", "evaluations")
         for *draw, stop, evaluations in zip(*(evidence.table[name].to_pylist() for name in names), strict=True):
             seen[(of, *draw)] = (stop - draw[3], evaluations)

@@ -7,13 +7,13 @@ nothing but the decisions before it (rule S3).
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from ndc_core.certificates.certificate import Method, Tally
 from ndc_core.noise.streams import Phase
-from pipeline.declaration.procedure import method_of
+from pipeline.declaration.declaration import Declaration
 from pipeline.store.evidence import Evidence, EvidenceTable
 
 
@@ -27,7 +27,7 @@ class Named(Protocol):
 
 
 @dataclass(frozen=True)
-class Standing:
+class SamplingState:
     """`needed` estimation draws are asked for so far; `tally` is that of the last complete look, if there is one."""
 
     decided: bool
@@ -72,20 +72,20 @@ class Cell:
             return None
         return Tally(self._counts(self.units("selection")), [[0] * self.num_classes]).top
 
-    def standing(self) -> Standing:
+    def state(self) -> SamplingState:
         """Follows the procedure as far as the evidence goes: it stops at the first look that decides."""
         selection, estimation = self.units("selection"), self.units("estimation")
         ends, tally = self.method.looks, None
         if not selection or selection[-1].unit.draw_stop < self.selection_votes:
-            return Standing(False, ends[0], None)
+            return SamplingState(False, ends[0], None)
         drawn = estimation[-1].unit.draw_stop if estimation else 0
         chosen, looks, scores = self._counts(selection), self._looks(estimation), _scores(estimation)
         for reached, end in enumerate(ends, start=1):
             if drawn < end:
-                return Standing(False, end, tally)
+                return SamplingState(False, end, tally)
             tally = Tally(chosen, looks[:reached], _scores(selection), None if scores is None else scores[:end])
             if end == ends[-1] or (reached > self.looks_left_open and self.method.decided(tally)):
-                return Standing(True, end, tally)
+                return SamplingState(True, end, tally)
             self.looks_left_open = max(self.looks_left_open, reached)
         raise AssertionError("a procedure ends at its last look")
 
@@ -112,10 +112,10 @@ class Cell:
         Raises:
             IncompleteRunError: votes are missing or there are more than the procedure takes; says how to go on.
         """
-        standing = self.standing()
+        state = self.state()
         asked: tuple[tuple[Phase, int], ...] = (
             ("selection", self.selection_votes),
-            ("estimation", standing.needed),
+            ("estimation", state.needed),
         )
         for phase, needed in asked:
             items = sorted(self.evidence[phase].values(), key=lambda item: item.unit.draw_start)
@@ -134,9 +134,9 @@ class Cell:
                 raise IncompleteRunError(
                     f"{self}: {present:,} of {needed:,} {phase} votes present; run `{resume_with}` to finish"
                 )
-        assert standing.decided
-        assert standing.tally is not None
-        return standing.tally
+        assert state.decided
+        assert state.tally is not None
+        return state.tally
 
 
 def _scores(items: Sequence[Evidence]) -> np.ndarray | None:
@@ -174,10 +174,12 @@ class Cells(Mapping[Key, Cell]):
     """Every image at every noise level, in the order of a report. A cell is put together when it is asked for, so that
     one's evidence is in memory at a time."""
 
-    def __init__(self, law: dict[str, Any], images: Sequence[Named], evidence: Grouped, *, num_classes: int) -> None:
-        self.methods = {sigma_pixel: method_of(law, sigma_pixel) for sigma_pixel in law["sigma_pixel"]}
+    def __init__(
+        self, declaration: Declaration, images: Sequence[Named], evidence: Grouped, *, num_classes: int
+    ) -> None:
+        self.methods = {sigma_pixel: declaration.procedure(sigma_pixel) for sigma_pixel in declaration.sigma_pixel}
         self.keys_in_order = {(sigma, image.image_id): None for sigma in self.methods for image in images}
-        self.selection_votes, self.num_classes, self.evidence = law["votes"]["selection"], num_classes, evidence
+        self.selection_votes, self.num_classes, self.evidence = declaration.selection_votes, num_classes, evidence
 
     def __len__(self) -> int:
         return len(self.keys_in_order)
@@ -198,7 +200,7 @@ class Cells(Mapping[Key, Cell]):
 
 
 def cells_of(
-    law: dict[str, Any], images: Sequence[Named], evidence: EvidenceTable | Iterable[Evidence], *, num_classes: int
+    declaration: Declaration, images: Sequence[Named], evidence: EvidenceTable | Iterable[Evidence], *, num_classes: int
 ) -> Cells:
     """Every image at every noise level, with its evidence.
 
@@ -207,7 +209,7 @@ def cells_of(
             of it begin at the same draw.
     """
     grouped: Grouped = evidence if isinstance(evidence, EvidenceTable) else ByCell(evidence)
-    cells = Cells(law, images, grouped, num_classes=num_classes)
+    cells = Cells(declaration, images, grouped, num_classes=num_classes)
     for key in grouped.cells():
         if key not in cells.keys_in_order:
             raise IncompleteRunError(f"{grouped.of_cell(key)[0].unit}: the run has no such image or noise level")

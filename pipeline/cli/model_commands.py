@@ -192,7 +192,7 @@ def tune(
     """
     import json
 
-    from pipeline.declaration.config import load_config
+    from pipeline.declaration.toml_files import load_config
     from pipeline.model_tools.tune import tune_for
 
     own = [f"model={json.dumps(model)}"] if model else []

@@ -3,31 +3,31 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.compare.inputs import OpenedLog, OpenedRun, Seen
-from pipeline.compare.method_tables import Contender
+from pipeline.compare.inputs import LogInput, RunInput, Seen
+from pipeline.compare.method_tables import MethodAtLevel
 from pipeline.report.chance import chance_warning
 
-Named = Sequence[tuple[str, OpenedRun | OpenedLog]]  # by the method's name
+Named = Sequence[tuple[str, RunInput | LogInput]]  # by the method's name
 
 
-def remarks_on(
+def caveats(
     named: Named,
-    contenders: Sequence[Contender],
+    entries: Sequence[MethodAtLevel],
     images: Sequence[tuple[str, Mapping[str, Seen]]],
     *,
     shared: int,
     alpha: float | None,
 ) -> tuple[str, ...]:
-    runs = [(name, one) for name, one in named if isinstance(one, OpenedRun)]
-    logs = [(name, one) for name, one in named if isinstance(one, OpenedLog)]
+    runs = [(name, one) for name, one in named if isinstance(one, RunInput)]
+    logs = [(name, one) for name, one in named if isinstance(one, LogInput)]
     return (
         *_on_images(images, shared),
         *_on_alpha(runs, alpha),
         *_on_sampling(runs),
         *_on_logs(logs, alone=not runs),
-        *_on_chance(runs, contenders),
-        *_on_scopes(contenders),
-        *_on_devices(contenders),
+        *_on_chance(runs, entries),
+        *_on_scopes(entries),
+        *_on_devices(entries),
     )
 
 
@@ -40,15 +40,13 @@ def _on_images(images: Sequence[tuple[str, Mapping[str, Seen]]], shared: int) ->
         )
 
 
-def _on_alpha(runs: Sequence[tuple[str, OpenedRun]], alpha: float | None) -> Iterator[str]:
+def _on_alpha(runs: Sequence[tuple[str, RunInput]], alpha: float | None) -> Iterator[str]:
     if not runs:
         return
-    declared = runs[0][1].law["certificate"]["alpha"]
+    declared = runs[0][1].declaration.alpha
     yield f"Each certificate of a run is wrong with a probability of at most {declared if alpha is None else alpha:g}."
     changed = [
-        f"{name} with {run.law['certificate']['alpha']:g}"
-        for name, run in runs
-        if alpha not in (None, run.law["certificate"]["alpha"])
+        f"{name} with {run.declaration.alpha:g}" for name, run in runs if alpha not in (None, run.declaration.alpha)
     ]
     if changed:
         yield (
@@ -56,14 +54,14 @@ def _on_alpha(runs: Sequence[tuple[str, OpenedRun]], alpha: float | None) -> Ite
             "without a look at the results."
         )
     for name, run in runs:
-        if run.law["certificate"]["maximum_over_sigmas"]:
+        if run.declaration.maximum_over_sigmas:
             yield f"{name} shares this among its noise levels, for the row with each image's largest radius."
 
 
-def _on_sampling(runs: Sequence[tuple[str, OpenedRun]]) -> Iterator[str]:
+def _on_sampling(runs: Sequence[tuple[str, RunInput]]) -> Iterator[str]:
     stopped = defaultdict(list)
     for name, run in runs:
-        if radii := run.law["certificate"].get("radii"):
+        if radii := run.declaration.radii:
             stopped[tuple(radii)].append(name)
     for radii, names in stopped.items():
         natural = "" if 0.0 in radii else " natural accuracy,"
@@ -75,7 +73,7 @@ def _on_sampling(runs: Sequence[tuple[str, OpenedRun]]) -> Iterator[str]:
         )
 
 
-def _on_logs(logs: Sequence[tuple[str, OpenedLog]], *, alone: bool) -> Iterator[str]:
+def _on_logs(logs: Sequence[tuple[str, LogInput]], *, alone: bool) -> Iterator[str]:
     if logs:
         names = ", ".join(dict.fromkeys(name for name, _ in logs))
         yield f"A log does not say its alpha, evaluations or device: those of {names} are unknown."
@@ -90,30 +88,30 @@ def _on_logs(logs: Sequence[tuple[str, OpenedLog]], *, alone: bool) -> Iterator[
             yield f"Warning: {log.log.remark}."
 
 
-def _on_chance(runs: Sequence[tuple[str, OpenedRun]], contenders: Sequence[Contender]) -> Iterator[str]:
+def _on_chance(runs: Sequence[tuple[str, RunInput]], entries: Sequence[MethodAtLevel]) -> Iterator[str]:
     """Of images that a method names a class for; a log does not say how many classes there are."""
     for name, run in runs:
         guesses = {
             one.level: [(o.label, o.predicted) for o in one.outcomes.values() if o.predicted is not None]
-            for one in contenders
+            for one in entries
             if one.method == name
         }
         if warning := chance_warning(guesses, classes=run.num_classes):
             yield f"{name}: {warning}"
 
 
-def _on_scopes(contenders: Sequence[Contender]) -> Iterator[str]:
+def _on_scopes(entries: Sequence[MethodAtLevel]) -> Iterator[str]:
     """Only if runs differ."""
-    scopes = {contender.method: contender.scope for contender in contenders if contender.scope}
+    scopes = {entry.method: entry.scope for entry in entries if entry.scope}
     if len(set(scopes.values())) > 1:
         listed = "; ".join(f"{method}: {scope}" for method, scope in scopes.items())
         yield f"Radii do not cover the same adversarial images: {listed}."
 
 
-def _on_devices(contenders: Sequence[Contender]) -> Iterator[str]:
-    devices = {one.method: ", ".join(one.devices) or "unknown" for one in contenders}
+def _on_devices(entries: Sequence[MethodAtLevel]) -> Iterator[str]:
+    devices = {one.method: ", ".join(one.devices) or "unknown" for one in entries}
     if len(set(devices.values())) > 1:
         listed = "; ".join(f"{method}: {device}" for method, device in devices.items())
         yield f"Warning: seconds are of different or unknown devices, and do not compare ({listed})."
-    elif contenders[0].devices:
-        yield f"Seconds are those of actors at work, all on {devices[contenders[0].method]}."
+    elif entries[0].devices:
+        yield f"Seconds are those of actors at work, all on {devices[entries[0].method]}."

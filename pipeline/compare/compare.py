@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Protocol
+from typing import Protocol
 
 from upath import UPath
 
 from pipeline.certificates.reduce import LARGEST
-from pipeline.compare.caveats import remarks_on
-from pipeline.compare.inputs import OpenedLog, OpenedRun, open_contender, parse_argument
+from pipeline.compare.caveats import caveats
+from pipeline.compare.inputs import LogInput, RunInput, open_input, parse_argument
 from pipeline.compare.method_tables import (
     Comparison,
-    Contender,
+    MethodAtLevel,
     accuracy_table,
     best_curve,
     comparison_json,
@@ -24,7 +24,7 @@ from pipeline.compare.method_tables import (
 )
 from pipeline.compare.shared_images import ids_of_log, shared_images
 from pipeline.declaration.config import RunConfig
-from pipeline.declaration.declaration import LawChangedError, refuse_undeclared_radii
+from pipeline.declaration.declaration import Declaration, DeclarationChangedError, refuse_undeclared_radii
 from pipeline.locations import exists, publish
 from pipeline.report.figures import certified_accuracy_figure
 from pipeline.report.pages import comparison_page
@@ -33,7 +33,7 @@ from pipeline.store.run_store import StoreError
 
 TITLE = "Methods compared"
 
-Opened = OpenedRun | OpenedLog
+Opened = RunInput | LogInput
 
 
 class DeclaredRun(Protocol):
@@ -42,7 +42,7 @@ class DeclaredRun(Protocol):
     @property
     def where(self) -> UPath: ...
     @property
-    def law(self) -> dict[str, Any]: ...
+    def declaration(self) -> Declaration: ...
     @property
     def config(self) -> RunConfig: ...
 
@@ -67,7 +67,7 @@ def compare(
     """
     if exists(out / "run.json"):
         raise StoreError(f"{out} holds a run, whose tables these would replace; give another folder with --out")
-    opened = [open_contender(parse_argument(argument), alpha=alpha) for argument in arguments]
+    opened = [open_input(parse_argument(argument), alpha=alpha) for argument in arguments]
     comparison = comparison_of(opened, alpha=alpha, radii=radii, intersect=intersect)
     return write_comparison(comparison, out)
 
@@ -76,34 +76,34 @@ def comparison_of(
     opened: Sequence[Opened], *, alpha: float | None, radii: Sequence[float] | None, intersect: bool
 ) -> Comparison:
     """See `compare`; what can be refused without a look at the evidence is."""
-    runs = [one for one in opened if isinstance(one, OpenedRun)]
+    runs = [one for one in opened if isinstance(one, RunInput)]
     if alpha is None:
         refuse_other_alphas(runs)
     chosen = chosen_radii(runs, radii)
-    ids = {id(one): ids_of_log(one, runs) for one in opened if isinstance(one, OpenedLog)}
+    ids = {id(one): ids_of_log(one, runs) for one in opened if isinstance(one, LogInput)}
     sources = [
-        (str(one.where), one.images if isinstance(one, OpenedRun) else one.images(ids[id(one)])) for one in opened
+        (str(one.where), one.images if isinstance(one, RunInput) else one.images(ids[id(one)])) for one in opened
     ]
     shared = shared_images(sources, intersect=intersect)
     named = list(zip(names_of(opened), opened, strict=True))
-    found: list[Contender] = []
+    found: list[MethodAtLevel] = []
     for name, one in named:
-        if isinstance(one, OpenedRun):
-            found += one.contenders(name, alpha=alpha)
+        if isinstance(one, RunInput):
+            found += one.entries(name, alpha=alpha)
         else:
-            found += one.contenders(name, ids[id(one)])
-    contenders = in_order([restricted(contender, shared) for contender in found])
-    remarks = remarks_on(named, contenders, sources, shared=len(shared), alpha=alpha)
-    declared = next((run.law["certificate"]["alpha"] for run in runs), None)
-    return Comparison(contenders, chosen, alpha if runs and alpha is not None else declared, remarks)
+            found += one.entries(name, ids[id(one)])
+    entries = in_order([restricted(entry, shared) for entry in found])
+    remarks = caveats(named, entries, sources, shared=len(shared), alpha=alpha)
+    declared = next((run.declaration.alpha for run in runs), None)
+    return Comparison(entries, chosen, alpha if runs and alpha is not None else declared, remarks)
 
 
 def refuse_other_alphas(runs: Sequence[DeclaredRun]) -> None:
-    """Raises LawChangedError, naming two runs that were declared with different alphas."""
-    alphas = [run.law["certificate"]["alpha"] for run in runs]
+    """Raises DeclarationChangedError, naming two runs that were declared with different alphas."""
+    alphas = [run.declaration.alpha for run in runs]
     for run, alpha in zip(runs, alphas, strict=True):
         if alpha != alphas[0]:
-            raise LawChangedError(
+            raise DeclarationChangedError(
                 f"{runs[0].where} was declared with alpha {alphas[0]:g}, {run.where} with {alpha:g}: their radii hold "
                 f"with different probability; give one alpha for all, as --alpha {max(alpha, alphas[0]):g}"
             )
@@ -113,7 +113,7 @@ def chosen_radii(runs: Sequence[DeclaredRun], radii: Sequence[float] | None) -> 
     """The asked radii, or else all that the runs declared; without radius 0, which every table has.
 
     Raises:
-        LawChangedError: a sequential run did not aim at one.
+        DeclarationChangedError: a sequential run did not aim at one.
     """
     if not runs and radii is None:
         raise ValueError("logs alone declare no radii; give those of the table, as --radii 0.25,0.5,1")
@@ -121,11 +121,12 @@ def chosen_radii(runs: Sequence[DeclaredRun], radii: Sequence[float] | None) -> 
     chosen = sorted(set(declared if radii is None else radii))
     for run in runs:
         try:
-            refuse_undeclared_radii(run.law, [radius for radius in chosen if radius > 0])
-        except LawChangedError as error:
-            aims = [set(one.law["certificate"]["radii"]) for one in runs if "radii" in one.law["certificate"]]
+            refuse_undeclared_radii(run.declaration, [radius for radius in chosen if radius > 0])
+        except DeclarationChangedError as error:
+            aims = [set(other.declaration.radii) for other in runs if other.declaration.radii is not None]
             common = ",".join(f"{radius:g}" for radius in sorted(set.intersection(*aims))) or "0"
-            raise LawChangedError(f"{run.where}: {error}. These runs can be compared at --radii {common}") from error
+            hint = f"These runs can be compared at --radii {common}"
+            raise DeclarationChangedError(f"{run.where}: {error}. {hint}") from error
     return tuple(radius for radius in chosen if radius > 0)
 
 
@@ -160,30 +161,30 @@ def _called(where: UPath, how: str) -> str:
     return where.absolute().name if how == "name" else str(where)
 
 
-def restricted(contender: Contender, images: Sequence[str]) -> Contender:
+def restricted(entry: MethodAtLevel, images: Sequence[str]) -> MethodAtLevel:
     """Only on these images. What attacks left is known of all together, so it goes where some are left out."""
-    outcomes = {image_id: contender.outcomes[image_id] for image_id in images}
-    attacked = contender.attacked if len(outcomes) == len(contender.outcomes) else None
-    return replace(contender, outcomes=outcomes, attacked=attacked)
+    outcomes = {image_id: entry.outcomes[image_id] for image_id in images}
+    attacked = entry.attacked if len(outcomes) == len(entry.outcomes) else None
+    return replace(entry, outcomes=outcomes, attacked=attacked)
 
 
-def in_order(contenders: Sequence[Contender]) -> tuple[Contender, ...]:
+def in_order(entries: Sequence[MethodAtLevel]) -> tuple[MethodAtLevel, ...]:
     """Methods as they were given, their levels by rising noise.
 
     Raises:
         ValueError: a method has a noise level twice.
     """
-    seen: dict[tuple[str, str], Contender] = {}
-    for one in contenders:
+    seen: dict[tuple[str, str], MethodAtLevel] = {}
+    for one in entries:
         other = seen.setdefault((one.method, one.level), one)
         if other is not one:
             raise ValueError(
                 f"{one.method} has the noise level {one.level} twice, in {other.source} and in {one.source}; "
                 "give them different names, as NAME=RUN"
             )
-    methods = list(dict.fromkeys(one.method for one in contenders))
-    noise = {one.level: math.inf if one.level == LARGEST else float(one.level) for one in contenders}
-    return tuple(sorted(contenders, key=lambda one: (methods.index(one.method), noise[one.level])))
+    methods = list(dict.fromkeys(one.method for one in entries))
+    noise = {one.level: math.inf if one.level == LARGEST else float(one.level) for one in entries}
+    return tuple(sorted(entries, key=lambda one: (methods.index(one.method), noise[one.level])))
 
 
 def write_comparison(comparison: Comparison, folder: UPath) -> WrittenComparison:
@@ -191,7 +192,7 @@ def write_comparison(comparison: Comparison, folder: UPath) -> WrittenComparison
     figure = certified_accuracy_figure(
         [best_curve(m) if len(levels_of(m)) > 1 else m[0].curve for m in comparison.methods]
     )
-    curves = [contender.curve for contender in comparison.contenders]
+    curves = [entry.curve for entry in comparison.entries]
     texts = {
         "table.md": markdown_page(comparison.remarks, tables),
         "table.tex": latex_page(comparison.remarks, tables),

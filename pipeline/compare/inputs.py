@@ -5,21 +5,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any
 
 from upath import UPath
 
+from pipeline.certificates.attack_results import empirical_accuracy
 from pipeline.certificates.reduce import LARGEST, CertifiedImage, by_level, certify_images
 from pipeline.certificates.stopping import IncompleteRunError
-from pipeline.compare.method_tables import Contender, Outcome
+from pipeline.compare.method_tables import MethodAtLevel, Outcome
 from pipeline.compare.tsv_logs import Log, LogError, LogRow, read_log
 from pipeline.data.datasets import ImageRecord, Listing
-from pipeline.declaration.config import DenoiseConfig, RunConfig, load_config
-from pipeline.declaration.procedure import method_name
+from pipeline.declaration.config import DenoiseConfig, RunConfig
+from pipeline.declaration.declaration import Declaration
+from pipeline.declaration.toml_files import load_config
 from pipeline.locations import exists, location
 from pipeline.store.evidence import EvidenceTable
 from pipeline.store.run_store import RunStore, StoreError
-from pipeline.workers.attack_actor import empirical_accuracy
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class OpenedRun:
+class RunInput:
     """A run whose declaration and images are read, and its evidence not yet."""
 
     argument: Argument
-    law: dict[str, Any]
+    declaration: Declaration
     fingerprint: str
     num_classes: int
     config: RunConfig
@@ -72,7 +72,7 @@ class OpenedRun:
 
     @property
     def default_name(self) -> str:
-        return method_name(self.law)
+        return self.declaration.method_name
 
     @property
     def images(self) -> dict[str, Seen]:
@@ -85,7 +85,7 @@ class OpenedRun:
             ValueError: the run does not know the places in the data set.
         """
         data = self.config.dataset
-        if in_data and (data.ids is not None or self.law["dataset"]["corrupt"]):
+        if in_data and (data.ids is not None or self.declaration.corrupt_images):
             chosen = "chose its images by id" if data.ids is not None else "left out corrupt images"
             raise ValueError(
                 f"{self.where} {chosen}, so that their places in the data are unknown and a log's idx tells nothing; "
@@ -94,7 +94,7 @@ class OpenedRun:
         first, step = (data.offset, data.every) if in_data else (0, 1)
         return {first + step * record.index: record.image_id for record in self.records}
 
-    def contenders(self, method: str, *, alpha: float | None) -> list[Contender]:
+    def entries(self, method: str, *, alpha: float | None) -> list[MethodAtLevel]:
         """Certificates of each noise level, from the evidence; alpha None is the declared one.
 
         Raises:
@@ -106,7 +106,7 @@ class OpenedRun:
             certified = certify_images(
                 evidence,
                 store.images(),
-                law=self.law,
+                declaration=self.declaration,
                 num_classes=self.num_classes,
                 alpha=alpha,
                 resume_with=f"ndc certify {self.where}",
@@ -114,9 +114,9 @@ class OpenedRun:
         except IncompleteRunError as error:
             raise IncompleteRunError(f"{self.where} cannot be compared: {error}") from error
         empirical = empirical_accuracy(self.where, fingerprint=self.fingerprint)
-        levels = by_level(certified, maximum_over_sigmas=self.law["certificate"]["maximum_over_sigmas"])
+        levels = by_level(certified, maximum_over_sigmas=self.declaration.maximum_over_sigmas)
         return [
-            Contender(
+            MethodAtLevel(
                 method,
                 level,
                 str(self.where),
@@ -132,9 +132,9 @@ class OpenedRun:
     @property
     def network(self) -> str:
         """The folders of the checkpoints that are evaluated, and the beginnings of their digests."""
-        found = {self.config.model: self.law["model_sha256"]}
+        found = {self.config.model: self.declaration.digest("model_sha256")}
         if isinstance(self.config.classifier, DenoiseConfig):
-            found[self.config.classifier.network] = self.law["network_sha256"]
+            found[self.config.classifier.network] = self.declaration.digest("network_sha256")
         return " + ".join(f"{PurePosixPath(where).name} ({digest[:8]})" for where, digest in found.items())
 
 
@@ -156,7 +156,7 @@ def outcome_of(item: CertifiedImage, evidence: EvidenceTable | None) -> Outcome:
 
 
 @dataclass(frozen=True)
-class OpenedLog:
+class LogInput:
     """A log of one noise level, or, if this program wrote it, of several. Its images have no ids, only places."""
 
     argument: Argument
@@ -178,9 +178,9 @@ class OpenedLog:
     def images(self, id_of: Mapping[int, str]) -> dict[str, Seen]:
         return {id_of[index]: Seen(label, place=f" (idx {index})") for index, label in self.labels.items()}
 
-    def contenders(self, method: str, id_of: Mapping[int, str]) -> list[Contender]:
+    def entries(self, method: str, id_of: Mapping[int, str]) -> list[MethodAtLevel]:
         return [
-            Contender(
+            MethodAtLevel(
                 method,
                 level,
                 str(self.where),
@@ -190,7 +190,7 @@ class OpenedLog:
         ]
 
 
-def open_contender(argument: Argument, *, alpha: float | None) -> OpenedRun | OpenedLog:
+def open_input(argument: Argument, *, alpha: float | None) -> RunInput | LogInput:
     """A folder with a run, or a file with a log.
 
     Raises:
@@ -208,20 +208,20 @@ def open_contender(argument: Argument, *, alpha: float | None) -> OpenedRun | Op
     return open_log(argument)
 
 
-def open_run(argument: Argument, *, alpha: float | None) -> OpenedRun:
+def open_run(argument: Argument, *, alpha: float | None) -> RunInput:
     where = argument.where
     if argument.level is not None:
         raise StoreError(f"{where} is a run, and knows its noise levels; leave out @{argument.level:g}")
     store = RunStore(where)
     manifest, records = store.manifest(), store.pictures.records()
-    law = manifest["law"]
-    if Listing(records, tuple(law["dataset"]["image_shape"])).digest != law["dataset"]["sha256"]:
+    declaration = Declaration.from_json(manifest["law"])
+    if Listing(records, declaration.image_shape).digest != declaration.images_sha256:
         raise StoreError(f"{where}/images.parquet is not what the run was declared with; restore it")
     config = load_config(f"{where}/run.toml", [] if alpha is None else [f"certificate.alpha={alpha}"])
-    return OpenedRun(argument, law, manifest["fingerprint"], manifest["plan"]["classes"], config, records)
+    return RunInput(argument, declaration, manifest["fingerprint"], manifest["plan"]["classes"], config, records)
 
 
-def open_log(argument: Argument) -> OpenedLog:
+def open_log(argument: Argument) -> LogInput:
     where, log = argument.where, read_log(argument.where)
     if log.own and argument.level is not None:
         raise LogError(f"{where} has a column sigma_pixel; leave out @{argument.level:g}")
@@ -229,7 +229,7 @@ def open_log(argument: Argument) -> OpenedLog:
         name = argument.name or where.stem
         raise LogError(f"{where} does not say its noise level; add it, as {name}@0.25={where}")
     levels = {f"{(argument.level if level is None else level):g}": rows for level, rows in log.levels.items()}
-    opened = OpenedLog(argument, log, levels)
+    opened = LogInput(argument, log, levels)
     for level, rows in levels.items():
         for row in rows:
             if row.label != opened.labels[row.index]:

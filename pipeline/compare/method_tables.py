@@ -7,9 +7,11 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
-from pipeline.certificates.reduce import LARGEST, Attacked, cut_text, percent
+from pipeline.certificates.attack_results import Attacked
+from pipeline.certificates.files import cut_text
+from pipeline.certificates.reduce import LARGEST
 from pipeline.report.curves import BEST, CONFIDENCE, Curve, best_of, interval_of
-from pipeline.report.tables import Table
+from pipeline.report.tables import Table, percent
 
 ALL_LEVELS = "all levels together"
 ACCURACY_CAPTION = (
@@ -41,7 +43,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Contender:
+class MethodAtLevel:
     """One method at one noise level, on the images that all are compared on."""
 
     method: str
@@ -90,50 +92,50 @@ class Comparison:
     """Contenders of one method stand together, by rising noise. Radius 0, the natural accuracy, is not among `radii`.
     `alpha` is None where no run tells it."""
 
-    contenders: tuple[Contender, ...]
+    entries: tuple[MethodAtLevel, ...]
     radii: tuple[float, ...]
     alpha: float | None
     remarks: tuple[str, ...]
 
     @property
-    def methods(self) -> list[list[Contender]]:
-        return [list(group) for _, group in groupby(self.contenders, key=lambda contender: contender.method)]
+    def methods(self) -> list[list[MethodAtLevel]]:
+        return [list(group) for _, group in groupby(self.entries, key=lambda entry: entry.method)]
 
     @property
     def images(self) -> int:
-        return len(self.contenders[0].outcomes)
+        return len(self.entries[0].outcomes)
 
 
-def levels_of(method: Sequence[Contender]) -> list[Contender]:
+def levels_of(method: Sequence[MethodAtLevel]) -> list[MethodAtLevel]:
     """Without the row that chooses a level for each image, which is a method of its own."""
-    return [contender for contender in method if contender.level != LARGEST]
+    return [entry for entry in method if entry.level != LARGEST]
 
 
-def best_curve(method: Sequence[Contender]) -> Curve:
-    return best_of([contender.curve for contender in levels_of(method)])
+def best_curve(method: Sequence[MethodAtLevel]) -> Curve:
+    return best_of([entry.curve for entry in levels_of(method)])
 
 
-def best_level(method: Sequence[Contender], radius: float) -> str:
+def best_level(method: Sequence[MethodAtLevel], radius: float) -> str:
     """The noise level that certifies most at a radius; of equal ones the lowest."""
-    return max(levels_of(method), key=lambda contender: contender.curve.right_at(radius)).level
+    return max(levels_of(method), key=lambda entry: entry.curve.right_at(radius)).level
 
 
 def accuracy_table(comparison: Comparison) -> Table:
     """A row for each method and level, what attacks left below it, and each method's best level per radius."""
     radii, rows = (0.0, *comparison.radii), []
     header = ["method", "sigma", "natural", *(f"r = {r:g}" for r in comparison.radii), "average radius", "abstained"]
-    digits = 3 if max(contender.curve.average_radius for contender in comparison.contenders) >= 0.1 else 5
+    digits = 3 if max(entry.curve.average_radius for entry in comparison.entries) >= 0.1 else 5
     for method in comparison.methods:
         name = method[0].method
-        for contender in method:
-            curve = contender.curve
+        for entry in method:
+            curve = entry.curve
             shares = [percent(curve.accuracy_at(r)) for r in radii]
             abstained = f"{curve.abstained} of {curve.images}"
-            rows.append([name, contender.level, *shares, cut_text(curve.average_radius, digits), abstained])
-            if attacked := contender.attacked:
+            rows.append([name, entry.level, *shares, cut_text(curve.average_radius, digits), abstained])
+            if attacked := entry.attacked:
                 some = "" if attacked.images == curve.images else f" (first {attacked.images} images)"
                 left = [percent(attacked.accuracy.get(r), up=True) for r in radii]
-                rows.append([name, f"{contender.level}, {attacked.label}{some}", *left, "", ""])
+                rows.append([name, f"{entry.level}, {attacked.label}{some}", *left, "", ""])
         if len(levels_of(method)) > 1:
             best = best_curve(method)
             cells = [f"{percent(best.accuracy_at(r))} ({best_level(method, r)})" for r in radii]
@@ -162,16 +164,16 @@ def cost_table(comparison: Comparison) -> Table:
     rows = []
     for method in comparison.methods:
         name, levels = method[0].method, levels_of(method)
-        for contender in levels:
-            curve = contender.curve
+        for entry in levels:
+            curve = entry.curve
             certify = number(curve.evaluations_per_image), seconds(curve.seconds_per_image)
-            classify = number(contender.evaluations_to_classify, 1), seconds(contender.seconds_to_classify)
-            device = ", ".join(contender.devices)
-            where = contender.network, device, number(contender.votes)
-            rows.append([name, contender.level, *where, *certify, *classify])
+            classify = number(entry.evaluations_to_classify, 1), seconds(entry.seconds_to_classify)
+            device = ", ".join(entry.devices)
+            where = entry.network, device, number(entry.votes)
+            rows.append([name, entry.level, *where, *certify, *classify])
         if len(levels) > 1:
-            curves = [contender.curve for contender in levels]
-            votes = number(total([contender.votes for contender in levels]))
+            curves = [entry.curve for entry in levels]
+            votes = number(total([entry.votes for entry in levels]))
             evaluations = number(total([curve.evaluations_per_image for curve in curves]))
             time = seconds(total([curve.seconds_per_image for curve in curves]))
             rows.append([name, ALL_LEVELS, "", "", votes, evaluations, time, "", ""])
@@ -192,7 +194,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         "methods": [
             {
                 "name": method[0].method,
-                "levels": [level_json(contender, comparison.radii) for contender in method],
+                "levels": [level_json(entry, comparison.radii) for entry in method],
                 "best_sigma_per_radius_chosen_on_this_data": best_json(method, comparison.radii),
             }
             for method in comparison.methods
@@ -200,24 +202,24 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def level_json(contender: Contender, radii: Sequence[float]) -> dict[str, Any]:
-    curve, attacked = contender.curve, contender.attacked
+def level_json(entry: MethodAtLevel, radii: Sequence[float]) -> dict[str, Any]:
+    curve, attacked = entry.curve, entry.attacked
     return {
-        "sigma_pixel": contender.level,
-        "source": contender.source,
-        "network": contender.network or None,
-        "devices": list(contender.devices),
+        "sigma_pixel": entry.level,
+        "source": entry.source,
+        "network": entry.network or None,
+        "devices": list(entry.devices),
         "natural_accuracy": share_json(curve, 0.0),
         "certified_accuracy": {str(radius): share_json(curve, radius) for radius in radii},
         "average_radius": curve.average_radius,
         "abstained": curve.abstained,
         "under_attack": asdict(attacked) if attacked else None,
         "certify": {
-            "votes": contender.votes,
+            "votes": entry.votes,
             "evaluations": curve.evaluations_per_image,
             "seconds": curve.seconds_per_image,
         },
-        "classify": {"evaluations": contender.evaluations_to_classify, "seconds": contender.seconds_to_classify},
+        "classify": {"evaluations": entry.evaluations_to_classify, "seconds": entry.seconds_to_classify},
     }
 
 
@@ -226,7 +228,7 @@ def share_json(curve: Curve, radius: float) -> dict[str, Any]:
     return {"right": right, "share": right / curve.images, "interval": list(interval_of(right, curve.images))}
 
 
-def best_json(method: Sequence[Contender], radii: Sequence[float]) -> dict[str, Any] | None:
+def best_json(method: Sequence[MethodAtLevel], radii: Sequence[float]) -> dict[str, Any] | None:
     if len(levels_of(method)) == 1:
         return None
     best = best_curve(method)

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.compare.inputs import OpenedLog, OpenedRun, Seen
+from pipeline.compare.inputs import LogInput, RunInput, Seen
 
 
 class OtherImagesError(ValueError):
     """Runs or logs over different images: shares of them do not compare."""
 
 
-def ids_of_log(log: OpenedLog, runs: Sequence[OpenedRun]) -> dict[int, str]:
+def ids_of_log(log: LogInput, runs: Sequence[RunInput]) -> dict[int, str]:
     """Image ids by a log's idx: a place in the data set, or, in this program's logs, among the run's images.
 
     Places that no run has get a name that no image has.
@@ -17,7 +17,7 @@ def ids_of_log(log: OpenedLog, runs: Sequence[OpenedRun]) -> dict[int, str]:
     Raises:
         ValueError: a run does not know the places of its images, or two runs have different images at one.
     """
-    found: dict[int, tuple[str, OpenedRun]] = {}
+    found: dict[int, tuple[str, RunInput]] = {}
     for run in runs:
         for place, image_id in run.places(in_data=not log.log.own).items():
             other, first = found.setdefault(place, (image_id, run))

@@ -1,14 +1,11 @@
 """One frozen, validated description of a run, read from TOML."""
 
 import math
-import tomllib
 from collections.abc import Collection
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from ndc_core.certificates.registry import CERTIFICATES
@@ -20,14 +17,14 @@ from ndc_core.models.execution import Precision
 from ndc_core.noise.grid import WEIGHTS, GridSpec, build_grid
 from ndc_core.noise.smoothing import LEVELS, NoiseName
 from ndc_core.space import sigma_to_model
-from pipeline.data.classes import class_order
 from pipeline.data.datasets import DatasetSpec
 from pipeline.data.decoding import RESAMPLING
 from pipeline.data.formats import FORMATS
-from pipeline.declaration.procedure import method_of
-from pipeline.locations import LocationError, location, read_text
+from pipeline.declaration.procedure import ProcedureSpec, ScoreSpec
 
 STRICT = ConfigDict(extra="forbid")
+# Of an image, for whose like most can be certified: the larger, the smaller is the Lipschitz constant.
+LARGEST_DIMENSION = 10**9
 MOST_SIGMAS = 7.8  # no radius reaches further: the bound on a probability would have to exceed 1 - 2^-48
 Device = Literal["auto", "cpu", "cuda"]
 # Keys whose values are names of a registry.
@@ -298,10 +295,25 @@ class RunConfig(Section):
     @property
     def reach(self) -> float:
         """No certificate exceeds it, whatever is drawn."""
-        # The size of image for which most can be certified: large ones have the smaller Lipschitz constant.
-        shape = [10**9] if self.certificate.method == "lipschitz" else [1]
-        law = {**self.model_dump(mode="json"), "dataset": {"image_shape": shape}}
-        return max(method_of(law, sigma).largest_radius for sigma in self.sigma_pixel)
+        dimension = LARGEST_DIMENSION if self.certificate.method == "lipschitz" else 1
+        spec = self.procedure_spec
+        return max(spec.procedure(sigma, dimension=dimension).largest_radius for sigma in self.sigma_pixel)
+
+    @property
+    def procedure_spec(self) -> ProcedureSpec:
+        own, certificate = self.diffusion, self.certificate
+        scores = ScoreSpec(own.grid, own.weight, own.loss_cap, own.one_path) if own else None
+        return ProcedureSpec(
+            certificate.method,
+            certificate.alpha,
+            certificate.maximum_over_sigmas,
+            self.votes.estimation,
+            certificate.radii,
+            certificate.precision,
+            self.sigma_pixel,
+            self.noise,
+            scores,
+        )
 
     @model_validator(mode="after")
     def _something_can_be_certified(self) -> Self:
@@ -320,121 +332,3 @@ class RunConfig(Section):
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
-
-
-def packaged_names(folder: str) -> list[str]:
-    files = (resources.files("pipeline") / folder).iterdir()
-    return sorted(Path(item.name).stem for item in files if item.name.endswith(".toml"))
-
-
-def preset_names() -> list[str]:
-    return packaged_names("presets")
-
-
-def read_source(source: str) -> dict[str, Any]:
-    """The raw TOML of a preset's name, or of a file's path or URI."""
-    return read_toml(source, "presets", what="a preset")
-
-
-def read_toml(source: str, folder: str, *, what: str) -> dict[str, Any]:
-    """The raw TOML of a packaged name, or of a file's path or URI.
-
-    Raises:
-        ConfigError: there is no such name or file, or it is not TOML.
-    """
-    if source in packaged_names(folder):
-        text = (resources.files("pipeline") / folder / f"{source}.toml").read_text("utf-8")
-    else:
-        try:
-            text = read_text(location(source))
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{source} is not TOML: it is no text in UTF-8 ({error})") from error
-        except (FileNotFoundError, LocationError) as error:
-            if isinstance(error, LocationError) and "://" in source:
-                raise
-            raise ConfigError(
-                f"{source!r} is neither {what} ({', '.join(packaged_names(folder))}) nor the path of a TOML file"
-            ) from error
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source} is not TOML: {error}") from error
-
-
-def override(raw: dict[str, Any], assignment: str) -> None:
-    """Applies one `section.key=value`; the value is TOML, or else a plain string."""
-    path, separator, text = assignment.partition("=")
-    if not separator:
-        raise ConfigError(f"--set {assignment!r} is not of the form key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    assign(raw, path.strip(), value, said=f"--set {assignment!r}")
-
-
-def assign(raw: dict[str, Any], path: str, value: Any, *, said: str) -> None:
-    """Sets one `section.key`, instead of all that was there; `said` is who asks for it."""
-    *sections, key = path.split(".")
-    for section in sections:
-        raw = raw.setdefault(section, {})
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{said}: {section!r} is a value, not a section")
-    raw[key] = value
-
-
-def load_config(source: str, assignments: list[str] | None = None) -> RunConfig:
-    """The validated configuration of a preset or TOML file, with overrides applied in order.
-
-    Raises:
-        ConfigError: an unknown preset or key, a value out of range, or a setting that can certify nothing.
-    """
-    raw = read_source(source)
-    for assignment in assignments or []:
-        override(raw, assignment)
-    return validated(raw, source=source)
-
-
-def validated(raw: dict[str, Any], *, source: str) -> RunConfig:
-    """The configuration that raw TOML describes.
-
-    Raises:
-        ConfigError: naming the source, and all that is wrong.
-    """
-    try:
-        return RunConfig.model_validate(with_class_names(raw))
-    except ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(sentence(problem) for problem in error.errors())) from error
-
-
-def with_class_names(raw: dict[str, Any]) -> dict[str, Any]:
-    """With the lines of the file that `dataset.classes` names, so that a run keeps them.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    dataset = raw.get("dataset")
-    if not isinstance(dataset, dict) or not isinstance(dataset.get("classes"), str):
-        return raw
-    return raw | {"dataset": dataset | {"classes": class_order(dataset["classes"])}}
-
-
-def _listed(problem: Any) -> str:
-    return str(problem["ctx"]["expected_tags"]).replace("'", "")
-
-
-def sentence(problem: Any) -> str:
-    place = [str(part) for part in problem["loc"]]
-    if problem["type"] == "union_tag_invalid":
-        return f"{'.'.join(place)}.name {problem['ctx']['tag']!r} is unknown; there are: {_listed(problem)}"
-    if problem["type"] == "union_tag_not_found":
-        return f"key {'.'.join(place)}.name is missing"
-    if place[:1] == ["classifier"]:
-        del place[1:2]  # the variant's name
-    key = ".".join(place)
-    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"unknown key {key}"
-    if problem["type"] == "missing":
-        return f"key {key} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message} (it is {problem['input']!r})" if key and problem["type"] != "value_error" else message

@@ -2,11 +2,18 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
 
+from ndc_core.certificates.certificate import Method
+from ndc_core.noise.grid import GridSpec
+from ndc_core.noise.smoothing import NoiseName
 from pipeline.data.datasets import Listing
 from pipeline.declaration.config import RunConfig
+from pipeline.declaration.procedure import ProcedureSpec, ScoreSpec
 
 # Raised whenever the code changes what a vote is or when voting ends: evidence of another version is never mixed in.
 # Version 7 draws the noise of each step from a stream of its own, so that it need not be drawn before a vote gets
@@ -17,24 +24,187 @@ VOTE_VERSION = 7
 # Each changes the rounding of a forward pass, and with it a near-tie's winner.
 DECISIVE_COMPUTE = ("rows_per_pass", "threads_per_actor", "precision", "channels_last", "compile")
 
-
 # Before it, a level that was polled without the lowest of its path had more `float` noise than it states.
 FLOAT_PATHS_SINCE = 6
+# Since then the steps of the lipschitz certificate draw on a lattice.
+LATTICE_SINCE = 6
+
+METHOD_NAMES = {
+    "dc": "DC",
+    "epndc": "EPNDC",
+    "apndc": "APNDC",
+    "apndc-ensemble": "APNDC-ensemble",
+    "plain": "RS",  # randomized smoothing of a plain classifier
+    "denoise": "Carlini",
+}
 
 
 class UnsoundVotesError(ValueError):
     """Votes of an earlier version that certify nothing."""
 
 
-class LawChangedError(ValueError):
+class DeclarationChangedError(ValueError):
     """The run folder was declared with other settings, another model or other data."""
 
 
-def law_of(config: RunConfig, listing: Listing, *, models: dict[str, str]) -> dict[str, Any]:
-    """The law of a run: where it is computed, and where models and data lie, is not in it."""
+@dataclass(frozen=True)
+class Declaration:
+    """All that decides a run's votes and what they mean, fixed before the first draw.
+
+    `recorded` is what run.json keeps under `law`, whole: a run of an earlier version lacks some of it, and its
+    fingerprint, by which its evidence is known, must stay what it was. The rest is read from it, by name and type.
+    """
+
+    recorded: dict[str, Any]
+
+    @classmethod
+    def from_json(cls, recorded: dict[str, Any]) -> Self:
+        return cls(recorded)
+
+    def to_json(self) -> dict[str, Any]:
+        return self.recorded
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.recorded)
+
+    @property
+    def vote_version(self) -> int | None:
+        """None in runs from before there were versions."""
+        return self.recorded.get("vote_version")
+
+    @property
+    def seed(self) -> int:
+        return int(self.recorded["seed"])
+
+    @property
+    def noise(self) -> NoiseName:
+        noise: NoiseName = self.recorded["noise"]
+        return noise
+
+    @property
+    def sigma_pixel(self) -> tuple[float, ...]:
+        return tuple(self.recorded["sigma_pixel"])
+
+    # The images
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return tuple(self.recorded["dataset"]["image_shape"])
+
+    @property
+    def images_sha256(self) -> str:
+        return str(self.recorded["dataset"]["sha256"])
+
+    @property
+    def corrupt_images(self) -> int:
+        return int(self.recorded["dataset"]["corrupt"])
+
+    # The classifier
+
+    def digest(self, model: str) -> str:
+        """Of the model that goes by this name: `model_sha256`, `network_sha256` or `unconditional`."""
+        return str(self.recorded[model])
+
+    @property
+    def classifier(self) -> str:
+        return str(self.recorded["classifier"]["name"])
+
+    @property
+    def method_name(self) -> str:
+        """How tables call what the run certifies."""
+        name = METHOD_NAMES.get(self.classifier, self.classifier)
+        if self.classifier == "denoise" and self.recorded["classifier"].get("steps", 1) > 1:
+            name = "Xiao"
+        return f"{name}, Lipschitz" if self.certificate == "lipschitz" else name
+
+    @property
+    def one_path(self) -> bool:
+        """Whether all noise levels share one path of noise; runs before version 4 could not."""
+        return bool(self.recorded["classifier"].get("one_path"))
+
+    @property
+    def has_race(self) -> bool:
+        return self.recorded["classifier"].get("race") is not None
+
+    @property
+    def grid(self) -> GridSpec:
+        """Of a diffusion classifier's scores."""
+        return GridSpec(**self.recorded["classifier"]["grid"])
+
+    @property
+    def rows_per_pass(self) -> int:
+        return int(self.recorded["compute"]["rows_per_pass"])
+
+    # Votes
+
+    @property
+    def selection_votes(self) -> int:
+        return int(self.recorded["votes"]["selection"])
+
+    @property
+    def estimation_votes(self) -> int:
+        """The most of them, where the certificate may stop early."""
+        return int(self.recorded["votes"]["estimation"])
+
+    @property
+    def votes_per_unit(self) -> int:
+        return int(self.recorded["votes"]["per_unit"])
+
+    @property
+    def unit_ends(self) -> tuple[int, ...]:
+        """Draws at which a unit ends besides."""
+        return tuple(self.recorded["votes"].get("ends", ()))
+
+    # The certificate
+
+    @property
+    def certificate(self) -> str:
+        return str(self.recorded["certificate"]["method"])
+
+    @property
+    def alpha(self) -> float:
+        return float(self.recorded["certificate"]["alpha"])
+
+    @property
+    def maximum_over_sigmas(self) -> bool:
+        return bool(self.recorded["certificate"]["maximum_over_sigmas"])
+
+    @property
+    def radii(self) -> tuple[float, ...] | None:
+        """Those that sampling aims at; None where it aims at none."""
+        radii = self.recorded["certificate"].get("radii")
+        return None if radii is None else tuple(radii)
+
+    def procedure(self, sigma_pixel: float, *, alpha: float | None = None) -> Method:
+        """The declared one; another `alpha` is for what is proved, not for when to stop."""
+        return self._spec.procedure(sigma_pixel, dimension=math.prod(self.image_shape), alpha=alpha)
+
+    @cached_property
+    def _spec(self) -> ProcedureSpec:
+        classifier, version = self.recorded["classifier"], self.vote_version
+        scores = None
+        if "grid" in classifier:
+            scores = ScoreSpec(self.grid, classifier["weight"], classifier["loss_cap"], self.one_path)
+        return ProcedureSpec(
+            self.certificate,
+            self.alpha,
+            self.maximum_over_sigmas,
+            self.estimation_votes,
+            self.radii or (),
+            self.recorded["certificate"].get("precision", 0.1),
+            self.sigma_pixel,
+            self.noise,
+            scores,
+            on_lattice=version is None or version >= LATTICE_SINCE,
+        )
+
+
+def declare(config: RunConfig, listing: Listing, *, models: dict[str, str]) -> Declaration:
+    """What a run declares: where it is computed, and where models and data lie, is not in it."""
     content = config.model_dump(mode="json")
     assert config.compute.rows_per_pass is not None
-    return {
+    recorded = {
         "vote_version": VOTE_VERSION,
         "seed": config.seed,
         **models,
@@ -53,6 +223,7 @@ def law_of(config: RunConfig, listing: Listing, *, models: dict[str, str]) -> di
         "certificate": {key: content["certificate"][key] for key in _declared_keys(config)},
         "compute": {key: content["compute"][key] for key in DECISIVE_COMPUTE},
     }
+    return Declaration(recorded)
 
 
 def _declared_keys(config: RunConfig) -> list[str]:
@@ -61,12 +232,12 @@ def _declared_keys(config: RunConfig) -> list[str]:
     return ["method", "alpha", "maximum_over_sigmas", *own.get(config.certificate.method, [])]
 
 
-def fingerprint_of(law: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(law, sort_keys=True).encode()).hexdigest()
+def fingerprint_of(recorded: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(recorded, sort_keys=True).encode()).hexdigest()
 
 
 def differences(declared: Any, wanted: Any, *, key: str = "") -> list[str]:
-    """Where two laws differ, as `key: declared -> wanted`."""
+    """Where two declarations differ, as `key: declared -> wanted`."""
     if isinstance(declared, dict) and isinstance(wanted, dict):
         keys = sorted(set(declared) | set(wanted))
         return [
@@ -77,10 +248,10 @@ def differences(declared: Any, wanted: Any, *, key: str = "") -> list[str]:
     return [] if declared == wanted else [f"{key}: {declared} -> {wanted}"]
 
 
-def refuse_unsound_votes(law: dict[str, Any]) -> None:
+def refuse_unsound_votes(declaration: Declaration) -> None:
     """Raises UnsoundVotesError for a run whose votes may have had other noise than it states."""
-    version = law.get("vote_version", VOTE_VERSION)
-    paths = law["noise"] == "float" and law["classifier"].get("one_path") and len(law["sigma_pixel"]) > 1
+    version = VOTE_VERSION if declaration.vote_version is None else declaration.vote_version
+    paths = declaration.noise == "float" and declaration.one_path and len(declaration.sigma_pixel) > 1
     if paths and version < FLOAT_PATHS_SINCE:
         raise UnsoundVotesError(
             f"votes of version {version} with noise 'float' on one path may have had more noise than sigma_pixel says, "
@@ -88,30 +259,30 @@ def refuse_unsound_votes(law: dict[str, Any]) -> None:
         )
 
 
-def refuse_undeclared_radii(law: dict[str, Any], radii: Sequence[float]) -> None:
-    """Raises LawChangedError for a radius that a sequential run did not aim at: its table would be too low there."""
-    declared = law["certificate"].get("radii")
+def refuse_undeclared_radii(declaration: Declaration, radii: Sequence[float]) -> None:
+    """Raises DeclarationChangedError for a radius that sampling did not aim at: its table would be too low there."""
+    declared = declaration.radii
     other = [] if declared is None else sorted(set(radii) - set(declared))
     if other:
-        raise LawChangedError(
+        raise DeclarationChangedError(
             f"radius {other[0]:g} was not declared: this run stopped sampling an image as soon as its declared radii "
             f"({', '.join(f'{radius:g}' for radius in declared or [])}) were decided. Each image's own radius, in "
             "certificates.parquet, holds nevertheless; a table at other radii needs a run of its own"
         )
 
 
-def refuse_changes(declared: dict[str, Any], wanted: dict[str, Any], *, folder: str) -> None:
-    """Raises LawChangedError, naming every difference, unless the two are equal."""
-    changed = differences(declared, wanted)
-    versions = declared.get("vote_version"), wanted["vote_version"]
+def refuse_changes(declared: Declaration, wanted: Declaration, *, folder: str) -> None:
+    """Raises DeclarationChangedError, naming every difference, unless the two are equal."""
+    changed = differences(declared.recorded, wanted.recorded)
+    versions = declared.vote_version, wanted.vote_version
     if versions[0] != versions[1]:
-        raise LawChangedError(
+        raise DeclarationChangedError(
             f"{folder} was made by another version of ndc (votes of version {versions[0]}, this program's are "
             f"{versions[1]}); finish it with that one, or give this run another folder with --run"
         )
     if changed:
         spent = any(line.startswith(("votes.", "certificate.")) for line in changed)
-        raise LawChangedError(
+        raise DeclarationChangedError(
             f"{folder} was started with other settings ({'; '.join(changed)}); "
             "go back to them, or give this run another folder with --run"
             + (" and another seed: votes that have been looked at would spend alpha a second time" if spent else "")

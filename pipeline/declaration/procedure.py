@@ -1,81 +1,78 @@
-"""What a run's law declares: its method's name, and the certificate as a procedure for one noise level."""
+"""The certificate that a run declares, as a procedure for one noise level."""
 
-import math
-from typing import Any
+from dataclasses import dataclass
 
-from ndc_core.certificates.certificate import Method, Terms
+from ndc_core.certificates.certificate import LipschitzTerms, Method, Terms
 from ndc_core.certificates.registry import CERTIFICATES
 from ndc_core.noise.grid import GridSpec, path_levels
 from ndc_core.noise.lattice import lattice_distance
 from ndc_core.noise.shared_path import WALKS, stations_of
-from ndc_core.noise.smoothing import NOISES, FloatNoise
-
-NAMES = {
-    "dc": "DC",
-    "epndc": "EPNDC",
-    "apndc": "APNDC",
-    "apndc-ensemble": "APNDC-ensemble",
-    "plain": "RS",  # randomized smoothing of a plain classifier
-    "denoise": "Carlini",
-}
-# The version of votes (`declaration.VOTE_VERSION`) since which steps of the lipschitz certificate draw on a lattice.
-LATTICE_SINCE = 6
+from ndc_core.noise.smoothing import NOISES, FloatNoise, NoiseName
 
 
-def method_name(law: dict[str, Any]) -> str:
-    """How tables call what a run certifies."""
-    classifier = law["classifier"]
-    name = NAMES.get(classifier["name"], classifier["name"])
-    if classifier["name"] == "denoise" and classifier.get("steps", 1) > 1:
-        name = "Xiao"
-    return f"{name}, Lipschitz" if law["certificate"]["method"] == "lipschitz" else name
+@dataclass(frozen=True)
+class ScoreSpec:
+    """What the scores of a diffusion classifier are made of; baselines have none."""
+
+    grid: GridSpec
+    weight: str
+    loss_cap: float | None
+    one_path: bool
 
 
-def alpha_of_each(law: dict[str, Any], alpha: float | None = None) -> float:
-    """The failure probability of one noise level's certificate: a maximum over levels shares alpha among them (S5)."""
-    total: float = law["certificate"]["alpha"] if alpha is None else alpha
-    return total / len(law["sigma_pixel"]) if law["certificate"]["maximum_over_sigmas"] else total
+@dataclass(frozen=True)
+class ProcedureSpec:
+    """All of a certificate that is fixed before the first draw, but for the images.
 
+    `votes` are those of estimation, `radii` those that sampling aims at. `on_lattice` tells whether the steps of the
+    lipschitz certificate draw on a lattice, or in floating point as in runs of an earlier version.
+    """
 
-def _of_scores(classifier: dict[str, Any]) -> dict[str, Any]:
-    """What a diffusion classifier's scores are made of; baselines have none."""
-    if "grid" not in classifier:
-        return {}
-    return {
-        "grid": GridSpec(**classifier["grid"]),
-        "weight": classifier["weight"],
-        "loss_cap": classifier["loss_cap"],
-    }
+    certificate: str
+    alpha: float
+    maximum_over_sigmas: bool
+    votes: int
+    radii: tuple[float, ...]
+    precision: float
+    sigma_pixel: tuple[float, ...]
+    noise: NoiseName
+    scores: ScoreSpec | None
+    on_lattice: bool = True
 
+    def alpha_of_each(self, alpha: float | None = None) -> float:
+        """The failure probability of one noise level's certificate: a maximum over levels shares alpha (rule S5)."""
+        total = self.alpha if alpha is None else alpha
+        return total / len(self.sigma_pixel) if self.maximum_over_sigmas else total
 
-def _distance_and_scope(law: dict[str, Any], sigma_pixel: float, dimension: int) -> tuple[float, str]:
-    """How far the noise is from the law that the theorem speaks of, and which images the certificate covers."""
-    classifier, noise = law["classifier"], NOISES[law["noise"]](sigma_pixel)
-    if classifier.get("one_path"):  # runs before version 4 cannot say
-        stations = stations_of(GridSpec(**classifier["grid"]), law["sigma_pixel"])
-        return WALKS[law["noise"]](stations).distance(stations.index(sigma_pixel), dimension), noise.scope
-    if law["certificate"]["method"] == "lipschitz":
-        if law.get("vote_version", LATTICE_SINCE) < LATTICE_SINCE:
-            return 0.0, FloatNoise.scope
-        levels = path_levels(GridSpec(**classifier["grid"]), taus_model=(0.0,))
-        return lattice_distance(levels, dimension), noise.scope
-    return noise.distance(dimension), noise.scope
+    def procedure(self, sigma_pixel: float, *, dimension: int, alpha: float | None = None) -> Method:
+        """For images of so many values; another `alpha` than the declared one is for what is proved, not for when to
+        stop."""
+        distance, scope = self._distance_and_scope(sigma_pixel, dimension)
+        terms = Terms(
+            sigma_pixel=sigma_pixel,
+            alpha=self.alpha_of_each(alpha),
+            votes=self.votes,
+            radii=self.radii,
+            distance=distance,
+            scope=scope,
+            lipschitz=self._lipschitz_terms(dimension),
+        )
+        return CERTIFICATES[self.certificate](terms)
 
+    def _lipschitz_terms(self, dimension: int) -> LipschitzTerms | None:
+        if self.certificate != "lipschitz" or self.scores is None:
+            return None
+        own = self.scores
+        return LipschitzTerms(own.grid, own.weight, own.loss_cap, dimension=dimension, precision=self.precision)
 
-def method_of(law: dict[str, Any], sigma_pixel: float, *, alpha: float | None = None) -> Method:
-    """The declared procedure; with another `alpha` than the declared one, for what is proved, not for when to stop."""
-    dimension = math.prod(law["dataset"]["image_shape"])
-    certificate, classifier = law["certificate"], law["classifier"]
-    distance, scope = _distance_and_scope(law, sigma_pixel, dimension)
-    terms = Terms(
-        sigma_pixel=sigma_pixel,
-        alpha=alpha_of_each(law, alpha),
-        votes=law["votes"]["estimation"],
-        radii=tuple(certificate.get("radii", ())),
-        distance=distance,
-        scope=scope,
-        **_of_scores(classifier),
-        dimension=dimension,
-        precision=certificate.get("precision", 0.1),
-    )
-    return CERTIFICATES[certificate["method"]](terms)
+    def _distance_and_scope(self, sigma_pixel: float, dimension: int) -> tuple[float, str]:
+        """How far the noise is from the law that the theorem speaks of, and which images the certificate covers."""
+        noise = NOISES[self.noise](sigma_pixel)
+        if self.scores and self.scores.one_path:
+            stations = stations_of(self.scores.grid, self.sigma_pixel)
+            return WALKS[self.noise](stations).distance(stations.index(sigma_pixel), dimension), noise.scope
+        if self.scores and self.certificate == "lipschitz":
+            if not self.on_lattice:
+                return 0.0, FloatNoise.scope
+            return lattice_distance(path_levels(self.scores.grid, taus_model=(0.0,)), dimension), noise.scope
+        return noise.distance(dimension), noise.scope

@@ -5,11 +5,10 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from ndc_core.noise.streams import Phase
 from pipeline.data.datasets import ImageRecord
-from pipeline.declaration.procedure import method_of
+from pipeline.declaration.declaration import Declaration
 
 UNIT_SECONDS = 180.0  # of one actor
 
@@ -34,10 +33,10 @@ class WorkUnit:
         """What its draws are about: a noise level and an image."""
         return self.sigma_pixel, self.image_id
 
-    def unit_id(self, law_fingerprint: str) -> str:
+    def unit_id(self, fingerprint: str) -> str:
         """A key that only this unit of a run of this law has: the same in every process and after every retry."""
         name = [
-            law_fingerprint,
+            fingerprint,
             self.image_id,
             self.label,
             self.sigma_pixel,
@@ -65,12 +64,12 @@ def draws_a_unit(votes_per_second: float, *, phase: int, run: int, of_a_pass: in
     return min(phase, max(1, of_a_pass, wanted))
 
 
-def draw_ranges(law: dict[str, Any], sigma_pixel: float) -> Iterator[tuple[Phase, int, int]]:
+def draw_ranges(declaration: Declaration, sigma_pixel: float) -> Iterator[tuple[Phase, int, int]]:
     """The most draws that an image may need at a noise level, cut at every look and end and into pieces of per_unit."""
-    per_unit, cuts = law["votes"]["per_unit"], law["votes"].get("ends", ())
+    per_unit, cuts = declaration.votes_per_unit, declaration.unit_ends
     ends: tuple[tuple[Phase, tuple[int, ...]], ...] = (
-        ("selection", (law["votes"]["selection"],)),
-        ("estimation", method_of(law, sigma_pixel).looks),
+        ("selection", (declaration.selection_votes,)),
+        ("estimation", declaration.procedure(sigma_pixel).looks),
     )
     for phase, looks in ends:
         for begin, end in pairwise(sorted({0, *looks, *(cut for cut in cuts if cut < looks[-1])})):
@@ -78,9 +77,9 @@ def draw_ranges(law: dict[str, Any], sigma_pixel: float) -> Iterator[tuple[Phase
                 yield phase, start, min(end, start + per_unit)
 
 
-def plan_units(law: dict[str, Any], records: Sequence[ImageRecord]) -> Iterator[WorkUnit]:
+def plan_units(declaration: Declaration, records: Sequence[ImageRecord]) -> Iterator[WorkUnit]:
     """Every unit that a run may need; a function of its law and its data only."""
-    ranges = {sigma_pixel: list(draw_ranges(law, sigma_pixel)) for sigma_pixel in law["sigma_pixel"]}
+    ranges = {sigma_pixel: list(draw_ranges(declaration, sigma_pixel)) for sigma_pixel in declaration.sigma_pixel}
     for record in records:
         for sigma_pixel, pieces in ranges.items():
             for piece in pieces:

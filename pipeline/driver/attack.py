@@ -5,19 +5,20 @@ from typing import Any
 
 from upath import UPath
 
-from pipeline.certificates.reduce import certify_images, cut
-from pipeline.declaration.config import load_config
-from pipeline.driver.certify import reduce_and_report, tracker_of
+from pipeline.certificates.attack_results import SUMMARY
+from pipeline.certificates.files import cut
+from pipeline.certificates.reduce import certify_images
+from pipeline.declaration.toml_files import load_config
+from pipeline.driver.certify import tracker_of
 from pipeline.driver.prepare import PreparedRun, prepare
 from pipeline.driver.services import check_services
 from pipeline.locations import absolute, publish
 from pipeline.progress import CountProgress
-from pipeline.report.report import Report
-from pipeline.side_channel import SideChannel, safely
+from pipeline.report.report import Report, reduce_and_report
+from pipeline.side_channel import Say, SideChannel, safely
 from pipeline.store.lease import held
 from pipeline.store.run_store import RunStore
 from pipeline.workers.attack_actor import (
-    SUMMARY,
     AttackActor,
     AttackerSettings,
     AttackSettings,
@@ -26,7 +27,7 @@ from pipeline.workers.attack_actor import (
     cell_row,
     summary_of,
 )
-from pipeline.workers.ray_pool import Say, connect_ray, stop_on_signals, stream
+from pipeline.workers.ray_pool import connect_ray, stop_on_signals, stream
 from pipeline.workers.vote_actor import VoterSettings
 
 
@@ -76,7 +77,7 @@ def _results(
     certified = certify_images(
         store.all_evidence(fingerprint=run.fingerprint),
         store.images(),
-        law=run.law,
+        declaration=run.declaration,
         num_classes=run.num_classes,
         alpha=None,
         resume_with=run.resume_command,
@@ -93,7 +94,7 @@ def _results(
     for remark in pool.remarks:
         say(remark)
     voter = VoterSettings(
-        run.config, absolute(run.folder), run.law, run.fingerprint, run.num_classes, device=pool.device
+        run.config, absolute(run.folder), run.declaration, run.fingerprint, run.num_classes, device=pool.device
     )
     progress, results, failed = CountProgress("attacked", len(rows)), [], []
     attackers, shown = AttackerSettings(voter, settings), SideChannel("the progress display", say)

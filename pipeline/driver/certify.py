@@ -10,27 +10,24 @@ from typing import Any
 
 from upath import UPath
 
-from pipeline.certificates.reduce import certify_images
-from pipeline.certificates.reuse import borrow
+from pipeline.certificates.reuse import reuse_votes
 from pipeline.data.datasets import examples_of
-from pipeline.declaration.declaration import refuse_undeclared_radii
+from pipeline.declaration.declaration import Declaration
 from pipeline.declaration.units import WorkUnit
-from pipeline.driver.prepare import PreparedRun, refuse_other_law
+from pipeline.driver.prepare import PreparedRun, refuse_other_declaration
 from pipeline.driver.tracked_votes import TrackedVotes
 from pipeline.locations import LocationError, absolute
 from pipeline.progress import VoteProgress
-from pipeline.report.gallery import MOST_IMAGES
-from pipeline.report.report import Report, write_report
-from pipeline.side_channel import Listener, Listeners, SideChannel, in_time, safely
-from pipeline.store.devices import device_lines
-from pipeline.store.event_log import RunLog
+from pipeline.report.report import Report, reduce_and_report
+from pipeline.side_channel import Listener, Listeners, Say, SideChannel, in_time, safely
+from pipeline.store.event_log import EventLog
 from pipeline.store.evidence import EvidenceTable
 from pipeline.store.lease import Lease, held
 from pipeline.store.run_store import RunStore
-from pipeline.workers.attack_actor import empirical_accuracy
 from pipeline.workers.pools import NoGpuError, Pool, as_begun, kinds_of
-from pipeline.workers.ray_pool import Metrics, Say, connect_ray, stop_on_signals, stream
-from pipeline.workers.vote_actor import Receipt, VoteActor, VoterSettings, WaveActor, unit_row
+from pipeline.workers.ray_pool import Metrics, connect_ray, stop_on_signals, stream
+from pipeline.workers.rows import Receipt, unit_row
+from pipeline.workers.vote_actor import SequentialVoteActor, VoteActor, VoterSettings
 
 IMAGES_TOGETHER = 8
 PASSES_OF_A_GPU = 6  # as many are launched, or wait for their turn
@@ -46,7 +43,7 @@ class NothingKeptError(UnitsFailedError):
 
 
 def certify_run(
-    run: PreparedRun, *, say: Say, force: bool = False, retry_failed: bool = False, lenders: Sequence[UPath] = ()
+    run: PreparedRun, *, say: Say, force: bool = False, retry_failed: bool = False, donors: Sequence[UPath] = ()
 ) -> tuple[Report, Any]:
     """Brings a run to its end from wherever it stands; returns its report and its MLflow tracker, if it has one.
 
@@ -62,8 +59,8 @@ def certify_run(
     store, say = RunStore(run.folder), safely(say)
     if not store.is_declared():
         connect_ray(run.config.compute, say=say)  # actors that cannot be anywhere leave no folder behind
-    with held(run.folder, force=force, say=say) as lease, RunLog(run.folder, say=say) as log:
-        refuse_other_law(store, run.law)  # another driver may have been here since `prepare`
+    with held(run.folder, force=force, say=say) as lease, EventLog(run.folder, say=say) as log:
+        refuse_other_declaration(store, run.declaration)  # another driver may have been here since `prepare`
         if not store.is_declared():
             examples = examples_of(run.config.dataset, run.source, channels=run.listing.image_shape[0], corrupt=[])
             store.declare(run.manifest(), config_toml=run.config.to_toml(), records=run.records, examples=examples)
@@ -71,7 +68,7 @@ def certify_run(
         with mlflow:
             tracker = tracker_of(run)
         try:
-            Session(run, store, lease, log, say, lenders, tracker).vote(only_failed=retry_failed)
+            Session(run, store, lease, log, say, donors, tracker).vote(only_failed=retry_failed)
             report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=run.folder)
             for line in report.devices:
                 say(line)
@@ -104,7 +101,7 @@ def tracker_of(run: PreparedRun) -> Any:
         return None
     from pipeline.report.mlflow_tracker import Tracker
 
-    return Tracker(run.config, folder=run.folder, law=run.law, fingerprint=run.fingerprint)
+    return Tracker(run.config, folder=run.folder, declaration=run.declaration, fingerprint=run.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -114,9 +111,9 @@ class Session:
     run: PreparedRun
     store: RunStore
     lease: Lease
-    log: RunLog
+    log: EventLog
     tell: Say
-    lenders: Sequence[UPath] = ()
+    donors: Sequence[UPath] = ()
     tracker: Any = None
 
     def say(self, line: str) -> None:
@@ -135,9 +132,9 @@ class Session:
         )
         for path, problem in unusable:
             self.say(f"set aside {path}: {problem}; what it held is computed again")
-        for lender in self.lenders:
+        for donor in self.donors:
             if self.run.missing(evidence):
-                evidence = self._borrow(evidence, lender)
+                evidence = self._reuse_votes(evidence, donor)
         votes_done, missing = evidence.draws, self.run.missing(evidence)
         if only_failed:
             missing = {unit_id: missing[unit_id] for unit_id in self.store.failed_ids() if unit_id in missing}
@@ -178,14 +175,14 @@ class Session:
             self.say(f"{so_far}, and so are the others; --set compute.device=cuda draws them on GPUs nevertheless")
         return pool
 
-    def _borrow(self, evidence: EvidenceTable, lender: UPath) -> EvidenceTable:
+    def _reuse_votes(self, evidence: EvidenceTable, donor: UPath) -> EvidenceTable:
         run = self.run
-        votes, evaluations = borrow(
-            self.store, run.law, evidence, run.records, num_classes=run.num_classes, lender=lender
+        votes, evaluations = reuse_votes(
+            self.store, run.declaration, evidence, run.records, num_classes=run.num_classes, donor=donor
         )
         if not votes:
             return evidence
-        self.say(f"took {votes:,} votes over from {lender}, {evaluations:,} evaluations")
+        self.say(f"took {votes:,} votes over from {donor}, {evaluations:,} evaluations")
         return self.store.all_evidence(fingerprint=run.fingerprint)
 
     def _compact(self) -> None:
@@ -249,10 +246,10 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
     }
     rows = [unit_row(unit, record_of[unit.image_id]) for unit in sent.values()]
     settings = VoterSettings(
-        run.config, absolute(run.folder), run.law, run.fingerprint, run.num_classes, device=pool.device
+        run.config, absolute(run.folder), run.declaration, run.fingerprint, run.num_classes, device=pool.device
     )
-    actor, fewest = (WaveActor, IMAGES_TOGETHER) if follows else (VoteActor, 1)
-    together = max(fewest, units_of_passes(run.law, passes=PASSES_OF_A_GPU if pool.gpus_per_actor else 1))
+    actor, fewest = (SequentialVoteActor, IMAGES_TOGETHER) if follows else (VoteActor, 1)
+    together = max(fewest, units_of_passes(run.declaration, passes=PASSES_OF_A_GPU if pool.gpus_per_actor else 1))
     stuck_seconds = run.config.compute.stuck_seconds
     metrics, exported = Metrics(str(run.folder)), SideChannel("Ray's metrics", say)
     for row in stream(rows, actor, settings, pool=pool, stuck_seconds=stuck_seconds, rows_together=together, say=say):
@@ -265,39 +262,6 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
         yield receipt
 
 
-def units_of_passes(law: dict[str, Any], *, passes: int) -> int:
+def units_of_passes(declaration: Declaration, *, passes: int) -> int:
     """How many units have the draws whose rows fill so many passes when each draw waits for one row's answer."""
-    return math.ceil(passes * law["compute"]["rows_per_pass"] / law["votes"]["per_unit"])
-
-
-def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[float], folder: UPath) -> Report:
-    """Derives certificates and report from a run's evidence alone; another alpha needs no model and no votes.
-
-    Raises:
-        ValueError: the run is incomplete, or a radius is none that a sequential run declared.
-    """
-    manifest, images = store.manifest(), store.images(shown=MOST_IMAGES)
-    law, fingerprint = manifest["law"], manifest["fingerprint"]
-    refuse_undeclared_radii(law, radii)
-    evidence = store.all_evidence(fingerprint=fingerprint)
-    certified = certify_images(
-        evidence,
-        images,
-        law=law,
-        num_classes=manifest["plan"]["classes"],
-        alpha=alpha,
-        resume_with=f"ndc certify {store.folder}",
-    )
-    return write_report(
-        folder,
-        certified,
-        images,
-        law=law,
-        alpha=law["certificate"]["alpha"] if alpha is None else alpha,
-        radii=radii,
-        title=f"Certified robustness: {store.folder.name}",
-        evidence_digest=evidence.digest,
-        empirical=empirical_accuracy(store.folder, fingerprint=fingerprint),
-        class_names=manifest["data"].get("classes"),
-        devices=device_lines(evidence.devices),
-    )
+    return math.ceil(passes * declaration.rows_per_pass / declaration.votes_per_unit)

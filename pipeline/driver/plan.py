@@ -12,15 +12,15 @@ from upath import UPath
 from ndc_core.analysis.self_test import Exactness
 from ndc_core.certificates.certificate import Method, Tally
 from pipeline.declaration.config import RunConfig
-from pipeline.declaration.procedure import method_of
-from pipeline.driver.prepare import Planning, PreparedRun, prepare, read_inputs
+from pipeline.driver.prepare import CostSample, PreparedRun, prepare, read_inputs
 from pipeline.driver.services import say_services
 from pipeline.progress import duration
+from pipeline.side_channel import Say
 from pipeline.store.devices import DeviceRecord
 from pipeline.store.evidence import Evidence, evidence_content
 from pipeline.store.run_store import RunStore
 from pipeline.workers.measurement import SampledCell
-from pipeline.workers.ray_pool import Say, connect_ray
+from pipeline.workers.ray_pool import connect_ray
 
 REPETITIONS = 12  # of the declared procedure, on each sampled image
 RESAMPLES = 1000
@@ -95,7 +95,7 @@ def plan_run(
     say_services([config], folder, say=say)
     inputs = read_inputs(config)
     say(f"model: {config.model}, {inputs.num_classes:,} classes")
-    run = prepare(config, folder, say=say, plan=Planning(evaluations_per_second), inputs=inputs)
+    run = prepare(config, folder, say=say, plan=CostSample(evaluations_per_second), inputs=inputs)
     for line in run.remarks:
         say(line)
     store = RunStore(folder)
@@ -168,7 +168,7 @@ def _amounts(run: PreparedRun, cells: Sequence[SampledCell]) -> tuple[Amount, Am
 
 def _simulated(run: PreparedRun, cell: SampledCell, rng: np.random.Generator) -> list[tuple[float, float]]:
     """Votes and evaluations of the sampled image, were its declared procedure carried out."""
-    method, selection = method_of(run.law, cell.sigma_pixel), run.config.votes.selection
+    method, selection = run.declaration.procedure(cell.sigma_pixel), run.config.votes.selection
     of_each = {phase: evaluations / cell.draws for phase, evaluations in cell.evaluations.items()}
     found: list[tuple[float, float]] = []
     for _ in range(REPETITIONS):

@@ -18,14 +18,15 @@ from pipeline.data.datasets import (
 )
 from pipeline.data.source import Source
 from pipeline.declaration.config import RunConfig
-from pipeline.declaration.declaration import fingerprint_of, law_of, refuse_changes
+from pipeline.declaration.declaration import Declaration, declare, refuse_changes
 from pipeline.declaration.units import WorkUnit, draws_a_unit, plan_units
 from pipeline.progress import ReadingProgress
+from pipeline.side_channel import Say
 from pipeline.store.evidence import EvidenceTable
 from pipeline.store.run_store import RunStore
-from pipeline.workers.measurement import Measured, ToMeasure, measure
+from pipeline.workers.measurement import Measured, MeasurementRequest, measure
 from pipeline.workers.models import build_classifier, model_digests
-from pipeline.workers.ray_pool import Say, run_once
+from pipeline.workers.ray_pool import run_once
 
 IMAGES_TO_MEASURE = 8
 
@@ -39,7 +40,7 @@ class PreparedRun:
     source: Source
     listing: Listing
     units: dict[str, WorkUnit]  # by unit id
-    law: dict[str, Any]
+    declaration: Declaration
     fingerprint: str
     num_classes: int
     most_evaluations_per_vote: int
@@ -69,8 +70,8 @@ class PreparedRun:
         absent = {unit_id: unit for unit_id, unit in self.units.items() if unit_id not in there}
         if not self.stops_early:
             return absent
-        cells = cells_of(self.law, self.records, evidence, num_classes=self.num_classes)
-        needed = {key: cell.standing().needed for key, cell in cells.items()}
+        cells = cells_of(self.declaration, self.records, evidence, num_classes=self.num_classes)
+        needed = {key: cell.state().needed for key, cell in cells.items()}
         return {
             unit_id: unit
             for unit_id, unit in absent.items()
@@ -114,7 +115,7 @@ class PreparedRun:
             "label_order": self.source.label_order,
             "classes": self.source.class_names,
         }
-        return {"fingerprint": self.fingerprint, "law": self.law, "plan": plan, "data": data}
+        return {"fingerprint": self.fingerprint, "law": self.declaration.to_json(), "plan": plan, "data": data}
 
 
 def silent(line: str) -> None:
@@ -164,7 +165,7 @@ def prepare(
     folder: UPath,
     *,
     say: Say = silent,
-    plan: "Planning | None" = None,
+    plan: "CostSample | None" = None,
     inputs: Inputs | None = None,
 ) -> PreparedRun:
     """Loads and checks everything, writing nothing (a model in an object store is copied to this node's cache).
@@ -179,21 +180,21 @@ def prepare(
     store.is_declared()  # says at once whether the place can be reached at all
     inputs = inputs or read_inputs(config)
     source, listing = inputs.source, inputs.listing
-    measuring = Measuring(source, listing, inputs.most_evaluations_per_vote, say)
+    measuring = Measurer(source, listing, inputs.most_evaluations_per_vote, say)
     config, measured = with_sizes(config, store, measuring, plan)
     data = replace(config.dataset, label_order=source.label_order)  # run.toml states what was taken
     config = config.model_copy(update={"dataset": data})
-    law = law_of(config, listing, models=inputs.digests)
-    fingerprint = fingerprint_of(law)
-    refuse_other_law(store, law)
-    units = {unit.unit_id(fingerprint): unit for unit in plan_units(law, listing.records)}
+    declaration = declare(config, listing, models=inputs.digests)
+    fingerprint = declaration.fingerprint
+    refuse_other_declaration(store, declaration)
+    units = {unit.unit_id(fingerprint): unit for unit in plan_units(declaration, listing.records)}
     return PreparedRun(
         config,
         folder,
         source,
         listing,
         units,
-        law,
+        declaration,
         fingerprint,
         inputs.num_classes,
         inputs.most_evaluations_per_vote,
@@ -203,7 +204,7 @@ def prepare(
 
 
 @dataclass(frozen=True)
-class Measuring:
+class Measurer:
     """What is measured for a run: on which images, at which cost of a vote at most."""
 
     source: Source
@@ -228,25 +229,25 @@ class Measuring:
         self.say(
             f"measuring passes{f' and votes of {len(images)} images' * bool(images)}; it takes up to half a minute"
         )
-        asked = ToMeasure(config, images, self.most_evaluations_per_vote)
+        asked = MeasurementRequest(config, images, self.most_evaluations_per_vote)
         return run_once(measure, asked, compute=config.compute, say=self.say)
 
 
 @dataclass(frozen=True)
-class Planning:
+class CostSample:
     """Asks for a sample of votes, or takes a stated rate of one actor instead of all measuring."""
 
     evaluations_per_second: float | None = None
 
 
 def with_sizes(
-    config: RunConfig, store: RunStore, measuring: Measuring, plan: Planning | None
+    config: RunConfig, store: RunStore, measuring: Measurer, plan: CostSample | None
 ) -> tuple[RunConfig, Measured | None]:
     """The configuration with the sizes of passes and units that the run was declared with, or else measured here."""
     rows, per_unit, measured = config.compute.rows_per_pass, config.votes.per_unit, None
     if store.is_declared():
-        law = store.manifest()["law"]
-        rows, per_unit = rows or law["compute"]["rows_per_pass"], per_unit or law["votes"]["per_unit"]
+        declaration = store.declaration()
+        rows, per_unit = rows or declaration.rows_per_pass, per_unit or declaration.votes_per_unit
     stated = plan.evaluations_per_second if plan else None
     if stated:
         measured = Measured("", rows or 1, stated, ())
@@ -270,7 +271,7 @@ def with_sizes(
     return config.model_copy(update=chosen), measured
 
 
-def refuse_other_law(store: RunStore, law: dict[str, Any]) -> None:
-    """Raises LawChangedError if the folder holds a run of another law."""
+def refuse_other_declaration(store: RunStore, declaration: Declaration) -> None:
+    """Raises DeclarationChangedError if the folder holds a run of another law."""
     if store.is_declared():
-        refuse_changes(store.manifest()["law"], law, folder=str(store.folder))
+        refuse_changes(store.declaration(), declaration, folder=str(store.folder))

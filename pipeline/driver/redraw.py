@@ -20,7 +20,7 @@ from pipeline.data.datasets import ImageRecord
 from pipeline.declaration.config import RunConfig
 from pipeline.store.devices import DeviceRecord, device_record, exactness_line
 from pipeline.store.evidence import Evidence
-from pipeline.workers.memory import keep_freed_memory
+from pipeline.workers.compute import set_up_process
 from pipeline.workers.models import build_classifier
 from pipeline.workers.vote_actor import votes_of_unit
 
@@ -49,8 +49,7 @@ def device_for(evidence: Sequence[Evidence]) -> str:
 
 def load_for_redraw(config: RunConfig, *, device: str) -> Voter:
     """The run's classifier, in a process that does nothing else; that the model is the run's was checked before."""
-    keep_freed_memory()
-    torch.set_num_threads(config.compute.threads_per_actor)
+    set_up_process(threads=config.compute.threads_per_actor)
     return build_classifier(config, device=device)
 
 

@@ -52,8 +52,8 @@ def status_of(folder: UPath, *, now_unix: float | None = None) -> RunStatus:
     manifest = store.manifest()
     evidence = store.all_evidence(fingerprint=manifest["fingerprint"])
     images, classes = store.images(), manifest["plan"]["classes"]
-    cells = cells_of(manifest["law"], images, evidence, num_classes=classes).values()
-    decided = sum(cell.standing().decided for cell in cells)
+    cells = cells_of(store.declaration(), images, evidence, num_classes=classes).values()
+    decided = sum(cell.state().decided for cell in cells)
     now = time.time() if now_unix is None else now_unix
     votes, rate, left = manifest["plan"]["votes"], None, None
     recent = evidence.since(now - RATE_WINDOW_SECONDS)

@@ -6,7 +6,7 @@ from typing import Protocol, Self
 
 from pipeline.side_channel import Say, SideChannel
 from pipeline.store.evidence import EvidenceTable
-from pipeline.workers.vote_actor import Receipt
+from pipeline.workers.rows import Receipt
 
 SECONDS_BETWEEN_POINTS = 30.0
 LAST_SECONDS = 1.0  # for what is left to tell when votes end or are stopped: Ray kills a job 3 s after it stops it

@@ -6,23 +6,24 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from upath import UPath
 
-from pipeline.certificates.reduce import certificate_rows, certify_images
+from pipeline.certificates.files import certificate_rows, read_certificates
+from pipeline.certificates.reduce import certify_images
 from pipeline.certificates.stopping import Cells, IncompleteRunError, cells_of
 from pipeline.data.datasets import ImageRecord, Listing, list_images, source_of
-from pipeline.declaration.config import RunConfig, load_config
-from pipeline.declaration.declaration import VOTE_VERSION, differences, fingerprint_of, law_of
+from pipeline.declaration.config import RunConfig
+from pipeline.declaration.declaration import VOTE_VERSION, Declaration, declare, differences
+from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import plan_units
-from pipeline.driver.certify import reduce_and_report
 from pipeline.driver.redraw import Comparison, redrawn
 from pipeline.locations import exists, location, read
+from pipeline.report.report import reduce_and_report
 from pipeline.store.devices import device_lines
 from pipeline.store.evidence import Evidence, EvidenceTable, checked_rows
-from pipeline.store.run_store import RunStore, StoreError, read_certificates
+from pipeline.store.run_store import RunStore, StoreError
 from pipeline.workers.models import build_classifier, model_digests
 
 COMPARED_FILES = ("certificates.tsv", "summary.json", "table.md", "table.tex")
@@ -60,16 +61,16 @@ def verify_run(folder: UPath, *, redraw: int, say: Callable[[str], None]) -> Non
     """
     store, findings = RunStore(folder), Findings(say)
     manifest, config = store.manifest(), load_config(str(folder / "run.toml"))
-    law, fingerprint = manifest["law"], manifest["fingerprint"]
-    findings.check("run.json: its fingerprint is that of its law", _law_problems(law, fingerprint))
-    same = findings.check("run.toml, model and data are those of the law", _input_problems(config, law))
-    records, problems = _records(store, law)
+    declaration, fingerprint = Declaration.from_json(manifest["law"]), manifest["fingerprint"]
+    findings.check("run.json: its fingerprint is that of its law", _declaration_problems(declaration, fingerprint))
+    same = findings.check("run.toml, model and data are those of the law", _input_problems(config, declaration))
+    records, problems = _records(store, declaration)
     if not findings.check("images.parquet, images: ids, labels and pixels are those of the law", problems):
         findings.end(folder)
-    planned = {unit.unit_id(fingerprint) for unit in plan_units(law, records)}
+    planned = {unit.unit_id(fingerprint) for unit in plan_units(declaration, records)}
     evidence, unreadable = _read(store, fingerprint, planned)
     findings.check(f"evidence of {len(evidence):,} units: readable, unchanged, of this run", unreadable)
-    cells = cells_of(law, records, evidence, num_classes=manifest["plan"]["classes"])
+    cells = cells_of(declaration, records, evidence, num_classes=manifest["plan"]["classes"])
     ranges = [problem for cell in cells.values() for problem in _range_problems(cell.finished, folder)]
     complete = findings.check(
         f"{evidence.draws:,} votes of {len(cells):,} images and levels: no gap, no overlap, none too many", ranges
@@ -90,15 +91,15 @@ def verify_run(folder: UPath, *, redraw: int, say: Callable[[str], None]) -> Non
     findings.end(folder)
 
 
-def _law_problems(law: dict[str, Any], fingerprint: str) -> list[str]:
-    if fingerprint_of(law) != fingerprint:
+def _declaration_problems(declaration: Declaration, fingerprint: str) -> list[str]:
+    if declaration.fingerprint != fingerprint:
         return ["run.json: the law was changed after the run was declared (its fingerprint does not fit)"]
-    if law.get("vote_version") != VOTE_VERSION:
-        return [f"run.json: votes of version {law.get('vote_version')}, this program's are {VOTE_VERSION}"]
+    if declaration.vote_version != VOTE_VERSION:
+        return [f"run.json: votes of version {declaration.vote_version}, this program's are {VOTE_VERSION}"]
     return []
 
 
-def _input_problems(config: RunConfig, law: dict[str, Any]) -> list[str]:
+def _input_problems(config: RunConfig, declaration: Declaration) -> list[str]:
     """A law computed from today's run.toml, models and data must be the declared one."""
     try:
         classifier = build_classifier(config, device="cpu")
@@ -106,13 +107,14 @@ def _input_problems(config: RunConfig, law: dict[str, Any]) -> list[str]:
         listing = list_images(
             config.dataset, source_of(config.dataset), image_shape=shape, num_classes=classes, noise=config.noise
         )
-        changed = differences(law, law_of(config, listing, models=model_digests(config)))
+        wanted = declare(config, listing, models=model_digests(config))
+        changed = differences(declaration.recorded, wanted.recorded)
     except (ValueError, OSError) as error:
         return [f"model or data: {error}"]
     return [f"declared -> found: {line}" for line in changed]
 
 
-def _records(store: RunStore, law: dict[str, Any]) -> tuple[list[ImageRecord], list[str]]:
+def _records(store: RunStore, declaration: Declaration) -> tuple[list[ImageRecord], list[str]]:
     """The images of the run's own copy, whose pixels must be those of the law."""
     try:
         records = store.pictures.records()
@@ -120,8 +122,8 @@ def _records(store: RunStore, law: dict[str, Any]) -> tuple[list[ImageRecord], l
             store.pictures.pixels(record)
     except (ValueError, LookupError, FileNotFoundError) as error:
         return [], [str(error)]
-    listing = Listing(records, tuple(law["dataset"]["image_shape"]))
-    if listing.digest != law["dataset"]["sha256"]:
+    listing = Listing(records, declaration.image_shape)
+    if listing.digest != declaration.images_sha256:
         return records, ["images.parquet: ids, labels or hashes are not those that the run was declared with"]
     return records, []
 
@@ -159,7 +161,7 @@ def _certificates(store: RunStore, evidence: EvidenceTable) -> list[str]:
     certified = certify_images(
         evidence,
         store.images(),
-        law=manifest["law"],
+        declaration=Declaration.from_json(manifest["law"]),
         num_classes=manifest["plan"]["classes"],
         alpha=None,
         resume_with=f"ndc certify {store.folder}",

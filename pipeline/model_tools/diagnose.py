@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -32,10 +31,9 @@ from pipeline.data.datasets import (
 from pipeline.data.source import DataError
 from pipeline.model_tools.diagnosis_figure import diagnosis_figure
 from pipeline.progress import CountProgress
+from pipeline.workers.compute import pick_device, set_up_process
 from pipeline.workers.cores import usable_cores
-from pipeline.workers.memory import keep_freed_memory
 from pipeline.workers.models import load_pair
-from pipeline.workers.vote_actor import pick_device
 
 SHOWN_EVALUATIONS = 16  # how far accuracy is followed, if the budget ends before
 FEWEST_IMAGES = 4  # a grid is chosen on half of them and judged on the other, with a standard error
@@ -97,8 +95,7 @@ def diagnose_model(
         unconditional=unconditional,
     )
     examples = spread_images(data, denoiser, say=say)
-    keep_freed_memory()
-    torch.set_num_threads(usable_cores())
+    set_up_process(threads=usable_cores())
     diagnosis = diagnose(model, data, settings, classifier, examples)
     write(diagnosis, out)
     report(diagnosis, out, say)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ndc_core.checkpoints.denoisers import CheckpointError, denoiser_digest, load_denoiser
 from ndc_core.models.denoiser import EDMDenoiser
@@ -13,9 +12,9 @@ from ndc_core.training.denoiser import save_trained
 from ndc_core.training.distillation import DistillationSpec, distil
 from pipeline.data.datasets import DatasetSpec, Example, examples_of, source_of
 from pipeline.data.source import DataError
-from pipeline.model_tools.train import TrainingBar, refuse_to_overwrite, threads_for
+from pipeline.model_tools.train import TrainingBar, refuse_to_overwrite
 from pipeline.model_tools.training_images import data_notes, stacked
-from pipeline.workers.memory import keep_freed_memory
+from pipeline.workers.compute import set_up_process, threads_for
 from pipeline.workers.models import local_checkpoint
 
 CHANNELS_STEP = 8  # of a group in the network's normalisations
@@ -44,8 +43,7 @@ def distill(
     check_teacher(teacher, denoiser)
     examples = fitting_images(data, denoiser.image_shape, say)
     out.mkdir(parents=True, exist_ok=True)
-    keep_freed_memory()
-    torch.set_num_threads(threads_for(denoiser.image_shape))
+    set_up_process(threads=threads_for(denoiser.image_shape))
     with TrainingBar(spec.steps, "distilling") as bar:
         student = distil(
             denoiser, stacked(examples), knows_no_label=denoiser.knows_no_label, spec=spec, on_step=bar.add

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -28,15 +27,12 @@ from pipeline.model_tools.training_images import TrainingImages, labelled_images
 from pipeline.model_tools.training_presets import PRESETS, TrainingPreset
 from pipeline.model_tools.training_state import SECONDS_BETWEEN_CHECKPOINTS, TrainingState
 from pipeline.model_tools.training_tracker import TrainingTracker
-from pipeline.progress import duration, show
+from pipeline.progress import SECONDS_BETWEEN_LINES, duration, show
 from pipeline.report.mlflow_tracker import TrainingRun
 from pipeline.side_channel import Listener, Listeners
+from pipeline.workers.compute import pick_device, set_up_process, threads_for
 from pipeline.workers.cores import usable_cores
-from pipeline.workers.memory import keep_freed_memory
-from pipeline.workers.vote_actor import pick_device
 
-SECONDS_BETWEEN_LINES = 5.0
-PIXELS_WORTH_THREADS = 256
 # A cold compilation takes two minutes; this many images take longer than ten without it.
 WORTH_COMPILING_SECONDS, WORTH_COMPILING_IMAGES = 600.0, 5_000_000
 NO_STEPS_LIMIT = 10**9
@@ -125,8 +121,7 @@ def train_on(
     if begun := state.load():
         say(f"going on after step {begun['step']:,}")
     out.mkdir(parents=True, exist_ok=True)
-    keep_freed_memory()
-    torch.set_num_threads(usable_cores())
+    set_up_process(threads=usable_cores())
     digest = hashlib.sha256(json.dumps(state.declaration, sort_keys=True).encode()).hexdigest()
     start = partial(TrainingRun, out.name, folder=UPath(out), fingerprint=digest, parameters=declaration)
     told: dict[str, Callable[[], Listener[TrainingProgress]]] = {
@@ -218,8 +213,7 @@ def train_classifier_on(data: DatasetSpec, out: Path, *, settings: dict[str, Any
     spec = ClassifierSpec(**settings)
     images = labelled_images(data, batch=spec.batch, say=say)
     out.mkdir(parents=True, exist_ok=True)
-    keep_freed_memory()
-    torch.set_num_threads(threads_for(images.image_shape))
+    set_up_process(threads=threads_for(images.image_shape))
     with TrainingBar(spec.steps) as bar:
         classifier = train_classifier(
             images.pixels, images.labels, num_classes=images.num_classes, spec=spec, on_step=bar.add
@@ -231,12 +225,6 @@ def train_classifier_on(data: DatasetSpec, out: Path, *, settings: dict[str, Any
 def refuse_to_overwrite(out: Path) -> None:
     if (out / WEIGHTS_FILE).exists():
         raise ValueError(f"{out} holds a checkpoint already, which runs may depend on; choose another folder")
-
-
-def threads_for(image_shape: tuple[int, ...]) -> int:
-    """Threads meet at every operation, of which tiny images make many short ones: wherever another process has a core,
-    all wait for it (on two busy cores, 12 s distilled digits for 65 steps with two threads, for 442 with one)."""
-    return usable_cores() if math.prod(image_shape[1:]) >= PIXELS_WORTH_THREADS else 1
 
 
 class TrainingBar:

@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ndc_core.checkpoints.denoisers import CheckpointError, denoiser_digest, describe_denoiser, save_denoiser
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.models.class_heads import HeadsDenoiser
@@ -17,11 +15,10 @@ from ndc_core.training.tuning import Judgement, Tuned, TuningSpec, split, tune
 from pipeline.data.datasets import DATASETS, DatasetSpec
 from pipeline.data.source import DataError
 from pipeline.declaration.config import ComputeConfig, Device, RunConfig
-from pipeline.model_tools.train import TrainingBar, refuse_to_overwrite, threads_for
+from pipeline.model_tools.train import TrainingBar, refuse_to_overwrite
 from pipeline.model_tools.training_images import TrainingImages, labelled_images
-from pipeline.workers.memory import keep_freed_memory
+from pipeline.workers.compute import pick_device, set_up_process, threads_for
 from pipeline.workers.models import build_classifier, local_checkpoint
-from pipeline.workers.vote_actor import pick_device
 
 
 def tune_for(
@@ -51,8 +48,7 @@ def tune_for(
     machine = Machine(pick_device(device))
     say(f"tuning {config.model} on {len(train):,} images; {len(held_out):,} judge; on {machine.device}")
     out.mkdir(parents=True, exist_ok=True)
-    keep_freed_memory()
-    torch.set_num_threads(threads_for(images.image_shape))
+    set_up_process(threads=threads_for(images.image_shape))
     with TrainingBar(spec.steps, "tuning", device=machine.device) as bar:
         try:
             tuned = tune(

@@ -39,20 +39,20 @@ def taken_for(guesses: Guesses, classes: int) -> dict[int, int]:
         if predicted in free and count > images[label] / 2:
             found[label] = predicted
             free.remove(predicted)
-    following = sum(counts[pair] for pair in found.items())
+    schedule = sum(counts[pair] for pair in found.items())
     moved = sum(label != predicted for label, predicted in found.items())
-    if 2 * moved <= len(found) or 2 * following <= len(guesses):
+    if 2 * moved <= len(found) or 2 * schedule <= len(guesses):
         return {}
-    lucky = log_luck(images=len(guesses), following=following, labels=len(found), classes=classes)
+    lucky = log_luck(images=len(guesses), schedule=schedule, labels=len(found), classes=classes)
     return dict(sorted(found.items())) if lucky <= math.log(LUCK) else {}
 
 
-def log_luck(*, images: int, following: int, labels: int, classes: int) -> float:
+def log_luck(*, images: int, schedule: int, labels: int, classes: int) -> float:
     """Logarithm of a bound on the probability that so many of the images follow any order of so many labels, if each is
     given a class at random: summed over which images do, and which order."""
-    which = gammaln(images + 1) - gammaln(following + 1) - gammaln(images - following + 1)
+    which = gammaln(images + 1) - gammaln(schedule + 1) - gammaln(images - schedule + 1)
     orders = gammaln(classes + 1) - gammaln(classes - labels + 1)
-    return float(which + orders - following * math.log(classes))
+    return float(which + orders - schedule * math.log(classes))
 
 
 def chance_warning(levels: Mapping[str, Guesses], *, classes: int, names: Sequence[str] | None = None) -> str | None:

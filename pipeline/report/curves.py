@@ -7,7 +7,8 @@ from itertools import zip_longest
 
 from scipy.special import betaincinv
 
-from pipeline.certificates.reduce import Attacked, CertifiedImage
+from pipeline.certificates.attack_results import Attacked
+from pipeline.certificates.reduce import CertifiedImage
 
 CONFIDENCE = 0.95
 BEST = "best sigma per radius, chosen on this data"

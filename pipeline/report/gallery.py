@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.shared_path import WALKS, stations_of
 from ndc_core.noise.smoothing import NOISES
 from ndc_core.noise.streams import draw_generator
 from ndc_core.space import bytes_to_pixels, model_to_pixels
-from pipeline.certificates.reduce import CertifiedImage, cut
+from pipeline.certificates.files import cut
+from pipeline.certificates.reduce import CertifiedImage
 from pipeline.data.decoding import webp_bytes
+from pipeline.declaration.declaration import Declaration
 from pipeline.store.run_store import StoredImage, spread
 
 MOST_IMAGES = 500
@@ -47,23 +48,23 @@ class Coding:
         return f"For display, {pixels}{clean}, and noise is rounded to {step} and cut at {largest:.2g} sigma."
 
 
-def noisy_pixels(item: CertifiedImage, pixels: np.ndarray, *, law: dict[str, Any]) -> np.ndarray:
+def noisy_pixels(item: CertifiedImage, pixels: np.ndarray, *, declaration: Declaration) -> np.ndarray:
     """The image as the first estimation draw saw it."""
-    sigma_pixel, noise = item.certificate.sigma_pixel, NOISES[law["noise"]]
-    generator = draw_generator(seed=law["seed"], image_id=item.image_id, phase="estimation", draw=0)
-    if law["classifier"].get("one_path"):
-        stations = stations_of(GridSpec(**law["classifier"]["grid"]), law["sigma_pixel"])
+    sigma_pixel, noise = item.certificate.sigma_pixel, NOISES[declaration.noise]
+    generator = draw_generator(seed=declaration.seed, image_id=item.image_id, phase="estimation", draw=0)
+    if declaration.one_path:
+        stations = stations_of(declaration.grid, declaration.sigma_pixel)
         reached = stations[: stations.index(sigma_pixel) + 1]  # a path is drawn from below: its rest changes nothing
-        drawn = WALKS[law["noise"]](reached).draw(generator, pixels.shape)[-1]
+        drawn = WALKS[declaration.noise](reached).draw(generator, pixels.shape)[-1]
     else:
         drawn = noise(sigma_pixel).draw(generator, pixels.shape)
     return model_to_pixels(noise.add(pixels, drawn[None])[0])
 
 
-def noise_in_sigmas(item: CertifiedImage, pixels: np.ndarray, *, law: dict[str, Any]) -> np.ndarray:
+def noise_in_sigmas(item: CertifiedImage, pixels: np.ndarray, *, declaration: Declaration) -> np.ndarray:
     """What the first estimation draw added."""
     sigma_pixel = item.certificate.sigma_pixel
-    added = noisy_pixels(item, pixels, law=law) - bytes_to_pixels(pixels)
+    added = noisy_pixels(item, pixels, declaration=declaration) - bytes_to_pixels(pixels)
     return (added / sigma_pixel if sigma_pixel else np.zeros_like(added)).astype(np.float32)
 
 
@@ -145,18 +146,18 @@ def encode_pictures(cleans: Iterable[np.ndarray], noises: Iterable[np.ndarray], 
     }
 
 
-def picture_data(items: Sequence[Item], *, budget: int, law: dict[str, Any]) -> dict[str, Any]:
+def picture_data(items: Sequence[Item], *, budget: int, declaration: Declaration) -> dict[str, Any]:
     """The pictures of a page in at most `budget` bytes of JSON, with as little loss as that allows: clean ones of all
     images, and noise of each card, or of each image (`shared`) where all its levels scale the same noise."""
     if not items:
         return {"note": "", "shared": True, "clean": [], "noise": []}
     of_image = {item.image_id: (item, pixels) for item, pixels in items}
     cleans = [pixels for _, pixels in of_image.values()]
-    shared = not law["classifier"].get("one_path")
+    shared = not declaration.one_path
     drawn = list(of_image.values()) if shared else list(items)
 
     def noises(indices: Iterable[int]) -> Iterator[np.ndarray]:
-        return (noise_in_sigmas(*drawn[index], law=law) for index in indices)
+        return (noise_in_sigmas(*drawn[index], declaration=declaration) for index in indices)
 
     sampled = spread(len(cleans), SAMPLED)
     some_cleans = [cleans[index] for index in sampled]

@@ -15,7 +15,9 @@ from filelock import FileLock
 from upath import UPath
 
 from pipeline.data.datasets import DatasetSpec
-from pipeline.declaration.config import RunConfig, load_config
+from pipeline.declaration.config import RunConfig
+from pipeline.declaration.declaration import Declaration
+from pipeline.declaration.toml_files import load_config
 from pipeline.locations import absolute, read
 from pipeline.report.mlflow_address import (
     TrackingError,
@@ -59,11 +61,13 @@ CHARTS = "workflowType=machine_learning&compareRunsMode=CHART"
 class Tracker:
     """The MLflow run that belongs to one law and one run folder."""
 
-    def __init__(self, config: RunConfig, *, folder: UPath, law: dict[str, Any], fingerprint: str) -> None:
+    def __init__(self, config: RunConfig, *, folder: UPath, declaration: Declaration, fingerprint: str) -> None:
         self.folder = absolute(folder)
         self.uri, self.client, self.experiment_id = open_experiment(config.experiment)
-        tags, found = tags_of(config, law), find_run(self.client, self.experiment_id, self.folder, fingerprint)
-        self.run_id = found or self._create(f"{tags['method']}: {folder.name}", law, fingerprint, config.dataset)
+        tags, found = tags_of(config, declaration), find_run(self.client, self.experiment_id, self.folder, fingerprint)
+        self.run_id = found or self._create(
+            f"{tags['method']}: {folder.name}", declaration, fingerprint, config.dataset
+        )
         for name, value in tags.items():  # those that are not of the law may have changed
             self.client.set_tag(self.run_id, name, value)
         self.client.update_run(self.run_id, status="RUNNING")
@@ -74,13 +78,14 @@ class Tracker:
             [(name, step, value) for name, value in metrics.items()], milliseconds=round(1000 * time.time())
         )
 
-    def _create(self, name: str, law: dict[str, Any], fingerprint: str, data: DatasetSpec) -> str:
+    def _create(self, name: str, declaration: Declaration, fingerprint: str, data: DatasetSpec) -> str:
         from mlflow.entities import Dataset, DatasetInput, Param
 
         tags = {"ndc.fingerprint": fingerprint, "ndc.folder": self.folder, NOTE: description(None, self.folder)}
         run = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
-        self.client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in flatten(law).items()])
-        dataset = Dataset(name=data.name, digest=law["dataset"]["sha256"][:32], source_type="ndc", source=data.name)
+        params = [Param(key, value) for key, value in flatten(declaration.to_json()).items()]
+        self.client.log_batch(run.info.run_id, params=params)
+        dataset = Dataset(name=data.name, digest=declaration.images_sha256[:32], source_type="ndc", source=data.name)
         self.client.log_inputs(run.info.run_id, [DatasetInput(dataset)])
         return str(run.info.run_id)
 

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from pipeline.certificates.reduce import LARGEST, CertifiedImage, percent
+from pipeline.certificates.reduce import LARGEST, CertifiedImage
 from pipeline.declaration.config import RunConfig
+from pipeline.declaration.declaration import Declaration
 from pipeline.report.report import Summary, accuracy_at
+from pipeline.report.tables import percent
 
 BEST = "best_sigma"
 BEST_ROW = "best sigma, chosen on this data"
@@ -20,16 +22,16 @@ WIDE_SPACE = "&emsp;"  # MLflow draws the columns of a table without a gap
 Point = tuple[str, int, float]
 
 
-def tags_of(config: RunConfig, law: dict[str, Any]) -> dict[str, str]:
+def tags_of(config: RunConfig, declaration: Declaration) -> dict[str, str]:
     """What runs are told apart by in MLflow's search: `tags.method = 'epndc'`."""
     tags = {
-        "method": law["classifier"]["name"],
-        "certificate": law["certificate"]["method"],
+        "method": declaration.classifier,
+        "certificate": declaration.certificate,
         "dataset": config.dataset.name,
         "model": config.model,
-        "sigmas": ", ".join(f"{sigma:g}" for sigma in law["sigma_pixel"]),
-        "noise": law["noise"],
-        "alpha": f"{law['certificate']['alpha']:g}",
+        "sigmas": ", ".join(f"{sigma:g}" for sigma in declaration.sigma_pixel),
+        "noise": declaration.noise,
+        "alpha": f"{declaration.alpha:g}",
         "version": version("ndc"),
     }
     return {**tags, "sweep": config.sweep} if config.sweep else tags

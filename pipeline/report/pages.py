@@ -7,7 +7,9 @@ from typing import Any
 
 import jinja2
 
-from pipeline.certificates.reduce import CertifiedImage, cut
+from pipeline.certificates.files import cut
+from pipeline.certificates.reduce import CertifiedImage
+from pipeline.declaration.declaration import Declaration
 from pipeline.report.curves import Curve, interval_of
 from pipeline.report.figures import COLOURS
 from pipeline.report.gallery import gallery_data, picture_data, shown_items
@@ -113,7 +115,7 @@ def html_page(
     scope: str,
     certified: Sequence[CertifiedImage],
     images: Sequence[StoredImage],
-    law: dict[str, Any],
+    declaration: Declaration,
     warnings: Sequence[str] = (),
     classes: str = "",
     class_names: Sequence[str] = (),
@@ -138,7 +140,7 @@ def html_page(
                 confirmed=all(curve.attacked.confirmed for curve in curves if curve.attacked),
                 alpha=alpha,
                 scope=scope,
-                law=law,
+                declared=declaration.to_json(),
                 warnings=warnings,
                 classes=classes,
                 devices=devices,
@@ -147,4 +149,4 @@ def html_page(
         )
 
     left = MOST_BYTES - len(page({"note": ""}).encode())
-    return page(picture_data(items, budget=left, law=law))
+    return page(picture_data(items, budget=left, declaration=declaration))

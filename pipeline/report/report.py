@@ -7,23 +7,20 @@ from typing import Any
 
 from upath import UPath
 
-from pipeline.certificates.reduce import (
-    Attacked,
-    CertifiedImage,
-    by_level,
-    certificate_rows,
-    certificate_tsv,
-    cut_text,
-    percent,
-)
+from pipeline.certificates.attack_results import Attacked, empirical_accuracy
+from pipeline.certificates.files import certificate_rows, certificate_tsv, cut_text, write_certificates
+from pipeline.certificates.reduce import CertifiedImage, by_level, certify_images
 from pipeline.data.classes import listed
+from pipeline.declaration.declaration import Declaration, refuse_undeclared_radii
 from pipeline.locations import publish
 from pipeline.report.chance import chance_warning
 from pipeline.report.curves import curve_of
 from pipeline.report.figures import certified_accuracy_figure
+from pipeline.report.gallery import MOST_IMAGES
 from pipeline.report.pages import html_page
-from pipeline.report.tables import Table, escape_markdown, latex, latex_comments, markdown
-from pipeline.store.run_store import StoredImage, write_certificates
+from pipeline.report.tables import Table, escape_markdown, latex, latex_comments, markdown, percent
+from pipeline.store.devices import device_lines
+from pipeline.store.run_store import RunStore, StoredImage
 
 CLASSES_LISTED = 1000
 
@@ -150,7 +147,7 @@ def write_report(
     certified: Sequence[CertifiedImage],
     images: Sequence[StoredImage],
     *,
-    law: dict[str, Any],
+    declaration: Declaration,
     alpha: float,
     radii: Sequence[float],
     title: str,
@@ -161,7 +158,7 @@ def write_report(
 ) -> Report:
     """Writes certificates, tables, pictures and the page into a folder; `class_names` are by label, `devices` are
     remarks for the page."""
-    levels = by_level(certified, maximum_over_sigmas=law["certificate"]["maximum_over_sigmas"])
+    levels = by_level(certified, maximum_over_sigmas=declaration.maximum_over_sigmas)
     summary = summarise(levels, alpha=alpha, radii=radii, empirical=empirical, class_names=class_names)
     write_certificates(folder / "certificates.parquet", certificate_rows(certified), evidence_digest=evidence_digest)
     table = accuracy_table(summary)
@@ -184,7 +181,7 @@ def write_report(
             scope=summary.scope,
             certified=certified,
             images=images,
-            law=law,
+            declaration=declaration,
             warnings=summary.warnings,
             classes=classes,
             class_names=class_names or (),
@@ -195,3 +192,36 @@ def write_report(
         publish(folder / name, text.encode())
     publish(folder / "curve.png", figure.png)
     return Report(summary, levels, folder, tuple(devices))
+
+
+def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[float], folder: UPath) -> Report:
+    """Derives certificates and report from a run's evidence alone; another alpha needs no model and no votes.
+
+    Raises:
+        ValueError: the run is incomplete, or a radius is none that a sequential run declared.
+    """
+    manifest, images = store.manifest(), store.images(shown=MOST_IMAGES)
+    declaration, fingerprint = Declaration.from_json(manifest["law"]), manifest["fingerprint"]
+    refuse_undeclared_radii(declaration, radii)
+    evidence = store.all_evidence(fingerprint=fingerprint)
+    certified = certify_images(
+        evidence,
+        images,
+        declaration=declaration,
+        num_classes=manifest["plan"]["classes"],
+        alpha=alpha,
+        resume_with=f"ndc certify {store.folder}",
+    )
+    return write_report(
+        folder,
+        certified,
+        images,
+        declaration=declaration,
+        alpha=declaration.alpha if alpha is None else alpha,
+        radii=radii,
+        title=f"Certified robustness: {store.folder.name}",
+        evidence_digest=evidence.digest,
+        empirical=empirical_accuracy(store.folder, fingerprint=fingerprint),
+        class_names=manifest["data"].get("classes"),
+        devices=device_lines(evidence.devices),
+    )

@@ -1,10 +1,12 @@
 """Tables as Markdown and LaTeX."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+ROUNDING = 1e-9  # far above that of a quotient of counts, far below what an image makes
 MARKDOWN_SPECIAL = re.compile(r"([\\|*_`<>\[\]])")
 LATEX_SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -76,3 +78,11 @@ def latex_page(lead: Sequence[str], tables: Sequence[Table]) -> str:
 
 def latex_comments(paragraphs: Sequence[str]) -> str:
     return "".join(f"% {' '.join(paragraph.split())}\n" for paragraph in paragraphs)
+
+
+def percent(share: float | None, *, up: bool = False) -> str:
+    """Of a hundred, with one digit: a share of images rounded down, or up where it bounds from above."""
+    if share is None:
+        return ""
+    tenths = math.ceil(1000 * share - ROUNDING) if up else math.floor(1000 * share + ROUNDING)
+    return f"{tenths / 10:.1f} %"

@@ -27,12 +27,12 @@ def line(event: str, run: str, **fields: Any) -> str:
     return json.dumps({"time": now, "event": event, "run": run, "host": socket.gethostname(), **fields})
 
 
-def log_of_actor(event: str, run: str, **fields: Any) -> None:
+def log_from_actor(event: str, run: str, **fields: Any) -> None:
     with SideChannel("an actor's log", lambda said: None):  # where it could be said is where it fails
         print(line(event, run, process=os.getpid(), **fields), file=sys.stderr, flush=True)
 
 
-class RunLog:
+class EventLog:
     """Lines of one driver.
 
     A log never stops a run: what cannot be written is tried again with the next lines.

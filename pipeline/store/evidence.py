@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from ndc_core.analysis.self_test import Exactness
 from pipeline.declaration.units import WorkUnit
 from pipeline.store.devices import DeviceRecord
-from pipeline.store.run_images import parquet_bytes, parquet_table
+from pipeline.store.parquet_io import parquet_bytes, parquet_table
 
 FINGERPRINT_KEY = b"ndc.law"
 PHASES = ("selection", "estimation")

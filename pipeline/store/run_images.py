@@ -9,11 +9,11 @@ from itertools import islice
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from upath import UPath
 
 from pipeline.data.datasets import Example, ImageRecord
 from pipeline.locations import LocationError, publish, read
+from pipeline.store.parquet_io import parquet_bytes, parquet_table
 
 IMAGES_OF_A_SHARD = 256
 
@@ -25,25 +25,6 @@ PIXEL_SCHEMA = pa.schema([("image_id", pa.string()), ("shape", pa.list_(pa.int32
 
 class ChangedImageError(ValueError):
     """An image is not the one that the run was declared with."""
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, write_page_checksum=True)
-    return bytes(sink.getvalue())
-
-
-def parquet_table(content: bytes) -> pa.Table:
-    """A table whose page checksums fit.
-
-    Raises:
-        ValueError: a torn or changed file, or none of Parquet.
-    """
-    try:
-        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
-            return file.read()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"not a readable Parquet file ({str(error).splitlines()[0]})") from error
 
 
 class RunImages:

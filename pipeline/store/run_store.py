@@ -11,7 +11,7 @@ set-aside/             files found among the evidence that are none
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from pipeline.data.datasets import Example, ImageRecord
+from pipeline.declaration.declaration import Declaration
 from pipeline.declaration.units import WorkUnit
 from pipeline.locations import (
     LocationError,
@@ -47,31 +48,11 @@ from pipeline.store.evidence import (
     parse_table,
     table_of,
 )
-from pipeline.store.run_images import RunImages, parquet_bytes, parquet_table
+from pipeline.store.parquet_io import parquet_bytes
+from pipeline.store.run_images import RunImages
 
 MANY_FILES = 5_000
 READINGS = 5
-EVIDENCE_KEY = b"ndc.evidence"
-
-CERTIFICATE_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("label", pa.int32()),
-        ("sigma_pixel", pa.float64()),
-        ("method", pa.string()),
-        ("predicted", pa.int32()),
-        ("correct", pa.bool_()),
-        ("radius", pa.float64()),
-        ("p_lower", pa.float64()),
-        ("margin_lower", pa.float64()),
-        ("votes_top", pa.int64()),
-        ("votes", pa.int64()),
-        ("evaluations", pa.int64()),
-        ("seconds", pa.float64()),
-        ("alpha", pa.float64()),
-        ("scope", pa.string()),
-    ]
-)
 
 
 class StoreError(ValueError):
@@ -91,25 +72,6 @@ def spread(count: int, most: int) -> list[int]:
     """At most so many of the indices below `count`, evenly spaced."""
     taken = min(count, most)
     return [index * count // taken for index in range(taken)]
-
-
-def write_certificates(path: UPath, rows: Sequence[dict[str, Any]], *, evidence_digest: str) -> None:
-    """Certificates as Parquet, one row an image and noise level; the file names the evidence it was made from."""
-    schema = CERTIFICATE_SCHEMA.with_metadata({EVIDENCE_KEY: evidence_digest.encode()})
-    publish(path, parquet_bytes(pa.Table.from_pylist(list(rows), schema=schema)))
-
-
-def read_certificates(path: UPath) -> tuple[list[dict[str, Any]], str]:
-    """Rows of certificates.parquet, and the digest of the evidence that they were made from.
-
-    Raises:
-        StoreError: there is no such file, or it is damaged.
-    """
-    try:
-        table = parquet_table(read(path))
-    except (ValueError, FileNotFoundError) as error:
-        raise StoreError(f"{path} is no readable file of certificates; run `ndc report` on the run again") from error
-    return table.to_pylist(), (table.schema.metadata or {}).get(EVIDENCE_KEY, b"").decode()
 
 
 class RunStore:
@@ -141,6 +103,10 @@ class RunStore:
             raise
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path} is damaged ({error}); restore it, or start again in another folder") from error
+
+    def declaration(self) -> Declaration:
+        """What the run declared. Raises StoreError as `manifest`."""
+        return Declaration.from_json(self.manifest()["law"])
 
     def is_declared(self) -> bool:
         return exists(self.folder / "run.json")

@@ -9,10 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from pipeline.declaration.config import (
-    ConfigError,
-    RunConfig,
-    Section,
+from pipeline.declaration.config import ConfigError, RunConfig, Section
+from pipeline.declaration.toml_files import (
     assign,
     override,
     packaged_names,

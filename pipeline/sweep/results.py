@@ -9,17 +9,17 @@ from typing import Any
 
 from upath import UPath
 
-from pipeline.certificates.reduce import cut_text, percent
+from pipeline.certificates.files import cut_text
 from pipeline.certificates.reuse import drawn_once
 from pipeline.compare.compare import DeclaredRun, WrittenComparison, chosen_radii, compare, refuse_other_alphas
-from pipeline.compare.inputs import OpenedRun, open_contender, parse_argument
-from pipeline.compare.method_tables import Contender, best_curve, level_json, levels_of
+from pipeline.compare.inputs import RunInput, open_input, parse_argument
+from pipeline.compare.method_tables import MethodAtLevel, best_curve, level_json, levels_of
 from pipeline.compare.shared_images import OtherImagesError
-from pipeline.declaration.declaration import differences
+from pipeline.declaration.declaration import Declaration, differences
 from pipeline.locations import publish
 from pipeline.report.curves import BEST, interval_of
 from pipeline.report.pages import sweep_page
-from pipeline.report.tables import Table, latex_page, markdown_page
+from pipeline.report.tables import Table, latex_page, markdown_page, percent
 from pipeline.store.run_store import RunStore
 from pipeline.sweep.figure import Panel, Shown, sweep_figure
 from pipeline.sweep.file import Point, Sweep
@@ -39,12 +39,12 @@ class Result:
     """One run of a sweep, from its evidence."""
 
     point: Point
-    run: OpenedRun
-    contenders: list[Contender]
+    run: RunInput
+    entries: list[MethodAtLevel]
 
     @property
-    def levels(self) -> list[Contender]:
-        return levels_of(self.contenders)
+    def levels(self) -> list[MethodAtLevel]:
+        return levels_of(self.entries)
 
     @property
     def radii(self) -> set[float]:
@@ -52,7 +52,7 @@ class Result:
 
     def tells_of(self, radius: float) -> bool:
         """A sequential run stops as soon as its own radii are decided; beyond its reach there is nothing to decide."""
-        anywhere = "radii" not in self.run.law["certificate"]
+        anywhere = self.run.declaration.radii is None
         return anywhere or radius in self.radii or radius > self.run.config.reach
 
     @property
@@ -100,7 +100,9 @@ def refuse_what_cannot_be_compared(runs: Sequence[DeclaredRun]) -> None:
     refuse_other_alphas(runs)
     chosen_radii(runs, None)
     for run in runs[1:]:
-        if other := differences(runs[0].law["dataset"], run.law["dataset"], key="dataset"):
+        if other := differences(
+            runs[0].declaration.recorded["dataset"], run.declaration.recorded["dataset"], key="dataset"
+        ):
             raise OtherImagesError(
                 f"{runs[0].where} and {run.where} are over different images ({'; '.join(other)}), so that they cannot "
                 "be compared; give the points of a sweep the same data"
@@ -117,7 +119,7 @@ def write_sweep(sweep: Sweep, folder: UPath) -> WrittenSweep:
     page = folder / "sweep.html" if varied else folder / "compare.html"
     if varied:
         figure = sweep_figure([panel_of(key, results) for key, results in by_key(varied).items()])
-        curves = [contender.curve for result in varied for contender in result.contenders]
+        curves = [entry.curve for result in varied for entry in result.entries]
         publish(folder / "sweep.png", figure.png)
         texts = {
             "sweep.svg": figure.svg,
@@ -134,9 +136,9 @@ def write_sweep(sweep: Sweep, folder: UPath) -> WrittenSweep:
 
 
 def read_result(point: Point, where: UPath) -> Result:
-    opened = open_contender(parse_argument(str(where)), alpha=None)
-    assert isinstance(opened, OpenedRun)
-    return Result(point, opened, opened.contenders(point.name, alpha=None))
+    opened = open_input(parse_argument(str(where)), alpha=None)
+    assert isinstance(opened, RunInput)
+    return Result(point, opened, opened.entries(point.name, alpha=None))
 
 
 def by_key(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -154,7 +156,8 @@ def lead_of(sweep: Sweep, folder: UPath, varied: Sequence[Result]) -> tuple[str,
         store.all_evidence(fingerprint=manifest["fingerprint"])
         for store, manifest in zip(stores, manifests, strict=True)
     ]
-    votes, evaluations = drawn_once(list(zip((manifest["law"] for manifest in manifests), evidence, strict=True)))
+    declarations = [Declaration.from_json(manifest["law"]) for manifest in manifests]
+    votes, evaluations = drawn_once(list(zip(declarations, evidence, strict=True)))
     alone = sum(table.draws for table in evidence), sum(table.evaluations for table in evidence)
     total = (
         f"{len(sweep.points)} runs drew {votes:,} votes with {evaluations:,} evaluations; each by itself, they would "
@@ -248,7 +251,7 @@ def sweep_json(sweep: Sweep, lead: Sequence[str], results: Sequence[Result]) -> 
                 "key": result.point.key,
                 "value": result.point.value,
                 "images": result.images,
-                "levels": [level_json(contender, radii[str(result.point.key)]) for contender in result.contenders],
+                "levels": [level_json(entry, radii[str(result.point.key)]) for entry in result.entries],
             }
             for result in results
         ],

@@ -1,4 +1,4 @@
-"""`ndc sweep`: runs that were declared together, one after the other, with votes shared where their laws allow."""
+"""`ndc sweep`: runs that were declared together, one after the other, with votes shared where they may."""
 
 import json
 import math
@@ -10,21 +10,22 @@ from typing import Any
 
 from upath import UPath
 
-from pipeline.certificates.reuse import ends_of, is_about_candidate, vote_law
+from pipeline.certificates.reuse import ends_of, is_about_candidate, vote_key
 from pipeline.declaration.config import ConfigError, RunConfig
-from pipeline.declaration.declaration import LawChangedError, law_of, refuse_changes
+from pipeline.declaration.declaration import Declaration, DeclarationChangedError, declare, refuse_changes
 from pipeline.declaration.units import WorkUnit, draws_a_unit
 from pipeline.driver.certify import NothingKeptError, UnitsFailedError, certify_run
-from pipeline.driver.prepare import Inputs, Measuring, PreparedRun, prepare, read_inputs
+from pipeline.driver.prepare import Inputs, Measurer, PreparedRun, prepare, read_inputs
 from pipeline.driver.services import say_services
 from pipeline.locations import exists, publish, read
 from pipeline.report.tables import Table
+from pipeline.side_channel import Say
 from pipeline.store.evidence import EvidenceTable
 from pipeline.store.run_store import RunStore, StoreError
 from pipeline.sweep.file import Point, Sweep
 from pipeline.sweep.results import WrittenSweep, refuse_what_cannot_be_compared, write_sweep
 from pipeline.workers.measurement import Measured
-from pipeline.workers.ray_pool import Say, connect_most
+from pipeline.workers.ray_pool import connect_most
 
 DECLARATION = "declared.json"
 # What decides how fast passes are, and how many rows are fastest.
@@ -49,8 +50,8 @@ class Member:
         return replace(self, config=config.model_copy(update=changed))
 
     @property
-    def law(self) -> dict[str, Any]:
-        return law_of(self.config, self.inputs.listing, models=self.inputs.digests)
+    def declaration(self) -> Declaration:
+        return declare(self.config, self.inputs.listing, models=self.inputs.digests)
 
     @property
     def network(self) -> str:
@@ -70,8 +71,8 @@ def run_sweep(sweep: Sweep, folder: UPath, *, say: Say) -> WrittenSweep:
     members = settled(sweep, folder, say=say)
     connect_most([member.config.compute for member in members], say=say)
     if not exists(folder / DECLARATION):
-        laws = {member.point.name: member.law for member in members}
-        publish(folder / DECLARATION, json.dumps(laws, indent=2).encode())
+        declarations = {member.point.name: member.declaration.to_json() for member in members}
+        publish(folder / DECLARATION, json.dumps(declarations, indent=2).encode())
     failed: list[str] = []
     for number, member in enumerate(members, start=1):
         say(f"run {number} of {len(members)}: {member.point.name}")
@@ -92,10 +93,10 @@ def run_sweep(sweep: Sweep, folder: UPath, *, say: Say) -> WrittenSweep:
 
 def run_member(member: Member, members: Sequence[Member], *, say: Say) -> None:
     """See `certify_run`; the others lend the votes that they have in common with it."""
-    alike = [other for other in members if vote_law(other.law) == vote_law(member.law)]
+    alike = [other for other in members if vote_key(other.declaration) == vote_key(member.declaration)]
     run = member.prepared()
     say(run.labels)
-    report, _ = certify_run(run, say=say, lenders=[other.where for other in alike if other is not member])
+    report, _ = certify_run(run, say=say, donors=[other.where for other in alike if other is not member])
     for warning in report.summary.warnings:
         say(warning)
 
@@ -106,11 +107,13 @@ def plan_sweep(sweep: Sweep, folder: UPath, *, say: Say) -> Table:
     rows, lent, to_come = [], set[Draws](), dict[Draws, tuple[int, int]]()
     for member in settled(sweep, folder, say=say):
         run, each = member.prepared(), member.inputs.most_evaluations_per_vote
-        units = {draws_of(run.law, unit): unit.draws for unit in undecided_units(run)}
+        units = {draws_of(run.declaration, unit): unit.draws for unit in undecided_units(run)}
         votes = sum(draws for draws_named, draws in units.items() if draws_named not in lent)
         for draws_named, draws in units.items():
             to_come.setdefault(draws_named, (draws, draws * each))
-        lent |= {draws_of(run.law, u) for u in run.units.values() if u.phase == "selection" or not run.stops_early}
+        lent |= {
+            draws_of(run.declaration, u) for u in run.units.values() if u.phase == "selection" or not run.stops_early
+        }
         exact = votes == 0 or (run.votes_cost_alike and not run.stops_early)
         numbers = [f"{len(run.records):,}", f"{len(run.config.sigma_pixel)}", f"{run.at_most}{run.votes:,}"]
         bounds = [f"{run.at_most if votes else ''}{votes:,}", f"{'' if exact else 'at most '}{votes * each:,}"]
@@ -123,10 +126,10 @@ def plan_sweep(sweep: Sweep, folder: UPath, *, say: Say) -> Table:
 Draws = tuple[Any, ...]
 
 
-def draws_of(law: dict[str, Any], unit: WorkUnit) -> Draws:
+def draws_of(declaration: Declaration, unit: WorkUnit) -> Draws:
     """Equal for units that one of two runs will surely lend to the other: a candidate follows from its selection."""
-    about = law["votes"]["selection"] if is_about_candidate(law) and unit.phase == "estimation" else None
-    return vote_law(law), about, unit.cell, unit.phase, unit.draw_start, unit.draw_stop
+    about = declaration.selection_votes if is_about_candidate(declaration) and unit.phase == "estimation" else None
+    return vote_key(declaration), about, unit.cell, unit.phase, unit.draw_start, unit.draw_stop
 
 
 def undecided_units(run: PreparedRun) -> list[WorkUnit]:
@@ -149,11 +152,11 @@ def settled(sweep: Sweep, folder: UPath, *, say: Say) -> list[Member]:
     if exists(folder / "run.json"):
         raise StoreError(f"{folder} holds a run, not a sweep; give another folder with --out")
     say_services([point.config for point in sweep.points], folder, say=say)
-    laws, members = declaration(folder), read_members(sweep, folder)
+    declarations, members = declarations_of(folder), read_members(sweep, folder)
     for index, member in enumerate(members):
         with naming(member.point):
-            members[index] = as_declared(member, laws)
-    members = members if laws else with_sizes(members, say)
+            members[index] = as_declared(member, declarations)
+    members = members if declarations else with_sizes(members, say)
     for member in members:
         with naming(member.point):
             member.prepared()
@@ -191,35 +194,37 @@ def naming(point: Point) -> Iterator[None]:
         raise ConfigError(f"{point.name}: {error}") from error
 
 
-def declaration(folder: UPath) -> dict[str, dict[str, Any]]:
-    """The laws, by name, that the runs of a sweep were declared with before its first draw; empty until then."""
+def declarations_of(folder: UPath) -> dict[str, Declaration]:
+    """What the runs of a sweep declared before its first draw, by name; empty until then."""
     try:
-        laws: dict[str, dict[str, Any]] = json.loads(read(folder / DECLARATION))
-        return laws
+        recorded: dict[str, dict[str, Any]] = json.loads(read(folder / DECLARATION))
     except FileNotFoundError:
         return {}
+    return {name: Declaration.from_json(one) for name, one in recorded.items()}
 
 
-def as_declared(member: Member, laws: dict[str, dict[str, Any]]) -> Member:
+def as_declared(member: Member, declarations: dict[str, Declaration]) -> Member:
     """With the sizes that it was declared with.
 
     Raises:
-        LawChangedError: the sweep was started without this run, or the run without the sweep.
+        DeclarationChangedError: the sweep was started without this run, or the run without the sweep.
     """
-    law = laws.get(member.point.name)
-    if not laws and RunStore(member.where).is_declared():
-        raise LawChangedError(f"{member.where} holds a run that no sweep declared; give another folder with --out")
-    if laws and law is None:
-        raise LawChangedError(
+    declaration = declarations.get(member.point.name)
+    if not declarations and RunStore(member.where).is_declared():
+        raise DeclarationChangedError(
+            f"{member.where} holds a run that no sweep declared; give another folder with --out"
+        )
+    if declarations and declaration is None:
+        raise DeclarationChangedError(
             "this sweep was started without it, and votes that have been looked at would spend alpha a second time if "
             "it took them over; leave it out, or give the sweep another folder with --out, and another seed"
         )
-    if law is None:
+    if declaration is None:
         return member
-    votes, rows = law["votes"], law["compute"]["rows_per_pass"]
-    ends = tuple(votes["ends"]) if "ends" in votes else None
-    member = member.with_sizes(rows=rows, per_unit=votes["per_unit"], ends=ends)
-    refuse_changes(law, member.law, folder=str(member.where))
+    member = member.with_sizes(
+        rows=declaration.rows_per_pass, per_unit=declaration.votes_per_unit, ends=declaration.unit_ends or None
+    )
+    refuse_changes(declaration, member.declaration, folder=str(member.where))
     return member
 
 
@@ -231,7 +236,7 @@ def once_for_each_network(members: Sequence[Member], say: Say) -> Callable[[Memb
         if member.network not in found:
             connect_most([other.config.compute for other in members], say=say)
             inputs, most = member.inputs, member.inputs.most_evaluations_per_vote
-            measuring = Measuring(inputs.source, inputs.listing, most, say)
+            measuring = Measurer(inputs.source, inputs.listing, most, say)
             found[member.network] = measuring.measure(member.config, votes=False)
         return found[member.network]
 
@@ -247,10 +252,10 @@ def with_sizes(members: Sequence[Member], say: Say) -> list[Member]:
     ]
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for index, member in enumerate(found):
-        groups[vote_law(member.law)].append(index)
+        groups[vote_key(member.declaration)].append(index)
     for indices in groups.values():
         group = [found[index] for index in indices]
-        ends = ends_of([member.law for member in group]) or None
+        ends = ends_of([member.declaration for member in group]) or None
         open_ones = [member for member in group if member.config.votes.per_unit is None]
         per_unit = draws_of_a_unit(group, measure(group[0])) if open_ones else None
         for index in indices:

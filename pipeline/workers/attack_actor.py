@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from upath import UPath
 
 from ndc_core.analysis.attacks import ScoreObjective, ascend, round_within
 from ndc_core.certificates.confidence_bounds import clopper_pearson_lower
@@ -23,17 +22,16 @@ from ndc_core.certificates.lipschitz import Lipschitz
 from ndc_core.noise.streams import draw_generator
 from ndc_core.space import bytes_to_pixels
 from ndc_core.voting import count_votes
-from pipeline.certificates.reduce import Attacked, CertifiedImage
+from pipeline.certificates.reduce import CertifiedImage
 from pipeline.data.datasets import ImageRecord
 from pipeline.data.decoding import png_bytes
-from pipeline.declaration.procedure import method_of
 from pipeline.locations import exists, location, publish, read
 from pipeline.store.evidence import checksum
 from pipeline.store.run_store import RunStore
-from pipeline.workers.vote_actor import Columns, VoterSettings, load_voter, rows_of
-from pipeline.workers.watchdog import LOADING, Journal
+from pipeline.workers.rows import Columns, rows_of
+from pipeline.workers.vote_actor import VoterSettings, load_voter
+from pipeline.workers.watchdog import LOADING, Heartbeat
 
-SUMMARY = "attacks.json"
 # What an attack's votes say is confirmed by so many times as many fresh ones, or it does not count.
 CONFIRM_FACTOR, CONFIRM_ALPHA = 20, 1e-4
 RIVALS = 2
@@ -105,13 +103,13 @@ class Verdict:
 class AttackActor:
     """Holds the model; for each cell attacks its certificate, then the label at growing radii until one falls."""
 
-    def __init__(self, settings: AttackerSettings, journal: Journal | None = None) -> None:
+    def __init__(self, settings: AttackerSettings, heartbeat: Heartbeat | None = None) -> None:
         self.settings = settings
         self.config = settings.voter.config
-        self.journal = journal or Journal()
-        self.journal.arrive()
+        self.heartbeat = heartbeat or Heartbeat()
+        self.heartbeat.arrive()
         self.classifier = load_voter(settings.voter)
-        self.journal.end(LOADING)
+        self.heartbeat.end(LOADING)
         self.pictures = RunStore(settings.voter.run_folder).pictures
         self.folder = location(settings.voter.run_folder) / "attacks"
         self.results = self.folder / settings.attack.folder(settings.voter.fingerprint)
@@ -123,7 +121,7 @@ class AttackActor:
             path = self.results / f"{checksum(asked)[:24]}.json"
             cell = f"image {row['image_id']}, sigma_pixel {row['sigma_pixel']:g}"
             try:
-                self.journal.begin(cell)
+                self.heartbeat.begin(cell)
                 if not exists(path):
                     record = ImageRecord(**{name: row[name] for name in ImageRecord.__dataclass_fields__})
                     publish(path, json.dumps(self.attack(row, self.pictures.pixels(record))).encode())
@@ -132,7 +130,7 @@ class AttackActor:
             except Exception as error:  # whatever it is, it is this cell's: the others go on
                 results.append("")
                 errors.append(f"{cell}: {error}")
-            self.journal.end(cell)
+            self.heartbeat.end(cell)
         return {"result": np.array(results), "error": np.array(errors)}
 
     def attack(self, row: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
@@ -227,7 +225,7 @@ class AttackActor:
         """
         drawn = self._draw(row, image, f"confirmation at {radius}", CONFIRM_FACTOR * self.settings.attack.votes)
         if self.config.certificate.method == "lipschitz":
-            method = method_of(self.settings.voter.law, row["sigma_pixel"])
+            method = self.settings.voter.declaration.procedure(row["sigma_pixel"])
             assert isinstance(method, Lipschitz)
             margins = drawn.scores[:, [rival]] - drawn.scores[:, [target]]
             wealth = log_wealth_of_means(margins, lowest=method.lowest_margin, mean=0.0)
@@ -284,19 +282,3 @@ def _stands(cell: dict[str, Any], radius: float) -> bool:
         return not (certificate and certificate["confirmed"])
     fallen = [verdict["radius"] for verdict in cell["beyond"] if verdict["confirmed"]]
     return cell["right"] and not any(reached <= radius for reached in fallen)
-
-
-def empirical_accuracy(folder: UPath, *, fingerprint: str) -> dict[str, Attacked]:
-    """What attacks left standing in this run, by level and radius; empty if it was not attacked."""
-    path = folder / SUMMARY
-    found: dict[str, Any] = json.loads(read(path)) if exists(path) else {}
-    if found.get("fingerprint") != fingerprint:
-        return {}
-    return {
-        level: Attacked(
-            found["images"],
-            {float(radius): share for radius, share in shares.items()},
-            confirmed="falls_confirmed_at" in found,
-        )
-        for level, shares in found["empirical_accuracy"].items()
-    }

@@ -14,9 +14,8 @@ from ndc_core.noise.streams import Phase
 from ndc_core.polls import Poll, Voter
 from ndc_core.voting import VoteCounts, hold_polls
 from pipeline.declaration.config import Device, RunConfig
-from pipeline.workers.memory import keep_freed_memory
+from pipeline.workers.compute import pick_device, set_up_process
 from pipeline.workers.models import build_classifier
-from pipeline.workers.vote_actor import pick_device
 
 SECONDS_OF_VOTES = 15.0
 MOST_DRAWS, FEWEST_DRAWS = 60, 8
@@ -53,7 +52,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class ToMeasure:
+class MeasurementRequest:
     """A run's configuration and some of its images, by id; none to measure passes only."""
 
     config: RunConfig
@@ -61,16 +60,14 @@ class ToMeasure:
     most_evaluations_per_vote: int
 
 
-def measure(asked: ToMeasure, device: Device = "auto") -> Measured:
+def measure(asked: MeasurementRequest, device: Device = "auto") -> Measured:
     """Finds the rows of a pass, unless they are set, and the rate; then, if that takes seconds, votes on the images.
 
     Raises:
         ValueError: the device that is asked for is not on this node, or a model that cannot be used.
     """
-    keep_freed_memory()
-    config = asked.config
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.compute.threads_per_actor)
+    config, threads = asked.config, torch.get_num_threads()
+    set_up_process(threads=config.compute.threads_per_actor)
     try:
         picked = pick_device(device, share=config.compute.gpus_per_actor or 1)
         rate = _rate(config, device=picked)

@@ -19,13 +19,14 @@ from urllib.parse import quote
 import pyarrow as pa
 
 from pipeline.declaration.config import ComputeConfig, Device
-from pipeline.side_channel import SideChannel, in_one_line
+from pipeline.side_channel import Say, SideChannel, in_one_line
+from pipeline.workers.compute import why_no_cuda
 from pipeline.workers.cores import usable_cores
 from pipeline.workers.pools import Node, Pool, pool_of
 from pipeline.workers.ray_address import RayAddressError, check_ray, cluster_address, lend_token
+from pipeline.workers.rows import rows_of
 from pipeline.workers.signals import heard
-from pipeline.workers.vote_actor import rows_of, why_no_cuda
-from pipeline.workers.watchdog import Journal, Ledger, Place
+from pipeline.workers.watchdog import Heartbeat, Place, Watchdog
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets every other process push in front of the actors
@@ -35,7 +36,7 @@ if (cluster_address() or "127.").startswith(("127.", "localhost", "[::1]")):
     # Where Ray asks for no cluster it binds to loopback only, all of its processes; it is read when ray is imported.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
-FOR_EVER = -1  # actors and nodes may die as often as they like: the journal gives up units, not the run
+FOR_EVER = -1  # actors and nodes may die as often as they like: the watchdog gives up units, not the run
 MAX_BLOCKS = 20_000
 TURNS_OF_AN_ACTOR = 8  # at the least, so that none is left alone with much of the work at the end
 IN_FLIGHT = 2  # the unit behind the one in work has not begun, so nothing of it is lost with its actor
@@ -48,7 +49,6 @@ HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_REQUES
 
 JOINING_SECONDS = 60.0  # of a Ray that answers
 
-Say = Callable[[str], None]
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 
@@ -239,11 +239,11 @@ def label_of(run: str) -> str:
     return label if len(label) <= MOST_OF_A_LABEL else f"{label[: MOST_OF_A_LABEL - 17]}-{digest}"
 
 
-class RemoteJournal(Journal):
-    """An actor's journal in the ledger beside the driver."""
+class RayHeartbeat(Heartbeat):
+    """An actor's heartbeat, told to the watchdog beside the driver."""
 
-    def __init__(self, ledger: Any) -> None:
-        self.ledger = ledger
+    def __init__(self, watchdog: Any) -> None:
+        self.watchdog = watchdog
 
     @property
     def actor(self) -> str | None:
@@ -254,34 +254,34 @@ class RemoteJournal(Journal):
     def arrive(self) -> None:
         import ray
 
-        self.ledger.arrive.remote(self.actor, Place(ray.get_runtime_context().get_node_id(), os.getpid()))
+        self.watchdog.arrive.remote(self.actor, Place(ray.get_runtime_context().get_node_id(), os.getpid()))
 
     def _attempts(self, unit: str) -> int:
         import ray
 
-        attempts: int = ray.get(self.ledger.begin.remote(self.actor, unit))
+        attempts: int = ray.get(self.watchdog.begin.remote(self.actor, unit))
         return attempts
 
     def end(self, unit: str) -> None:
-        self.ledger.end.remote(self.actor, unit)
+        self.watchdog.end.remote(self.actor, unit)
 
 
 @contextmanager
-def watched(*, stuck_seconds: float, say: Say) -> Iterator[RemoteJournal]:
-    """A journal for actors; those that are at a unit and not heard of for so long are replaced, and that is said.
+def watched(*, stuck_seconds: float, say: Say) -> Iterator[RayHeartbeat]:
+    """A heartbeat for actors; those that are at a unit and not heard of for so long are replaced, and that is said.
 
     The journals end with the driver, beside which they are kept.
     """
     import ray
 
     here = ray.get_runtime_context().get_node_id()
-    ledger: Any = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=_on(here)).remote()
+    watchdog: Any = ray.remote(Watchdog).options(num_cpus=0, scheduling_strategy=_on(here)).remote()
     ended, channel = threading.Event(), SideChannel("the watch over actors that hang", say)
 
     def watch() -> None:
         while not ended.wait(min(SECONDS_BETWEEN_WATCHES, stuck_seconds / 4)):
             with channel, suppress(ray.exceptions.RayError):  # Ray is going down, or the node is gone with the actor
-                for stuck in ray.get(ledger.stuck.remote(stuck_seconds)):
+                for stuck in ray.get(watchdog.stuck.remote(stuck_seconds)):
                     # From outside the process, which may not answer; Ray starts the actor again.
                     kill = ray.remote(_kill).options(num_cpus=0, scheduling_strategy=_on(stuck.place.node))
                     if ray.get(kill.remote(stuck.place.process)):
@@ -290,11 +290,11 @@ def watched(*, stuck_seconds: float, say: Say) -> Iterator[RemoteJournal]:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield RemoteJournal(ledger)
+        yield RayHeartbeat(watchdog)
     finally:
         ended.set()
         thread.join()
-        ray.kill(ledger)
+        ray.kill(watchdog)
 
 
 def _on(node: str) -> Any:
@@ -321,7 +321,7 @@ def stream(
     rows_together: int = 1,
     say: Say,
 ) -> Iterator[dict[str, Any]]:
-    """Maps rows over a pool of `actor(settings, journal)` and yields the rows that they return, as each is there.
+    """Maps rows over a pool of `actor(settings, heartbeat)` and yields the rows that they return, as each is there.
 
     An actor is sent at most `rows_together` rows at a time (more only of more than MAX_BLOCKS times as many), and fewer
     where there are few for each. The pool grows to its most as nodes come, and goes on with those that are left when
@@ -334,12 +334,12 @@ def stream(
     import ray.data
 
     _set_up_ray_data()
-    with watched(stuck_seconds=stuck_seconds, say=say) as journal, warnings.catch_warnings():
+    with watched(stuck_seconds=stuck_seconds, say=say) as heartbeat, warnings.catch_warnings():
         # Ray deprecates max_restarts and max_task_retries here without another way to say them.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         receipts = ray.data.from_arrow(blocks).map_batches(
             actor,
-            fn_constructor_args=(settings, journal),
+            fn_constructor_args=(settings, heartbeat),
             # With GPUs Ray wants a number, and gathers blocks up to it: all but the last have just so many.
             batch_size=together,
             compute=ray.data.ActorPoolStrategy(min_size=fewest, max_size=most, max_tasks_in_flight_per_actor=IN_FLIGHT),

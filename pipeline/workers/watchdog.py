@@ -13,7 +13,7 @@ class UnitGivenUpError(RuntimeError):
     """A unit whose actor died or was replaced each time that it was tried."""
 
 
-class Journal:
+class Heartbeat:
     """What an actor tells of itself. This one keeps nothing, for an actor that works in the driver's own process."""
 
     def arrive(self) -> None:
@@ -59,7 +59,7 @@ class _Entry:
     units: list[str]
 
 
-class Ledger:
+class Watchdog:
     """The journals of all actors of one driver. Not durable: a driver that starts again begins to count again."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

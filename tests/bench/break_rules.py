@@ -86,7 +86,7 @@ BREAKAGES = (
     Breakage(
         "S3",
         "the bound counts the selection votes too",
-        "ndc_core/certificates/certificate.py",
+        "ndc_core/certificates/cohen.py",
         "        counts = tally.looks[-1]\n        p_lower",
         "        counts = [a + b for a, b in zip(tally.looks[-1], tally.selection)]\n        p_lower",
         "ndc_core/certificates/test_certificate.py",
@@ -128,7 +128,7 @@ BREAKAGES = (
         "S5",
         "each level of a maximum keeps all of alpha",
         "pipeline/declaration/procedure.py",
-        'return total / len(law["sigma_pixel"]) if law["certificate"]["maximum_over_sigmas"] else total',
+        "return total / len(self.sigma_pixel) if self.maximum_over_sigmas else total",
         "return total",
         "pipeline/declaration/test_procedure.py",
     ),
@@ -143,7 +143,7 @@ BREAKAGES = (
     Breakage(
         "S7",
         "a radius is rounded to the nearest float of an inexact formula",
-        "ndc_core/certificates/certificate.py",
+        "ndc_core/certificates/radius.py",
         "math.nextafter(sigma_pixel * float(ndtri(p_lower)) * (1 - RELATIVE_MARGIN), 0.0)",
         "sigma_pixel * float(ndtri(p_lower))",
         "ndc_core/certificates/test_certificate.py",
@@ -151,7 +151,7 @@ BREAKAGES = (
     Breakage(
         "S7",
         "a radius is rounded to the nearest in the log",
-        "pipeline/certificates/reduce.py",
+        "pipeline/certificates/files.py",
         "return math.floor(number * 10**digits) / 10**digits",
         "return round(number, min(digits, 3))",
         "pipeline/certificates/test_reduce.py",

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from scipy.stats import beta
 
-from ndc_core.certificates.certificate import cohen
+from ndc_core.certificates.cohen import cohen
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.scoring import predict
@@ -45,7 +45,8 @@ from ndc_core.noise.streams import DrawNoise, Phase
 from ndc_core.polls import Poll
 from ndc_core.voting import hold_polls
 from pipeline.data.datasets import DatasetSpec, Example, examples_of, source_of
-from pipeline.declaration.config import RunConfig, override, read_source
+from pipeline.declaration.config import RunConfig
+from pipeline.declaration.toml_files import override, read_source
 from pipeline.workers.memory import keep_freed_memory
 from pipeline.workers.models import build_classifier
 

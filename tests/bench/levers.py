@@ -21,7 +21,7 @@ from ndc_core.classifiers.scoring import predict
 from ndc_core.classifiers.sift import LabelGradientSpec
 from ndc_core.noise.smoothing import IntegerNoise
 from ndc_core.noise.streams import DrawNoise, draw_noise
-from pipeline.declaration.config import load_config
+from pipeline.declaration.toml_files import load_config
 from pipeline.workers.memory import keep_freed_memory
 from tests.support.small_runs import digits
 

@@ -19,9 +19,8 @@ from ndc_core.certificates.lipschitz import Lipschitz
 from ndc_core.checkpoints.denoisers import load_denoiser
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.voting import count_votes
-from pipeline.declaration.config import load_config
-from pipeline.declaration.declaration import law_of
-from pipeline.declaration.procedure import method_of
+from pipeline.declaration.declaration import declare
+from pipeline.declaration.toml_files import load_config
 from tests.bench.bare import MODEL
 from tests.support.small_runs import digits, listing_of
 
@@ -56,7 +55,7 @@ def main(images: int) -> None:
     examples = digits("test")[:images]
     for name, cap in (("capped at 0.2", 0.2), ("plain", 4.0)):
         config = load_config("lipschitz", [f"classifier.loss_cap={cap}"])
-        method = method_of(law_of(config, listing_of(examples), models={}), 0.0)
+        method = declare(config, listing_of(examples), models={}).procedure(0.0)
         assert isinstance(method, Lipschitz)
         denoiser = load_denoiser(MODEL)
         chosen = config.classifier

@@ -10,7 +10,7 @@ import click
 import torch
 
 from ndc_core.voting import count_votes
-from pipeline.declaration.config import load_config
+from pipeline.declaration.toml_files import load_config
 from pipeline.workers.memory import keep_freed_memory
 from pipeline.workers.models import build_classifier
 from tests.bench.bare import MODEL

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.declaration.config import load_config
+from pipeline.declaration.toml_files import load_config
 from pipeline.store.run_store import RunStore
 from tests.bench.bare import MODEL, bare_rate
 

@@ -23,16 +23,17 @@ import numpy as np
 
 from pipeline.certificates.reduce import certify_images
 from pipeline.data.datasets import Example, ImageRecord, Listing
-from pipeline.declaration.config import ComputeConfig, load_config
-from pipeline.declaration.declaration import fingerprint_of, law_of
+from pipeline.declaration.config import ComputeConfig
+from pipeline.declaration.declaration import Declaration, declare
+from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import WorkUnit, plan_units
 from pipeline.driver.status import status_of
 from pipeline.locations import location, publish
 from pipeline.store.evidence import Evidence, table_of
-from pipeline.store.run_images import parquet_bytes
+from pipeline.store.parquet_io import parquet_bytes
 from pipeline.store.run_store import RunStore
 from pipeline.workers.ray_pool import connect_ray, stream
-from pipeline.workers.vote_actor import unit_row
+from pipeline.workers.rows import unit_row
 from pipeline.workers.watchdog import LOADING
 
 LOOSE = 20_000
@@ -51,11 +52,11 @@ def examples(images: int, classes: int) -> Iterator[Example]:
 def law_for(listing: Listing, units: int) -> dict:
     votes = [f"votes.selection={DRAWS}", f"votes.estimation={DRAWS * (units - 1)}", f"votes.per_unit={DRAWS}"]
     config = load_config("demo", [*votes, "sigma_pixel=[0.25]", "compute.rows_per_pass=512"])
-    return law_of(config, listing, models={"model_sha256": "m", "unconditional": "null_label"})
+    return declare(config, listing, models={"model_sha256": "m", "unconditional": "null_label"})
 
 
-def plan(law: dict, records: list[ImageRecord]) -> dict[str, WorkUnit]:
-    fingerprint = fingerprint_of(law)
+def plan(law: Declaration, records: list[ImageRecord]) -> dict[str, WorkUnit]:
+    fingerprint = law.fingerprint
     return {unit.unit_id(fingerprint): unit for unit in plan_units(law, records)}
 
 
@@ -73,9 +74,9 @@ def build(folder: Path, images: int, units: int, classes: int) -> None:
     all_examples = list(examples(images, classes))
     listing = Listing([example.record(index) for index, example in enumerate(all_examples)], (1, 8, 8))
     law = law_for(listing, units)
-    fingerprint, planned = fingerprint_of(law), plan(law, listing.records)
+    fingerprint, planned = law.fingerprint, plan(law, listing.records)
     totals = {"units": len(planned), "votes": images * units * DRAWS, "classes": classes, "stops_early": False}
-    manifest = {"law": law, "fingerprint": fingerprint, "plan": totals}
+    manifest = {"law": law.to_json(), "fingerprint": fingerprint, "plan": totals}
     store.declare(manifest, config_toml="", records=listing.records, examples=all_examples)
     shards, items = defaultdict(list), list(planned.items())
     for unit_id, unit in items[:-LOOSE]:
@@ -88,7 +89,7 @@ def build(folder: Path, images: int, units: int, classes: int) -> None:
 
 
 def step_plan(store: RunStore) -> str:
-    return f"{len(plan(store.manifest()['law'], store.pictures.records())):,} units"
+    return f"{len(plan(store.declaration(), store.pictures.records())):,} units"
 
 
 def step_compact(store: RunStore) -> str:
@@ -99,7 +100,7 @@ def step_compact(store: RunStore) -> str:
 
 def step_resume(store: RunStore) -> str:
     manifest = store.manifest()
-    planned = plan(manifest["law"], store.pictures.records())
+    planned = plan(store.declaration(), store.pictures.records())
     evidence, unusable = store.sort_out_evidence(fingerprint=manifest["fingerprint"], planned=planned.keys())
     missing = planned.keys() - set(evidence.unit_ids)
     assert not unusable
@@ -112,7 +113,7 @@ def step_reduce(store: RunStore) -> str:
     certified = certify_images(
         store.all_evidence(fingerprint=manifest["fingerprint"]),
         store.images(),
-        law=manifest["law"],
+        declaration=store.declaration(),
         num_classes=manifest["plan"]["classes"],
         alpha=None,
         resume_with="",
@@ -129,21 +130,21 @@ def step_status(store: RunStore) -> str:
 class Idle:
     """An actor whose units take no time: what is left is the driver."""
 
-    def __init__(self, settings, journal) -> None:
-        self.journal = journal
-        journal.arrive()
-        journal.end(LOADING)
+    def __init__(self, settings, heartbeat) -> None:
+        self.heartbeat = heartbeat
+        heartbeat.arrive()
+        heartbeat.end(LOADING)
 
     def __call__(self, batch):
         for unit in batch["unit"].tolist():
-            self.journal.begin(unit)
-            self.journal.end(unit)
+            self.heartbeat.begin(unit)
+            self.heartbeat.end(unit)
             yield {"unit": np.array([unit])}
 
 
 def step_send(store: RunStore) -> str:
     """All units to actors that do nothing with them; seconds a receipt then takes, by the clock and of the driver."""
-    planned = plan(store.manifest()["law"], store.pictures.records())
+    planned = plan(store.declaration(), store.pictures.records())
     records = {record.image_id: record for record in store.pictures.records()}
     rows = [{**unit_row(unit, records[unit.image_id]), "unit": str(unit)} for unit in planned.values()]
     compute = ComputeConfig(actors=IDLE_ACTORS)

@@ -14,7 +14,8 @@ import click
 import numpy as np
 from scipy.stats import binom
 
-from ndc_core.certificates.certificate import Cohen, Tally, Terms
+from ndc_core.certificates.certificate import Tally, Terms
+from ndc_core.certificates.cohen import Cohen
 from ndc_core.certificates.sequential import Sequential
 
 PROBABILITIES = (1.0, 0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.6)

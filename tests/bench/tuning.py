@@ -23,7 +23,7 @@ from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.scoring import predict
 from ndc_core.noise.grid import GridSpec
-from pipeline.declaration.config import load_config
+from pipeline.declaration.toml_files import load_config
 from pipeline.workers.memory import keep_freed_memory
 from tests.bench.levers import SEED, noisy
 

@@ -11,7 +11,7 @@ from ndc_core.checkpoints.image_classifiers import save_small_classifier
 from ndc_core.training.image_classifier import ClassifierSpec, train_classifier
 from pipeline.compare.compare import compare
 from pipeline.declaration.config import ConfigError, RunConfig
-from pipeline.declaration.declaration import LawChangedError
+from pipeline.declaration.declaration import DeclarationChangedError
 from pipeline.driver.attack import attack_run
 from pipeline.driver.certify import certify_run
 from pipeline.driver.prepare import prepare
@@ -80,7 +80,7 @@ def test_baselines_run_are_interrupted_verified_attacked_and_compared(tiny_model
         report, _ = attack_run(location(name), QUICK, limit=1, say=print)
         assert report.summary.levels[0].attacked is not None
     written = compare(list(configs), alpha=None, radii=[0.1], intersect=False, out=location("compared"))
-    found = {one.method: one for one in written.comparison.contenders}
+    found = {one.method: one for one in written.comparison.entries}
     assert list(found) == ["RS", "Carlini", "Xiao"]
     assert found["Xiao"].evaluations_to_classify == 7
     assert found["Carlini"].network.count("(") == 2
@@ -95,7 +95,7 @@ def test_a_run_is_of_its_image_classifier(tiny_model: Path, image_classifier: Pa
     RunStore(run.folder).declare(
         run.manifest(), config_toml=run.config.to_toml(), records=run.records, examples=examples
     )
-    with pytest.raises(LawChangedError, match=r"classifier.steps: 1 -> 2"):
+    with pytest.raises(DeclarationChangedError, match=r"classifier.steps: 1 -> 2"):
         prepare(denoised(tiny_model, image_classifier, steps=2), run.folder)
 
 

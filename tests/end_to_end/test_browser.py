@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from pipeline.certificates.reduce import Attacked
+from pipeline.certificates.attack_results import Attacked
+from pipeline.declaration.declaration import Declaration
 from pipeline.report.curves import Curve, interval_of
 from pipeline.report.figures import COLOURS
 from pipeline.report.gallery import noisy_pixels
@@ -222,7 +223,7 @@ def test_the_noisy_picture_is_what_the_first_vote_saw(page: Page, report: Path) 
     expect(canvas).to_have_count(60)
     for index in (0, 1):  # both levels of the first image
         drawn = canvas.nth(index).evaluate("c => [...c.getContext('2d').getImageData(0, 0, 16, 16).data]")
-        wanted = 255 * noisy_pixels(ITEMS[index], IMAGES[0].pixels, law=LAW).clip(0, 1)
+        wanted = 255 * noisy_pixels(ITEMS[index], IMAGES[0].pixels, declaration=Declaration(LAW)).clip(0, 1)
         noise = abs(wanted - IMAGES[0].pixels) / 255 / ITEMS[index].certificate.sigma_pixel
         for channel in range(3):
             for place, (pixel, beyond) in enumerate(zip(wanted[channel].flat, noise[channel].flat, strict=True)):

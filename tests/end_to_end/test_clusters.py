@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.cli import main
-from pipeline.declaration.config import load_config
+from pipeline.declaration.toml_files import load_config
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = ROOT / "clusters"

@@ -16,7 +16,7 @@ from ndc_core.noise.smoothing import IntegerNoise, NoNoise
 from ndc_core.noise.streams import DrawNoise, draw_noise
 from ndc_core.space import bytes_to_pixels, pixels_to_model
 from pipeline.data.datasets import DatasetSpec
-from pipeline.declaration.config import load_config
+from pipeline.declaration.toml_files import load_config
 from pipeline.model_tools.train import plan_of, train_on
 from pipeline.workers.models import build_classifier
 from tests.support.small_runs import digits, listing_of

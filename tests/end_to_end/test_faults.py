@@ -27,15 +27,15 @@ LONGER = ["dataset.limit=12", "votes.estimation=400", "votes.per_unit=100", "com
 class Poisoned:
     """An actor that one unit kills and another makes hang, each time."""
 
-    def __init__(self, settings, journal) -> None:
-        self.journal = journal
-        journal.arrive()
-        journal.end(LOADING)
+    def __init__(self, settings, heartbeat) -> None:
+        self.heartbeat = heartbeat
+        heartbeat.arrive()
+        heartbeat.end(LOADING)
 
     def __call__(self, batch):
         for name in batch["unit"].tolist():
             try:
-                self.journal.begin(name)
+                self.heartbeat.begin(name)
                 if name == "deadly":
                     os._exit(1)
                 if name == "hanging":
@@ -43,7 +43,7 @@ class Poisoned:
                 error = ""
             except UnitGivenUpError as given_up:
                 error = str(given_up)
-            self.journal.end(name)
+            self.heartbeat.end(name)
             yield {"unit": np.array([name]), "error": np.array([error])}
 
 

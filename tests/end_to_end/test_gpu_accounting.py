@@ -64,13 +64,13 @@ class Counting:
     """Says of each row how many came with it, in which call and task, and what its actor holds. Of the rows of a call
     the second waits until the driver has seen the first's receipt."""
 
-    def __init__(self, settings: str, journal) -> None:
+    def __init__(self, settings: str, heartbeat) -> None:
         import ray
 
-        self.seen, self.calls, self.journal = Path(settings), 0, journal
+        self.seen, self.calls, self.heartbeat = Path(settings), 0, heartbeat
         self.gpus = len(ray.get_runtime_context().get_accelerator_ids()["GPU"])
-        journal.arrive()
-        journal.end(LOADING)
+        heartbeat.arrive()
+        heartbeat.end(LOADING)
 
     def __call__(self, batch) -> Iterator[dict[str, np.ndarray]]:
         import ray

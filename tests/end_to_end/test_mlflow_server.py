@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 from playwright.sync_api import Page, expect, sync_playwright
 
 from pipeline.certificates.reduce import CertifiedImage, by_level
-from pipeline.declaration.config import load_config
+from pipeline.declaration.declaration import Declaration
+from pipeline.declaration.toml_files import load_config
 from pipeline.locations import location
 from pipeline.report.mlflow_tracker import Tracker
 from pipeline.report.report import accuracy_at, summarise, write_report
@@ -65,13 +66,13 @@ def log_run(method: str, folder: Path) -> Tracker:
         place,
         items,
         random_images(items, (1, 8, 8)),
-        law=law,
+        declaration=Declaration(law),
         alpha=0.001,
         radii=(0.0, 0.25),
         title=method,
         evidence_digest="",
     )
-    tracker = Tracker(config, folder=place, law=law, fingerprint=method)
+    tracker = Tracker(config, folder=place, declaration=Declaration(law), fingerprint=method)
     tracker.finish(report, [place / name for name in FILES])
     return tracker
 

@@ -8,10 +8,11 @@ import pytest
 
 from ndc_core.checkpoints.denoisers import load_denoiser, save_denoiser
 from ndc_core.voting import count_votes
-from pipeline.declaration.declaration import LawChangedError
-from pipeline.driver.certify import UnitsFailedError, certify_run, reduce_and_report
+from pipeline.declaration.declaration import DeclarationChangedError
+from pipeline.driver.certify import UnitsFailedError, certify_run
 from pipeline.driver.prepare import prepare
 from pipeline.locations import location
+from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
 from pipeline.workers.models import build_classifier
 from tests.support.small_runs import digits, small_config
@@ -73,7 +74,7 @@ def test_a_run_goes_on_where_it_stopped_and_mends_its_evidence(tiny_model: Path)
 def test_a_changed_run_is_refused_with_the_difference_named(tiny_model: Path) -> None:
     certify(tiny_model, "run", "dataset.limit=1")
     for change, message in (("seed=5", "seed: 0 -> 5"), ("dataset.limit=2", "dataset.images: 1 -> 2")):
-        with pytest.raises(LawChangedError, match=message):
+        with pytest.raises(DeclarationChangedError, match=message):
             prepare(small_config(tiny_model, "dataset.limit=1", change), location("run"))
 
 
@@ -84,7 +85,7 @@ def test_a_checkpoint_that_changed_between_start_and_resume_is_refused(tiny_mode
     denoiser.network.conv_out.bias += 0.01
     arguments = json.loads((model / "denoiser.json").read_text())["arguments"]
     save_denoiser(model, denoiser, network="small", arguments=arguments, notes={})
-    with pytest.raises(LawChangedError, match=r"model_sha256: .* -> .*; go back"):
+    with pytest.raises(DeclarationChangedError, match=r"model_sha256: .* -> .*; go back"):
         prepare(small_config(model, "dataset.limit=1"), location("run"))
 
 
@@ -92,7 +93,7 @@ def test_a_driver_that_prepared_before_another_declared_is_refused_too(tiny_mode
     late = prepare(small_config(tiny_model, "dataset.limit=1", "seed=5"), location("run"))
     certify(tiny_model, "run", "dataset.limit=1")
     before = evidence_of(location("run"))
-    with pytest.raises(LawChangedError, match="seed: 0 -> 5"):
+    with pytest.raises(DeclarationChangedError, match="seed: 0 -> 5"):
         certify_run(late, say=lambda line: None)
     assert evidence_of(Path("run")) == before
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from pipeline.data.datasets import Example
-from pipeline.declaration.config import load_config
-from pipeline.declaration.declaration import fingerprint_of, law_of
-from pipeline.driver.certify import reduce_and_report
+from pipeline.declaration.declaration import declare
+from pipeline.declaration.toml_files import load_config
 from pipeline.driver.prepare import prepare
 from pipeline.locations import LocationError, location
 from pipeline.report.mlflow_address import TrackingError, without_password
 from pipeline.report.mlflow_tracker import connect
+from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
 from pipeline.workers.attack_actor import cell_id
 from pipeline.workers.ray_pool import HANDED_ON, _environment
@@ -97,7 +97,7 @@ def test_a_fingerprint_does_not_depend_on_the_environment(monkeypatch: pytest.Mo
     def fingerprint() -> str:
         listing = listing_of([Example("a", np.zeros((1, 8, 8), np.uint8), 0)])
         models = {"model_sha256": "m", "unconditional": "null_label"}
-        return fingerprint_of(law_of(load_config("demo", ["compute.rows_per_pass=32"]), listing, models=models))
+        return declare(load_config("demo", ["compute.rows_per_pass=32"]), listing, models=models).fingerprint
 
     before = fingerprint()
     for name, secret in SECRETS.items():
@@ -129,7 +129,7 @@ def test_a_name_in_the_data_leads_nowhere(tiny_model: Path, tmp_path: Path, name
     changed = type(run)(**{**vars(run), "listing": type(run.listing)([record], run.listing.image_shape), "units": rows})
     receipts = receipts_of(VoteActor(settings_of(run, inside)), batch_of(changed, renamed))
     assert not any(receipt["error"] for receipt in receipts)
-    manifest = {"law": run.law, "fingerprint": run.fingerprint, "plan": {"classes": 10}}
+    manifest = {"law": run.declaration.to_json(), "fingerprint": run.fingerprint, "plan": {"classes": 10}}
     store.declare(manifest, config_toml=run.config.to_toml(), records=[record], examples=[example])
     report = reduce_and_report(store, alpha=None, radii=(0.0,), folder=location(inside))
     page = Path(str(report.page)).read_text()

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ndc_core import polls
-from ndc_core.certificates.certificate import cohen
+from ndc_core.certificates.cohen import cohen
 from ndc_core.checkpoints.denoisers import load_denoiser
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.losses import NonFiniteScoreError

@@ -2,7 +2,7 @@ import time
 
 from pipeline import progress
 from pipeline.progress import VoteProgress, duration
-from pipeline.workers.vote_actor import Receipt
+from pipeline.workers.rows import Receipt
 
 
 def receipt(error: str = "") -> Receipt:

@@ -24,7 +24,7 @@ from pipeline.store.evidence import EvidenceTable
 from pipeline.store.run_store import RunStore
 from pipeline.workers.pools import Pool
 from pipeline.workers.ray_pool import MOST_OF_A_LABEL, Metrics, label_of
-from pipeline.workers.vote_actor import Receipt, rows_of
+from pipeline.workers.rows import Receipt, rows_of
 from tests.support.small_runs import small_config
 
 

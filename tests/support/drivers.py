@@ -56,7 +56,7 @@ def actors_of(tag: str) -> list[int]:
             environment = (folder / "environ").read_bytes()
         except OSError:  # gone, or not ours to read
             continue
-        if (b"VoteActor" in name or b"WaveActor" in name) and f"{TAG}={tag}".encode() in environment:
+        if b"VoteActor" in name and f"{TAG}={tag}".encode() in environment:
             found.append(int(folder.name))
     return found
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.datasets import Example
-from pipeline.declaration.config import load_config
-from pipeline.declaration.declaration import fingerprint_of, law_of
+from pipeline.declaration.declaration import declare
+from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import plan_units
 from pipeline.locations import Where, location
 from pipeline.store.evidence import Evidence
@@ -38,11 +38,11 @@ def finished_run(
     levels = f"sigma_pixel={list(wins)}"
     config = load_config(preset, ["model=models/tiny", *SMALL, levels, "compute.threads_per_actor=1", *assignments])
     listing = listing_of(list(examples))
-    law = law_of(config, listing, models={"model_sha256": "0123456789abcdef", "unconditional": "null_label"})
-    fingerprint, units = fingerprint_of(law), list(plan_units(law, listing.records))
+    law = declare(config, listing, models={"model_sha256": "0123456789abcdef", "unconditional": "null_label"})
+    fingerprint, units = law.fingerprint, list(plan_units(law, listing.records))
     plan = {"units": len(units), "votes": sum(unit.draws for unit in units), "classes": CLASSES, "stops_early": False}
     store = RunStore(location(folder))
-    manifest = {"law": law, "fingerprint": fingerprint, "plan": plan}
+    manifest = {"law": law.to_json(), "fingerprint": fingerprint, "plan": plan}
     store.declare(manifest, config_toml=config.to_toml(), records=listing.records, examples=iter(examples))
     index_of = {record.image_id: record.index for record in listing.records}
     for unit in units:

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ndc_core.certificates.certificate import cohen
-from pipeline.certificates.reduce import Attacked, CertifiedImage, by_level
+from ndc_core.certificates.cohen import cohen
+from pipeline.certificates.attack_results import Attacked
+from pipeline.certificates.reduce import CertifiedImage, by_level
+from pipeline.declaration.declaration import Declaration
 from pipeline.report.curves import Curve, curve_of
 from pipeline.report.pages import comparison_page, html_page
 from pipeline.report.tables import Table
@@ -71,7 +73,7 @@ def report_page(
         scope="8-bit images",
         certified=items,
         images=images,
-        law=law,
+        declaration=Declaration(law),
         class_names=class_names,
     )
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 from pipeline.data.datasets import DatasetSpec, Example, Listing, examples_of, source_of
 from pipeline.data.source import Split
-from pipeline.declaration.config import RunConfig, load_config
-from pipeline.driver.certify import reduce_and_report
+from pipeline.declaration.config import RunConfig
+from pipeline.declaration.toml_files import load_config
 from pipeline.driver.prepare import prepare
 from pipeline.locations import location
+from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
-from pipeline.workers.vote_actor import VoteActor, VoterSettings, WaveActor
+from pipeline.workers.vote_actor import SequentialVoteActor, VoteActor, VoterSettings
 
 SMALL = [
     "sigma_pixel=[0.25]",
@@ -66,10 +67,10 @@ def computed(config: RunConfig, folder: Path) -> RunStore:
     store = RunStore(run.folder)
     examples = examples_of(config.dataset, run.source, channels=run.listing.image_shape[0], corrupt=[])
     store.declare(run.manifest(), config_toml=config.to_toml(), records=run.records, examples=examples)
-    settings = VoterSettings(config, str(folder), run.law, run.fingerprint, num_classes=run.num_classes)
+    settings = VoterSettings(config, str(folder), run.declaration, run.fingerprint, num_classes=run.num_classes)
     record_of = {record.image_id: record for record in run.records}
     units = {unit.cell if config.follows_images else unit: unit for unit in run.units.values()}
-    actor = (WaveActor if config.follows_images else VoteActor)(settings)
+    actor = (SequentialVoteActor if config.follows_images else VoteActor)(settings)
     errors = [receipt.error for receipt in actor.receipts((unit, record_of[unit.image_id]) for unit in units.values())]
     assert not any(errors), errors
     reduce_and_report(store, alpha=None, radii=config.certificate.radii, folder=run.folder)

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from pipeline.certificates.files import read_certificates
 from pipeline.data.datasets import examples_of
 from pipeline.declaration.config import RunConfig
-from pipeline.driver.certify import reduce_and_report
 from pipeline.driver.prepare import prepare
 from pipeline.locations import location
-from pipeline.store.run_store import RunStore, read_certificates
-from pipeline.workers.vote_actor import VoteActor, VoterSettings, WaveActor
+from pipeline.report.report import reduce_and_report
+from pipeline.store.run_store import RunStore
+from pipeline.workers.vote_actor import SequentialVoteActor, VoteActor, VoterSettings
 
 SWEEP = """
 base = "demo"
@@ -61,10 +62,10 @@ def alone(config: RunConfig, folder: Path) -> None:
     store = RunStore(run.folder)
     examples = examples_of(run.config.dataset, run.source, channels=run.listing.image_shape[0], corrupt=[])
     store.declare(run.manifest(), config_toml=run.config.to_toml(), records=run.records, examples=examples)
-    settings = VoterSettings(run.config, str(run.folder), run.law, run.fingerprint, num_classes=run.num_classes)
+    settings = VoterSettings(run.config, str(run.folder), run.declaration, run.fingerprint, num_classes=run.num_classes)
     kind, units = VoteActor, list(run.units.values())
     if config.follows_images:
-        kind, units = WaveActor, list({unit.cell: unit for unit in units}.values())
+        kind, units = SequentialVoteActor, list({unit.cell: unit for unit in units}.values())
     record_of = {record.image_id: record for record in run.records}
     receipts = list(kind(settings).receipts((unit, record_of[unit.image_id]) for unit in units))
     assert not [receipt.error for receipt in receipts if receipt.error]

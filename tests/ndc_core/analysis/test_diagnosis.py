@@ -21,7 +21,7 @@ from ndc_core.models.forward_passes import answer
 from ndc_core.noise.grid import GridSpec
 from pipeline.cli import main
 from pipeline.data.datasets import DatasetSpec, Example
-from pipeline.declaration.config import load_config
+from pipeline.declaration.toml_files import load_config
 from pipeline.model_tools.diagnose import NOT_TOLD_APART, Diagnosis, DiagnosisSettings, diagnose, report, spread_images
 from tests.support.fakes import many_gaussians
 from tests.support.small_runs import digits

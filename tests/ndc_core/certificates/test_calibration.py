@@ -15,7 +15,8 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import binomtest
 
 from ndc_core.certificates import sequential
-from ndc_core.certificates.certificate import Certificate, Cohen, Method, Tally, Terms
+from ndc_core.certificates.certificate import Certificate, LipschitzTerms, Method, Tally, Terms
+from ndc_core.certificates.cohen import Cohen
 from ndc_core.certificates.lipschitz import Lipschitz
 from ndc_core.certificates.sequential import Sequential
 from ndc_core.classifiers.diffusion import DiffusionClassifier
@@ -169,7 +170,7 @@ def test_sequential_across_interruptions() -> None:
                 cell = Cell("a", SIGMA, method, SELECTION, 2)
                 for item in reversed(published):
                     cell.take(item)
-            if unit.phase == "estimation" and unit.draw_stop > cell.standing().needed:
+            if unit.phase == "estimation" and unit.draw_stop > cell.state().needed:
                 break
             source = np.ones(SELECTION, dtype=bool) if unit.phase == "selection" else votes
             published.append(evidence_of(unit, source))
@@ -209,9 +210,7 @@ def test_lipschitz() -> None:
     Sampling stops by the certificate's own rule.
     """
     grid = GridSpec(3, 2.0, "log", 0.5)
-    method = Lipschitz(
-        Terms(sigma_pixel=0.0, alpha=ALPHA, votes=761, grid=grid, weight="elbo", dimension=1, precision=0.3)
-    )
+    method = Lipschitz(Terms(sigma_pixel=0.0, alpha=ALPHA, votes=761, lipschitz=LipschitzTerms(grid, precision=0.3)))
     largest, share = -method.lowest_margin, 0.6
     assert len(build_grid(grid, tau_model=0.0).level) == 1
     truth = 0.5 * largest * (2 * share - 1)  # of the closer rival

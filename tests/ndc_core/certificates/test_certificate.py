@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ndc_core.certificates.certificate import Cohen, Terms, cohen, gaussian_radius
+from ndc_core.certificates.certificate import Terms
+from ndc_core.certificates.cohen import Cohen, cohen
 from ndc_core.certificates.confidence_bounds import clopper_pearson_lower
+from ndc_core.certificates.radius import gaussian_radius
 
 
 def test_radius_of_unanimous_votes_is_the_closed_form() -> None:

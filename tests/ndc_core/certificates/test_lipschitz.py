@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import ndtr
 
-from ndc_core.certificates.certificate import Tally, Terms
+from ndc_core.certificates.certificate import LipschitzTerms, Tally, Terms
 from ndc_core.certificates.lipschitz import Lipschitz, effective_cap, margin_constant_model
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.noise.grid import WEIGHTS, GridSpec, build_grid
@@ -166,11 +166,7 @@ TERMS = Terms(
     sigma_pixel=0.0,
     alpha=0.01,
     votes=5_000,
-    grid=GridSpec(6, 2.0, "log", 0.3),
-    weight="edm",
-    loss_cap=0.2,
-    dimension=16,
-    precision=0.1,
+    lipschitz=LipschitzTerms(GridSpec(6, 2.0, "log", 0.3), weight="edm", loss_cap=0.2, dimension=16, precision=0.1),
 )
 
 

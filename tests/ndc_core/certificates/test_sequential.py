@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
-from ndc_core.certificates.certificate import Cohen, Tally, Terms
+from ndc_core.certificates.certificate import Tally, Terms
+from ndc_core.certificates.cohen import Cohen
 from ndc_core.certificates.sequential import Sequential, wave_ends
 
 TERMS = Terms(sigma_pixel=0.25, alpha=0.001, votes=10_000, radii=(0.25, 0.5))

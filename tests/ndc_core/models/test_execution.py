@@ -12,7 +12,7 @@ from ndc_core.checkpoints.denoisers import load_denoiser
 from ndc_core.checkpoints.image_classifiers import load_classifier
 from ndc_core.models.execution import DTYPES, Execution, Precision
 from ndc_core.models.replay import Replays, directly
-from pipeline.declaration.config import load_config
+from pipeline.declaration.toml_files import load_config
 from pipeline.workers.models import build_classifier, load_pair
 from tests.ndc_core.models.test_networks import golden_inputs, golden_network
 

@@ -116,10 +116,10 @@ def test_a_run_keeps_the_rows_that_it_was_declared_with(tiny_model: Path, tmp_pa
     del unset["compute"]["rows_per_pass"]
     config = type(small_config(tiny_model)).model_validate(unset)
     first = prepare(config, location(tmp_path))
-    rows = first.law["compute"]["rows_per_pass"]
+    rows, recorded = first.declaration.rows_per_pass, first.declaration.to_json()
     assert rows == first.config.compute.rows_per_pass >= 16
     store = RunStore(location(tmp_path))
-    other = first.law | {"compute": first.law["compute"] | {"rows_per_pass": rows * 3}}
+    other = recorded | {"compute": recorded["compute"] | {"rows_per_pass": rows * 3}}
     examples = digits("test", limit=config.dataset.limit)
     store.declare(first.manifest() | {"law": other}, config_toml="", records=first.records, examples=examples)
     assert prepare(config, location(tmp_path)).config.compute.rows_per_pass == rows * 3

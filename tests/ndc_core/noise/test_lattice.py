@@ -1,6 +1,6 @@
 """Noise of DC's steps on lattices that contain the 8-bit grid: its law, and what the certificate may say of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from scipy.special import ndtr
 from scipy.stats import chisquare
 from torch import Tensor
 
-from ndc_core.certificates.certificate import Certificate, Tally, Terms
+from ndc_core.certificates.certificate import Certificate, LipschitzTerms, Tally, Terms
 from ndc_core.certificates.lipschitz import Lipschitz, margin_constant_pixel, rounding_of_margin
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.scoring import scores
@@ -20,9 +20,8 @@ from ndc_core.noise.smoothing import rounded_gaussian_table
 from ndc_core.noise.streams import DrawNoise
 from ndc_core.space import pixels_to_model
 from ndc_core.voting import certify, count_votes
-from pipeline.declaration.config import load_config
-from pipeline.declaration.declaration import law_of
-from pipeline.declaration.procedure import method_of
+from pipeline.declaration.declaration import Declaration, declare
+from pipeline.declaration.toml_files import load_config
 from tests.support.small_runs import digits, listing_of
 
 ONE_LEVEL = GridSpec(levels=(0.5, 1.0))  # one term, at sigma_model 1
@@ -65,7 +64,11 @@ def leaking_classifier() -> DiffusionClassifier:
 
 def certificate_of(image: np.ndarray) -> Certificate:
     terms = Terms(
-        sigma_pixel=0.0, alpha=0.001, votes=1000, grid=LEAKING, loss_cap=1.0, dimension=64, scope="8-bit images"
+        sigma_pixel=0.0,
+        alpha=0.001,
+        votes=1000,
+        scope="8-bit images",
+        lipschitz=LipschitzTerms(LEAKING, loss_cap=1.0, dimension=64),
     )
     named = {"sigma_pixel": 0.0, "noise": "none", "seed": 0, "image_id": "x", "keep_scores": True}
     selection, estimation = (
@@ -205,8 +208,9 @@ def test_sampled_scores_are_those_of_the_exact_law() -> None:
 
 
 def test_the_certificate_pays_for_the_tables_and_for_single_precision() -> None:
-    terms = {"sigma_pixel": 0.0, "alpha": 0.01, "votes": 500, "grid": ONE_LEVEL, "loss_cap": 0.2, "dimension": 64}
-    exact, off = Lipschitz(Terms(**terms)), Lipschitz(Terms(**terms, distance=1e-3))
+    own = LipschitzTerms(ONE_LEVEL, loss_cap=0.2, dimension=64)
+    terms = Terms(sigma_pixel=0.0, alpha=0.01, votes=500, lipschitz=own)
+    exact, off = Lipschitz(terms), Lipschitz(replace(terms, distance=1e-3))
     scores = np.random.default_rng(0).normal((0.0, 5.0), 1.0, (500, 2))
     tally = Tally([0, 9], [[0, 500]], scores[:9], scores)
     lower = exact.certificate(tally).margin_lower - off.certificate(tally).margin_lower
@@ -225,16 +229,16 @@ def test_computed_losses_stay_within_the_stated_rounding() -> None:
     assert (2 * (computed - exact).abs() <= rounding_of_margin(np.ones(1), dimension=64, loss_cap=None)).all()
 
 
-def law(*assignments: str) -> dict:
-    return law_of(load_config("lipschitz", list(assignments)), listing_of(digits("test", limit=1)), models={})
+def law(*assignments: str) -> Declaration:
+    return declare(load_config("lipschitz", list(assignments)), listing_of(digits("test", limit=1)), models={})
 
 
 def test_the_scope_is_8_bit_images_and_that_of_votes_with_float_steps_says_so() -> None:
     declared = law()
-    terms = method_of(declared, 0.0).terms
+    terms = declared.procedure(0.0).terms
     assert terms.scope == "8-bit images"
     assert 0 < terms.distance < 1e-12
-    earlier = method_of({**declared, "vote_version": 5}, 0.0).terms
+    earlier = Declaration({**declared.recorded, "vote_version": 5}).procedure(0.0).terms
     assert earlier.scope == "all images, if floating-point noise is taken for exact"
 
 

@@ -1,19 +1,12 @@
 import pytest
 
-from ndc_core.certificates.certificate import cohen
-from pipeline.certificates.reduce import (
-    LARGEST,
-    CertifiedImage,
-    by_level,
-    certificate_rows,
-    certificate_tsv,
-    certify_images,
-    cut_text,
-    percent,
-)
+from ndc_core.certificates.cohen import cohen
+from pipeline.certificates.files import certificate_rows, certificate_tsv, cut_text
+from pipeline.certificates.reduce import LARGEST, CertifiedImage, by_level, certify_images
 from pipeline.certificates.stopping import IncompleteRunError
-from pipeline.declaration.declaration import UnsoundVotesError, refuse_unsound_votes
+from pipeline.declaration.declaration import Declaration, UnsoundVotesError, refuse_unsound_votes
 from pipeline.declaration.units import WorkUnit
+from pipeline.report.tables import percent
 from pipeline.store.evidence import Evidence
 from pipeline.store.run_store import StoredImage
 
@@ -44,7 +37,9 @@ def complete() -> list[Evidence]:
 
 
 def certify(items: list[Evidence]):
-    return certify_images(items, IMAGES, law=LAW, num_classes=3, alpha=None, resume_with="ndc certify runs/a")
+    return certify_images(
+        items, IMAGES, declaration=Declaration(LAW), num_classes=3, alpha=None, resume_with="ndc certify runs/a"
+    )
 
 
 def test_counts_are_summed_and_certified_in_the_order_of_the_data() -> None:
@@ -128,6 +123,8 @@ def test_votes_of_a_float_path_before_version_6_are_refused() -> None:
     """They may have had more noise than they state."""
     path = {**LAW, "noise": "float", "sigma_pixel": [0.25, 0.5], "classifier": {"name": "apndc", "one_path": True}}
     for law in ({**path, "vote_version": 6}, {**path, "noise": "integer", "vote_version": 5}):
-        refuse_unsound_votes(law)
+        refuse_unsound_votes(Declaration(law))
     with pytest.raises(UnsoundVotesError, match="votes of version 5 with noise 'float' on one path may have had more"):
-        certify_images([], [], law={**path, "vote_version": 5}, num_classes=3, alpha=None, resume_with="")
+        certify_images(
+            [], [], declaration=Declaration({**path, "vote_version": 5}), num_classes=3, alpha=None, resume_with=""
+        )

@@ -1,20 +1,24 @@
 import pytest
 
-from ndc_core.certificates.certificate import Cohen, Terms
+from ndc_core.certificates.certificate import Terms
+from ndc_core.certificates.cohen import Cohen
 from ndc_core.certificates.sequential import Sequential
 from pipeline.certificates.stopping import Cell, IncompleteRunError, cells_of
+from pipeline.declaration.declaration import Declaration
 from pipeline.declaration.units import WorkUnit, draw_ranges
 from pipeline.store.evidence import Evidence
 
 TERMS = Terms(sigma_pixel=0.25, alpha=0.001, votes=1000, radii=(0.25, 0.5))
-LAW = {
-    "sigma_pixel": [0.25],
-    "noise": "float",
-    "votes": {"selection": 10, "estimation": 1000, "per_unit": 60},
-    "dataset": {"image_shape": [1, 8, 8]},
-    "classifier": {"grid": {"points": 4, "sigma_model_max": 1.5}, "weight": "edm", "loss_cap": None},
-    "certificate": {"method": "sequential", "alpha": 0.001, "maximum_over_sigmas": False, "radii": [0.25, 0.5]},
-}
+LAW = Declaration(
+    {
+        "sigma_pixel": [0.25],
+        "noise": "float",
+        "votes": {"selection": 10, "estimation": 1000, "per_unit": 60},
+        "dataset": {"image_shape": [1, 8, 8]},
+        "classifier": {"grid": {"points": 4, "sigma_model_max": 1.5}, "weight": "edm", "loss_cap": None},
+        "certificate": {"method": "sequential", "alpha": 0.001, "maximum_over_sigmas": False, "radii": [0.25, 0.5]},
+    }
+)
 
 
 def item(phase: str, start: int, stop: int, *, wrong: int = 0) -> Evidence:
@@ -30,35 +34,35 @@ def cell(*items: Evidence, method=Sequential(TERMS)) -> Cell:  # noqa: B008 - fr
 
 
 def test_the_first_wave_is_selection_and_the_first_look() -> None:
-    assert cell().standing().needed == 100
-    assert cell(item("selection", 0, 10)).standing().needed == 100
+    assert cell().state().needed == 100
+    assert cell(item("selection", 0, 10)).state().needed == 100
 
 
 def test_the_next_wave_comes_when_a_look_left_something_open() -> None:
     known = [item("selection", 0, 10), item("estimation", 0, 60), item("estimation", 60, 100)]
-    assert cell(*known[:2]).standing().needed == 100
-    assert cell(*known).standing().needed == 150
-    assert not cell(*known).standing().decided
+    assert cell(*known[:2]).state().needed == 100
+    assert cell(*known).state().needed == 150
+    assert not cell(*known).state().decided
 
 
 def test_unanimous_votes_are_decided_at_the_first_look_that_proves_the_largest_radius() -> None:
     units = [item("selection", 0, 10)]
     for _, start, stop in [piece for piece in draw_ranges(LAW, 0.25) if piece[0] == "estimation"]:
         units.append(item("estimation", start, stop))
-    standing = cell(*units).standing()
-    assert (standing.decided, standing.needed) == (True, 507)
+    state = cell(*units).state()
+    assert (state.decided, state.needed) == (True, 507)
 
 
 def test_standing_depends_on_the_evidence_and_not_on_how_it_came() -> None:
     pieces = [item(*piece, wrong=5 if piece[0] == "estimation" else 0) for piece in draw_ranges(LAW, 0.25)]
     step_by_step = cell()
     for one in pieces:
-        if one.unit.phase == "estimation" and one.unit.draw_stop > step_by_step.standing().needed:
+        if one.unit.phase == "estimation" and one.unit.draw_stop > step_by_step.state().needed:
             break
         step_by_step.take(one)
     again = cell(*[one for phase in ("estimation", "selection") for one in step_by_step.evidence[phase].values()][::-1])
-    assert again.standing() == step_by_step.standing()
-    assert again.standing().decided
+    assert again.state() == step_by_step.state()
+    assert again.state().decided
 
 
 def test_votes_beyond_the_decision_are_refused() -> None:
@@ -79,8 +83,8 @@ def test_a_gap_is_not_skipped() -> None:
 
 def test_a_fixed_number_of_votes_is_one_wave() -> None:
     fixed = cell(item("selection", 0, 10), item("estimation", 0, 60), method=Cohen(TERMS))
-    assert fixed.standing().needed == 1000
-    assert not fixed.standing().decided
+    assert fixed.state().needed == 1000
+    assert not fixed.state().decided
 
 
 def test_evidence_of_an_unknown_image_is_refused() -> None:

@@ -16,14 +16,14 @@ from pipeline.certificates.reduce import LARGEST
 from pipeline.certificates.stopping import IncompleteRunError
 from pipeline.cli import main
 from pipeline.compare.compare import Opened, compare, names_of, radii_of
-from pipeline.compare.inputs import open_contender, parse_argument
+from pipeline.compare.inputs import open_input, parse_argument
 from pipeline.compare.method_tables import Comparison
 from pipeline.compare.shared_images import OtherImagesError
-from pipeline.declaration.declaration import LawChangedError
-from pipeline.driver.certify import reduce_and_report
+from pipeline.declaration.declaration import DeclarationChangedError
 from pipeline.locations import location
 from pipeline.report.curves import BEST, Curve, best_of, interval_of
 from pipeline.report.figures import LETTERS_OF_A_LINE, certified_accuracy_figure, curve_label
+from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
 from tests.support.finished_runs import EXAMPLES, example, finished_run, log_text
 from tests.support.pages import page_data
@@ -45,7 +45,7 @@ def compared(*arguments: object, out: Path, **options: object):
 
 def fall(comparison: Comparison) -> dict[tuple[str, str], tuple[float, ...]]:
     """Where each curve falls."""
-    return {(one.method, one.level): one.curve.radii for one in comparison.contenders}
+    return {(one.method, one.level): one.curve.radii for one in comparison.entries}
 
 
 @pytest.fixture
@@ -217,7 +217,9 @@ def test_one_alpha_makes_runs_of_different_alpha_comparable(tmp_path: Path, out:
     strict, loose = (
         finished_run(tmp_path / name, SOME, f"certificate.alpha={alpha}") for name, alpha in (("a", 0.001), ("b", 0.01))
     )
-    with pytest.raises(LawChangedError, match=r"a was declared with alpha 0.001, .*b with 0.01: .* --alpha 0.01"):
+    with pytest.raises(
+        DeclarationChangedError, match=r"a was declared with alpha 0.001, .*b with 0.01: .* --alpha 0.01"
+    ):
         compared(f"A={strict}", f"B={loose}", out=out)
     written = compared(f"A={strict}", f"B={loose}", out=out, alpha=0.01)
     for radii in fall(written.comparison).values():
@@ -281,7 +283,7 @@ def test_devices_that_differ_are_warned_of(tmp_path: Path, out: Path) -> None:
 
 
 def opened(*arguments: object) -> list[Opened]:
-    return [open_contender(parse_argument(str(argument)), alpha=None) for argument in arguments]
+    return [open_input(parse_argument(str(argument)), alpha=None) for argument in arguments]
 
 
 def test_runs_of_one_method_are_told_apart_by_their_folders(tmp_path: Path) -> None:
@@ -326,9 +328,9 @@ def test_a_sequential_run_is_refused_at_radii_that_it_did_not_aim_at(tmp_path: P
         tmp_path / "a", SOME, "certificate.method=sequential", "certificate.radii=[0.05, 0.1]", "votes.estimation=400"
     )
     fixed = finished_run(tmp_path / "b", SOME, "certificate.radii=[0.1, 0.2]")
-    with pytest.raises(LawChangedError, match=r"a: radius 0.2 was not declared.*compared at --radii 0.05,0.1$"):
+    with pytest.raises(DeclarationChangedError, match=r"a: radius 0.2 was not declared.*compared at --radii 0.05,0.1$"):
         compared(aimed, fixed, out=out)
-    with pytest.raises(LawChangedError, match=r"radius 0.07 was not declared"):
+    with pytest.raises(DeclarationChangedError, match=r"radius 0.07 was not declared"):
         compared(aimed, fixed, out=out, radii=(0.07,))
 
 

@@ -15,7 +15,8 @@ from ndc_core.checkpoints.denoisers import load_denoiser
 from pipeline.data.classes import by_number, class_order, devkit_wnids, listed
 from pipeline.data.datasets import DatasetSpec, check_classes, list_images, meaning_of_labels, source_of
 from pipeline.data.source import DataError
-from pipeline.declaration.config import ConfigError, load_config
+from pipeline.declaration.config import ConfigError
+from pipeline.declaration.toml_files import load_config
 from pipeline.driver.prepare import prepare
 from pipeline.locations import location
 from pipeline.model_tools.diagnose import spread_images

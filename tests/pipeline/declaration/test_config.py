@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from ndc_core.noise.grid import build_grid
-from pipeline.cli.commands import as_toml
-from pipeline.declaration.config import ConfigError, load_config, preset_names
+from pipeline.cli.options import as_toml
+from pipeline.declaration.config import ConfigError
+from pipeline.declaration.toml_files import load_config, preset_names
 
 
 @pytest.mark.parametrize("preset", preset_names())

@@ -5,9 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.datasets import Example
-from pipeline.declaration.config import load_config
-from pipeline.declaration.declaration import law_of
-from pipeline.declaration.procedure import method_of
+from pipeline.declaration.declaration import declare
+from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import WorkUnit, plan_units
 from tests.support.small_runs import listing_of
 
@@ -29,7 +28,7 @@ def test_units_cover_every_draw_exactly_once(
     chosen += [f"votes.ends={ends}"]
     examples = [Example(str(index), IMAGE, index) for index in range(images)]
     listing = listing_of(examples)
-    law = law_of(load_config("demo", chosen), listing, models={})
+    law = declare(load_config("demo", chosen), listing, models={})
     units = list(plan_units(law, listing.records))
     covered = [
         (unit.image_id, unit.sigma_pixel, unit.phase, draw)
@@ -38,7 +37,7 @@ def test_units_cover_every_draw_exactly_once(
     ]
     assert len(covered) == len(set(covered)) == images * 2 * (selection + 1000)
     assert max(unit.draws for unit in units) <= per_unit
-    looks = method_of(law, 0.25).looks
+    looks = law.procedure(0.25).looks
     assert not [unit for unit in units if any(unit.draw_start < look < unit.draw_stop for look in looks[:-1])]
     assert not [unit for unit in units if any(unit.draw_start < end < unit.draw_stop for end in ends)]
     assert len({unit.unit_id("law") for unit in units}) == len(units)

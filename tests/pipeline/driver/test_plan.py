@@ -10,16 +10,16 @@ import pytest
 from ndc_core.certificates.certificate import Terms
 from ndc_core.certificates.sequential import Sequential
 from ndc_core.checkpoints.denoisers import CheckpointError
-from pipeline.declaration.config import load_config
+from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import UNIT_SECONDS, draws_a_unit
 from pipeline.driver import plan as plan_module
 from pipeline.driver import prepare as prepare_module
 from pipeline.driver.plan import Amount, _amounts, plan_lines, plan_of, plan_run
-from pipeline.driver.prepare import Planning, prepare
+from pipeline.driver.prepare import CostSample, prepare
 from pipeline.locations import LocationError, location
 from pipeline.report.mlflow_address import TrackingError
 from pipeline.workers import measurement as measure_module
-from pipeline.workers.measurement import Measured, SampledCell, ToMeasure, measure
+from pipeline.workers.measurement import Measured, MeasurementRequest, SampledCell, measure
 from tests.support.small_runs import digits, fast_config, small_config
 
 METHOD = Sequential(Terms(sigma_pixel=0.25, alpha=0.001, votes=2000, radii=(0.0, 0.3)))
@@ -42,13 +42,12 @@ def test_the_range_of_a_sequential_run_holds_its_true_expected_cost(monkeypatch:
     truth = SELECTION + np.mean([votes_until_stop(p, rng) for p in probabilities for _ in range(40)])
     votes = SimpleNamespace(selection=SELECTION)
     run = SimpleNamespace(
-        law={},
+        declaration=SimpleNamespace(procedure=lambda sigma_pixel: METHOD),
         config=SimpleNamespace(votes=votes),
         records=range(IMAGES),
         votes=IMAGES * (SELECTION + 2000),
         most_evaluations_per_vote=30,
     )
-    monkeypatch.setattr(plan_module, "method_of", lambda law, sigma: METHOD)
     held = 0
     for _ in range(20):
         cells = [sampled(rng.choice(probabilities), 60, rng) for _ in range(8)]
@@ -61,7 +60,7 @@ def test_the_range_of_a_sequential_run_holds_its_true_expected_cost(monkeypatch:
 
 
 def stated(config, folder: Path, rate: float):
-    return prepare(config, location(folder), plan=Planning(rate))
+    return prepare(config, location(folder), plan=CostSample(rate))
 
 
 def test_a_stated_rate_gives_hours_price_and_time_by_arithmetic(tiny_model: Path, tmp_path: Path) -> None:
@@ -81,14 +80,14 @@ def test_a_stated_rate_gives_hours_price_and_time_by_arithmetic(tiny_model: Path
 def test_measuring_finds_rows_rate_and_votes_without_ray(tiny_model: Path) -> None:
     config = fast_config(tiny_model)
     images = tuple((example.image_id, example.image) for example in digits("test", limit=2))
-    found = measure(ToMeasure(config, images, 60))
+    found = measure(MeasurementRequest(config, images, 60))
     assert (found.device, found.rows_per_pass) == ("cpu", 32)
     assert found.evaluations_per_second > 10
     assert len(found.cells) == 4
     assert all(0 <= cell.candidate_votes <= cell.draws for cell in found.cells)
-    dear = measure(ToMeasure(config, images, 10**9))
+    dear = measure(MeasurementRequest(config, images, 10**9))
     assert dear.cells == (), "votes that would take long are not tried"
-    passes = measure(ToMeasure(config, (), 60))
+    passes = measure(MeasurementRequest(config, (), 60))
     assert passes.cells == ()
 
 
@@ -120,12 +119,12 @@ def test_units_are_sized_by_the_rate_and_stay_so_on_resume(tiny_model: Path, tmp
     config = small_config(tiny_model, "votes.estimation=4000")
     open_ended = config.model_copy(update={"votes": config.votes.model_copy(update={"per_unit": None})})
     first = stated(open_ended, tmp_path, 7.5)  # 15 evaluations a vote: a vote in two seconds
-    assert first.law["votes"]["per_unit"] == UNIT_SECONDS / 2
-    assert stated(open_ended, tmp_path, 1.5).law["votes"]["per_unit"] == UNIT_SECONDS / 10
-    assert stated(open_ended, tmp_path, 1500.0).law["votes"]["per_unit"] == 4 * 4010 // 100
-    run_json = {"law": first.law, "fingerprint": first.fingerprint, "plan": {}}
+    assert first.declaration.votes_per_unit == UNIT_SECONDS / 2
+    assert stated(open_ended, tmp_path, 1.5).declaration.votes_per_unit == UNIT_SECONDS / 10
+    assert stated(open_ended, tmp_path, 1500.0).declaration.votes_per_unit == 4 * 4010 // 100
+    run_json = {"law": first.declaration.to_json(), "fingerprint": first.fingerprint, "plan": {}}
     (tmp_path / "run.json").write_text(json.dumps(run_json))
-    assert prepare(open_ended, location(tmp_path)).law == first.law
+    assert prepare(open_ended, location(tmp_path)).declaration == first.declaration
 
 
 def test_a_plan_measures_votes_that_are_not_the_runs(tiny_model: Path) -> None:
@@ -141,7 +140,7 @@ def test_a_plan_measures_votes_that_are_not_the_runs(tiny_model: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure_module, "Poll", Noted)
-        found = measure(ToMeasure(config, images, 15))
+        found = measure(MeasurementRequest(config, images, 15))
     assert isinstance(found, Measured)
     assert {poll_phase for _, poll_phase in seeds} == {"selection", "estimation"}
     assert config.seed not in {seed for seed, _ in seeds}
@@ -162,11 +161,11 @@ def test_what_no_vote_can_change_is_known_without_a_sample(tiny_model: Path, tmp
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[ToMeasure]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[MeasurementRequest]:
     """What is measured, in place of measuring it."""
-    found: list[ToMeasure] = []
+    found: list[MeasurementRequest] = []
 
-    def run_once(function, asked: ToMeasure, **where) -> Measured:
+    def run_once(function, asked: MeasurementRequest, **where) -> Measured:
         found.append(asked)
         return Measured("cpu", 32, 1000.0, ())
 
@@ -175,7 +174,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[ToMeasure]:
 
 
 def test_a_run_whose_sizes_are_set_measures_nothing_and_the_driver_needs_no_gpu(
-    tiny_model: Path, tmp_path: Path, asked: list[ToMeasure]
+    tiny_model: Path, tmp_path: Path, asked: list[MeasurementRequest]
 ) -> None:
     run = prepare(small_config(tiny_model, "compute.gpus_per_actor=1"), location(tmp_path))
     assert (run.measured, asked) == (None, [])
@@ -185,9 +184,9 @@ def test_a_run_whose_sizes_are_set_measures_nothing_and_the_driver_needs_no_gpu(
     ("images", "places"), [(3, [0, 1, 2]), (15, [0, 1, 3, 5, 7, 9, 11, 13]), (80, range(0, 80, 10))]
 )
 def test_votes_are_tried_on_images_from_all_over_the_data(
-    tiny_model: Path, tmp_path: Path, asked: list[ToMeasure], images: int, places: list[int]
+    tiny_model: Path, tmp_path: Path, asked: list[MeasurementRequest], images: int, places: list[int]
 ) -> None:
-    prepare(small_config(tiny_model, f"dataset.limit={images}"), location(tmp_path), plan=Planning())
+    prepare(small_config(tiny_model, f"dataset.limit={images}"), location(tmp_path), plan=CostSample())
     ids = [example.image_id for example in digits("test", limit=images)]
     assert [image_id for image_id, _ in asked[0].images] == [ids[place] for place in places]
 
@@ -231,7 +230,7 @@ def test_what_would_end_a_run_at_its_start_ends_its_plan_before_anything_is_meas
     tiny_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    asked: list[ToMeasure],
+    asked: list[MeasurementRequest],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking)

@@ -17,10 +17,10 @@ from ndc_core.models.execution import Precision
 from ndc_core.voting import VoteCounts
 from pipeline.declaration.declaration import fingerprint_of
 from pipeline.declaration.units import WorkUnit
-from pipeline.driver.certify import reduce_and_report
 from pipeline.driver.redraw import bits_can_be_equal, flipped, judged
 from pipeline.driver.status import status_lines, status_of
 from pipeline.driver.verify import VerificationError, verify_run
+from pipeline.report.report import reduce_and_report
 from pipeline.store.devices import DeviceRecord
 from pipeline.store.evidence import Evidence
 from pipeline.store.run_store import RunStore
@@ -276,7 +276,7 @@ def test_old_evidence_without_a_record_still_reads(run: RunStore) -> None:
 
 
 def test_scores_are_compared_too(tiny_model: Path, tmp_path: Path) -> None:
-    from pipeline.declaration.config import load_config
+    from pipeline.declaration.toml_files import load_config
 
     small = ["dataset.limit=1", "votes.selection=10", "votes.estimation=100", "certificate.radii=[0.0]"]
     small += ["votes.per_unit=50", "compute.rows_per_pass=32"]

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 import pipeline.driver.attack
 import pipeline.sweep.run  # noqa: F401  (with all that takes `prepare` by its name, before a test replaces it)
 from pipeline.cli import commands as cli
-from pipeline.declaration.config import load_config
+from pipeline.declaration.toml_files import load_config
 from pipeline.report.mlflow_address import IMPATIENT, TrackingError, explained, tracking_uri
 from pipeline.report.mlflow_tracker import check_tracking
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
-from pipeline.certificates.reduce import LARGEST, Attacked
-from pipeline.declaration.config import load_config
+from pipeline.certificates.attack_results import Attacked
+from pipeline.certificates.reduce import LARGEST
+from pipeline.declaration.declaration import Declaration
+from pipeline.declaration.toml_files import load_config
 from pipeline.locations import location
 from pipeline.report.mlflow_address import TrackingError
 from pipeline.report.mlflow_tracker import CHARTS, Tracker, charts_link, check_tracking, link_of_run, serving_command
@@ -45,7 +47,7 @@ def workplace(empty: Path, mlflow_database: Path) -> Path:
 
 def tracker(folder: str = "runs/a", fingerprint: str = "f", **changes: str) -> Tracker:
     config = load_config("demo").model_copy(update=changes)
-    return Tracker(config, folder=location(folder), law=LAW, fingerprint=fingerprint)
+    return Tracker(config, folder=location(folder), declaration=Declaration(LAW), fingerprint=fingerprint)
 
 
 def finish(found: Tracker, folder: Path) -> None:

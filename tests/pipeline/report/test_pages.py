@@ -14,7 +14,9 @@ from PIL import Image
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.shared_path import WALKS, stations_of
 from ndc_core.noise.streams import draw_generator
-from pipeline.certificates.reduce import Attacked, CertifiedImage
+from pipeline.certificates.attack_results import Attacked
+from pipeline.certificates.reduce import CertifiedImage
+from pipeline.declaration.declaration import Declaration
 from pipeline.report.curves import Curve, interval_of
 from pipeline.report.gallery import (
     CLASSES_LISTED,
@@ -129,12 +131,12 @@ def decoded(code: str, channels: int) -> np.ndarray:
 def test_pictures_are_the_noise_of_the_first_vote_to_the_rounding_that_the_note_tells(coding: Coding) -> None:
     items = certified_images(1)
     (image,) = random_images(items, (3, 16, 16))
-    noises = [noise_in_sigmas(item, image.pixels, law=LAW) for item in items]
+    noises = [noise_in_sigmas(item, image.pixels, declaration=Declaration(LAW)) for item in items]
     pictures = encode_pictures([image.pixels], noises, coding)
     thin = (slice(None), slice(None, None, coding.stride), slice(None, None, coding.stride))
     for item, code in zip(items, pictures["noise"], strict=True):
         sigma, noise = item.certificate.sigma_pixel, (decoded(code, 3).astype(float) - 128) / UNITS_OF_A_SIGMA
-        wanted, inside = noisy_pixels(item, image.pixels, law=LAW)[thin], abs(noise) < 3
+        wanted, inside = noisy_pixels(item, image.pixels, declaration=Declaration(LAW))[thin], abs(noise) < 3
         rounding = coding.step / 2 / UNITS_OF_A_SIGMA * sigma
         found = image.pixels[thin] / 255 + sigma * noise
         np.testing.assert_allclose(found[inside], wanted[inside], atol=rounding + 1e-6)
@@ -150,7 +152,7 @@ def test_levels_share_a_picture_of_noise_only_where_they_scale_the_same(law: dic
     for index, (item, card) in enumerate(zip(items, page["gallery"]["cards"], strict=True)):
         code = page["pictures"]["noise"][card["image"] if page["pictures"]["shared"] else index]
         noise = (decoded(code, 1).astype(float) - 128) / UNITS_OF_A_SIGMA
-        wanted = noise_in_sigmas(item, images[item.image_id], law=law).clip(-127 / 32, 127 / 32)
+        wanted = noise_in_sigmas(item, images[item.image_id], declaration=Declaration(law)).clip(-127 / 32, 127 / 32)
         one_level = 1 / 255 / item.certificate.sigma_pixel  # integer noise is rounded to levels of grey
         np.testing.assert_allclose(noise, wanted, atol=1 / 64 + 1.5 * one_level)
 
@@ -163,14 +165,16 @@ def test_the_noise_of_a_path_is_that_of_the_whole_path(noise: str) -> None:
         sigma, walk = item.certificate.sigma_pixel, WALKS[noise](stations)
         generator = draw_generator(seed=0, image_id=item.image_id, phase="estimation", draw=0)
         drawn = walk.draw(generator, pixels.shape)[stations.index(sigma)]
-        added = noisy_pixels(item, pixels, law=ONE_PATH | {"noise": noise}) - 7 / 255
+        added = noisy_pixels(item, pixels, declaration=Declaration(ONE_PATH | {"noise": noise})) - 7 / 255
         np.testing.assert_allclose(added, drawn / 255 if noise == "integer" else drawn, atol=1e-12)
 
 
 def test_without_noise_nothing_is_added() -> None:
     (item,) = certified_images(1, (0.25,))
     pixels = np.full((1, 4, 4), 7, np.uint8)
-    assert (noise_bytes(noise_in_sigmas(item, pixels, law=LAW | {"noise": "none"}), step=1) == 128).all()
+    assert (
+        noise_bytes(noise_in_sigmas(item, pixels, declaration=Declaration(LAW | {"noise": "none"})), step=1) == 128
+    ).all()
 
 
 def test_codings_go_from_exact_to_small_and_say_what_is_lost() -> None:

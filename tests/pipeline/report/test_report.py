@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ndc_core.certificates.certificate import cohen
+from ndc_core.certificates.cohen import cohen
 from pipeline.certificates.reduce import CertifiedImage
+from pipeline.declaration.declaration import Declaration
 from pipeline.locations import location
 from pipeline.report.curves import curve_of
 from pipeline.report.figures import certified_accuracy_steps
@@ -74,13 +75,15 @@ def test_tables_are_well_formed() -> None:
 
 
 DECLARED = {
-    "law": {
-        "seed": 0,
-        "classifier": {},
-        "noise": "float",
-        "certificate": {"maximum_over_sigmas": False},
-        "dataset": {"name": "<digits>"},
-    },
+    "declaration": Declaration(
+        {
+            "seed": 0,
+            "classifier": {},
+            "noise": "float",
+            "certificate": {"maximum_over_sigmas": False},
+            "dataset": {"name": "<digits>"},
+        }
+    ),
     "alpha": 0.001,
     "radii": RADII,
     "title": "Run <a>",
@@ -129,8 +132,10 @@ def test_the_noisy_picture_is_the_first_estimation_draw() -> None:
 
     pixels, law = np.full((1, 8, 8), 51, np.uint8), {"seed": 3, "classifier": {}}
     noise = draw_generator(seed=3, image_id="0", phase="estimation", draw=0).standard_normal((1, 8, 8))
-    np.testing.assert_allclose(noisy_pixels(ITEMS[0], pixels, law={**law, "noise": "float"}), 0.2 + 0.25 * noise)
-    levels = 255 * noisy_pixels(ITEMS[0], pixels, law={**law, "noise": "integer"})
+    np.testing.assert_allclose(
+        noisy_pixels(ITEMS[0], pixels, declaration=Declaration({**law, "noise": "float"})), 0.2 + 0.25 * noise
+    )
+    levels = 255 * noisy_pixels(ITEMS[0], pixels, declaration=Declaration({**law, "noise": "integer"}))
     np.testing.assert_allclose(levels, np.rint(levels), atol=1e-9)
 
 

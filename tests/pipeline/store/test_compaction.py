@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.certificates.reduce import certify_images
-from pipeline.declaration.declaration import fingerprint_of, law_of
+from pipeline.declaration.declaration import declare
 from pipeline.declaration.units import WorkUnit, plan_units
 from pipeline.locations import LocationError, location
 from pipeline.store import run_store as store_module
@@ -165,8 +165,8 @@ def test_a_store_that_is_away_is_not_taken_for_missing_evidence(tmp_path: Path, 
 def test_certificates_are_the_same_from_single_files_and_from_shards(tiny_model: Path, tmp_path: Path) -> None:
     config = small_config(tiny_model, "dataset.limit=10")
     listing = listing_of(digits("test", limit=10))
-    law = law_of(config, listing, models={"model_sha256": "m", "unconditional": "null_label"})
-    fingerprint, rng = fingerprint_of(law), np.random.default_rng(0)
+    law = declare(config, listing, models={"model_sha256": "m", "unconditional": "null_label"})
+    fingerprint, rng = law.fingerprint, np.random.default_rng(0)
     store = RunStore(tmp_path / "a")
     for unit in plan_units(law, listing.records):
         wins = int(rng.integers(unit.draws // 2, unit.draws + 1))
@@ -177,7 +177,7 @@ def test_certificates_are_the_same_from_single_files_and_from_shards(tiny_model:
 
     def certified():
         evidence = store.all_evidence(fingerprint=fingerprint)
-        return certify_images(evidence, store.images(), law=law, num_classes=10, alpha=None, resume_with="")
+        return certify_images(evidence, store.images(), declaration=law, num_classes=10, alpha=None, resume_with="")
 
     before = certified()
     store.compact(fingerprint=fingerprint, at_least=1)
@@ -188,8 +188,8 @@ def test_certificates_are_the_same_from_single_files_and_from_shards(tiny_model:
 def test_a_plan_of_a_hundred_thousand_units_takes_seconds(tiny_model: Path) -> None:
     config = small_config(tiny_model, "votes.estimation=10000", "votes.per_unit=2")
     listing = listing_of(digits("test", limit=20))
-    law = law_of(config, listing, models={"model_sha256": "m", "unconditional": "null_label"})
-    fingerprint, started = fingerprint_of(law), time.perf_counter()
+    law = declare(config, listing, models={"model_sha256": "m", "unconditional": "null_label"})
+    fingerprint, started = law.fingerprint, time.perf_counter()
     units = {unit.unit_id(fingerprint): unit for unit in plan_units(law, listing.records)}
     assert len(units) == 20 * (5000 + 5)
     assert time.perf_counter() - started < 20

@@ -14,7 +14,7 @@ import pytest
 from pipeline.certificates.reuse import drawn_once
 from pipeline.compare.shared_images import OtherImagesError
 from pipeline.declaration.config import ConfigError
-from pipeline.declaration.declaration import LawChangedError
+from pipeline.declaration.declaration import Declaration, DeclarationChangedError
 from pipeline.driver.certify import UnitsFailedError
 from pipeline.driver.verify import verify_run
 from pipeline.locations import location
@@ -121,7 +121,11 @@ def test_what_cannot_be_started_or_compared_is_refused_before_any_work(tmp_path:
     head = f'base = "demo"\n[set]\nmodel = "{tiny_model}"\n"dataset.limit" = 2\n'
     for points, error, message in (
         ('[points.A]\n[points.B]\nmodel = "models/none"', ConfigError, r"B: .*models/none"),
-        ('[points.A]\n[points.B]\n"certificate.alpha" = 0.1', LawChangedError, r"A was declared with alpha 0.001, .*B"),
+        (
+            '[points.A]\n[points.B]\n"certificate.alpha" = 0.1',
+            DeclarationChangedError,
+            r"A was declared with alpha 0.001, .*B",
+        ),
         ('[points.A]\n[points.B]\n"dataset.limit" = 3', OtherImagesError, r"A and .*B are over different images"),
     ):
         sweep = loaded(tmp_path, head + points)
@@ -170,7 +174,7 @@ def all_runs(folder: Path) -> list[tuple[dict, object]]:
     stores = [RunStore(location(folder / name)) for name in NAMES]
     manifests = [store.manifest() for store in stores]
     found = [store.all_evidence(fingerprint=m["fingerprint"]) for store, m in zip(stores, manifests, strict=True)]
-    return list(zip((manifest["law"] for manifest in manifests), found, strict=True))
+    return list(zip((Declaration(manifest["law"]) for manifest in manifests), found, strict=True))
 
 
 def test_each_vote_is_drawn_once(swept: Path) -> None:

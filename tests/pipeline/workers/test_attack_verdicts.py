@@ -11,8 +11,9 @@ from scipy.special import ndtri
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.noise.grid import GridSpec
 from pipeline.certificates.reduce import CertifiedImage
-from pipeline.declaration.config import RunConfig, load_config
-from pipeline.declaration.declaration import law_of
+from pipeline.declaration.config import RunConfig
+from pipeline.declaration.declaration import declare
+from pipeline.declaration.toml_files import load_config
 from pipeline.locations import location
 from pipeline.workers.attack_actor import CONFIRM_FACTOR, AttackActor, AttackerSettings, AttackSettings, cell_row
 from pipeline.workers.vote_actor import VoterSettings
@@ -26,7 +27,7 @@ SETTINGS = AttackSettings(restarts=1, steps=1, draws=2, votes=20)
 
 
 def actor_of(config: RunConfig, classifier: DiffusionClassifier, folder: Path) -> AttackActor:
-    law = law_of(config, listing_of([EXAMPLE]), models={})
+    law = declare(config, listing_of([EXAMPLE]), models={})
     actor = AttackActor.__new__(AttackActor)
     actor.settings = AttackerSettings(VoterSettings(config, str(folder), law, "f", num_classes=10), SETTINGS)
     actor.config, actor.classifier, actor.folder = config, classifier, location(folder)

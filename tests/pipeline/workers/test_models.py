@@ -17,7 +17,7 @@ from ndc_core.checkpoints.denoisers import (
     write_checkpoint,
 )
 from ndc_core.models.networks.small import SmallUNet
-from pipeline.declaration.config import load_config
+from pipeline.declaration.toml_files import load_config
 from pipeline.locations import location
 from pipeline.workers.models import cache_folder, keep_compiled, load_models, local_checkpoint, model_digests
 from tests.support.small_runs import small_config

@@ -10,7 +10,7 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
-from ndc_core.certificates.certificate import cohen
+from ndc_core.certificates.cohen import cohen
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.scoring import NOBODY
@@ -19,7 +19,7 @@ from ndc_core.polls import Poll
 from ndc_core.voting import VoteCounts, hold_polls
 from pipeline.certificates.stopping import cells_of
 from pipeline.store.run_store import RunStore
-from pipeline.workers.vote_actor import WaveActor, votes_of_unit
+from pipeline.workers.vote_actor import SequentialVoteActor, votes_of_unit
 from tests.pipeline.workers.test_vote_actor import batch_of, declared, receipts_of, settings_of
 from tests.support.fakes import many_gaussians
 from tests.support.small_runs import digits, fast_config
@@ -155,7 +155,7 @@ def test_resumed_and_redrawn_units_have_the_votes_of_the_undisturbed_run(
     store, fingerprint = RunStore(tmp_path), run.fingerprint
     first = [next(unit for unit in run.units.values() if unit.sigma_pixel == sigma) for sigma in config.sigma_pixel]
     batch = batch_of(run, first[:1] if one_path else first)
-    actor = WaveActor(settings_of(run, tmp_path))
+    actor = SequentialVoteActor(settings_of(run, tmp_path))
 
     def evidence() -> dict[str, dict[int, int]]:
         receipts = receipts_of(actor, batch)
@@ -164,8 +164,8 @@ def test_resumed_and_redrawn_units_have_the_votes_of_the_undisturbed_run(
 
     whole = evidence()
     items = list(store.all_evidence(fingerprint=fingerprint))
-    cells = cells_of(run.law, run.records, items, num_classes=10)
-    assert len({cell.standing().needed for cell in cells.values()}) > 1, "a level is left before another"
+    cells = cells_of(run.declaration, run.records, items, num_classes=10)
+    assert len({cell.state().needed for cell in cells.values()}) > 1, "a level is left before another"
     for lost in items[::2], items[1::2], [item for item in items if item.unit.sigma_pixel == 0.25]:
         for item in lost:
             store.evidence_path(item.unit.unit_id(fingerprint)).unlink()

@@ -5,31 +5,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ndc_core.certificates.certificate import Cohen
+from ndc_core.certificates.cohen import Cohen
 from ndc_core.certificates.sequential import Sequential
 from ndc_core.voting import count_votes
 from pipeline.certificates.stopping import cells_of
 from pipeline.declaration.config import RunConfig
+from pipeline.declaration.declaration import Declaration
 from pipeline.declaration.units import draw_ranges
 from pipeline.driver.prepare import PreparedRun, prepare
 from pipeline.locations import LocationError, location
 from pipeline.store.run_store import RunStore
-from pipeline.workers.vote_actor import (
-    RECEIPT_COLUMNS,
-    Following,
-    VoteActor,
-    VoterSettings,
-    WaveActor,
-    pick_device,
-    rows_of,
-    unit_row,
-)
+from pipeline.workers.compute import pick_device
+from pipeline.workers.rows import RECEIPT_COLUMNS, rows_of, unit_row
+from pipeline.workers.unit_groups import ImageSchedule
+from pipeline.workers.vote_actor import SequentialVoteActor, VoteActor, VoterSettings
 from tests.pipeline.certificates.test_stopping import LAW, TERMS, cell, item
 from tests.support.small_runs import digits, small_config
 
 
 def settings_of(run, folder: Path) -> VoterSettings:
-    return VoterSettings(run.config, str(folder), run.law, run.fingerprint, num_classes=run.num_classes)
+    return VoterSettings(run.config, str(folder), run.declaration, run.fingerprint, num_classes=run.num_classes)
 
 
 def declared(config: RunConfig, folder: Path) -> PreparedRun:
@@ -92,18 +87,18 @@ def test_waves_are_followed_to_the_decision_and_taken_up_again(tiny_model: Path,
     settings = ("certificate.method=sequential", "votes.estimation=400", "votes.per_unit=60", "dataset.limit=1")
     run = declared(small_config(tiny_model, *settings), tmp_path)
     first = next(iter(run.units.values()))
-    receipts = receipts_of(WaveActor(settings_of(run, tmp_path)), batch_of(run, [first]))
+    receipts = receipts_of(SequentialVoteActor(settings_of(run, tmp_path)), batch_of(run, [first]))
     store = RunStore(tmp_path)
     known = {str(item.unit): item for item in store.all_evidence(fingerprint=run.fingerprint)}
     assert len(receipts) == len(known) >= 3
-    (cell,) = cells_of(run.law, run.records, known.values(), num_classes=10).values()
-    assert cell.standing().decided
+    (cell,) = cells_of(run.declaration, run.records, known.values(), num_classes=10).values()
+    assert cell.state().decided
     assert not run.missing(store.all_evidence(fingerprint=run.fingerprint))
 
     kept, *lost = known.values()
     for one in lost:
         store.evidence_path(one.unit.unit_id(run.fingerprint)).unlink()
-    again = receipts_of(WaveActor(settings_of(run, tmp_path)), batch_of(run, [first]))
+    again = receipts_of(SequentialVoteActor(settings_of(run, tmp_path)), batch_of(run, [first]))
     assert [row["unit"] for row in again] == [row["unit"] for row in receipts]
     assert sum(row["evaluations"] == 0 for row in again) == 1, "what was published is not computed again"
     recomputed = {str(item.unit): item for item in store.all_evidence(fingerprint=run.fingerprint)}
@@ -111,40 +106,38 @@ def test_waves_are_followed_to_the_decision_and_taken_up_again(tiny_model: Path,
     assert recomputed[str(kept.unit)] == kept
 
 
-def units_of(following: Following) -> list[str]:
+def units_of(schedule: ImageSchedule) -> list[str]:
     return [
-        f"{unit.sigma_pixel} {unit.phase} {unit.draw_start}"
-        for ballot in following.next_ballots()
-        for unit in ballot.units
+        f"{unit.sigma_pixel} {unit.phase} {unit.draw_start}" for group in schedule.next_groups() for unit in group.units
     ]
 
 
 def test_all_units_up_to_the_next_look_are_drawn_at_once_and_none_beyond_it() -> None:
-    following = Following(1, None, [cell()], deque(draw_ranges(LAW, 0.25)))  # type: ignore[arg-type]
-    assert units_of(following) == ["0.25 selection 0"]
-    assert units_of(following) == [], "which class estimation is about is not known yet"
-    following.take(item("selection", 0, 10))
-    assert units_of(following) == ["0.25 estimation 0", "0.25 estimation 60"], "the first look is at 100 draws"
-    following.take(item("estimation", 60, 100))
-    assert units_of(following) == []
-    following.take(item("estimation", 0, 60))
-    assert units_of(following) == ["0.25 estimation 100"]
+    schedule = ImageSchedule(1, None, [cell()], deque(draw_ranges(LAW, 0.25)))  # type: ignore[arg-type]
+    assert units_of(schedule) == ["0.25 selection 0"]
+    assert units_of(schedule) == [], "which class estimation is about is not known yet"
+    schedule.take(item("selection", 0, 10))
+    assert units_of(schedule) == ["0.25 estimation 0", "0.25 estimation 60"], "the first look is at 100 draws"
+    schedule.take(item("estimation", 60, 100))
+    assert units_of(schedule) == []
+    schedule.take(item("estimation", 0, 60))
+    assert units_of(schedule) == ["0.25 estimation 100"]
 
 
 def test_levels_of_a_path_go_on_together_when_the_look_of_each_is_known() -> None:
     early, late = Cohen(replace(TERMS, votes=100)), Sequential(TERMS)
     cells = [cell(method=early), replace(cell(method=late), sigma_pixel=0.5)]
     pieces = deque([("selection", 0, 10), ("estimation", 0, 100), ("estimation", 100, 150)])
-    following = Following(1, None, cells, pieces)  # type: ignore[arg-type]
-    assert units_of(following) == ["0.25 selection 0", "0.5 selection 0"]
+    schedule = ImageSchedule(1, None, cells, pieces)  # type: ignore[arg-type]
+    assert units_of(schedule) == ["0.25 selection 0", "0.5 selection 0"]
     of_late = {0.5: lambda one: replace(one, unit=replace(one.unit, sigma_pixel=0.5)), 0.25: lambda one: one}
     for at in of_late.values():
-        following.take(at(item("selection", 0, 10)))
-    assert units_of(following) == ["0.25 estimation 0", "0.5 estimation 0"]
-    following.take(of_late[0.25](item("estimation", 0, 100)))
-    assert units_of(following) == [], "the other level may or may not need what comes next"
-    following.take(of_late[0.5](item("estimation", 0, 100)))
-    assert units_of(following) == ["0.5 estimation 100"]
+        schedule.take(at(item("selection", 0, 10)))
+    assert units_of(schedule) == ["0.25 estimation 0", "0.5 estimation 0"]
+    schedule.take(of_late[0.25](item("estimation", 0, 100)))
+    assert units_of(schedule) == [], "the other level may or may not need what comes next"
+    schedule.take(of_late[0.5](item("estimation", 0, 100)))
+    assert units_of(schedule) == ["0.5 estimation 100"]
 
 
 def test_a_unit_with_nan_fails_by_name_and_the_next_one_goes_on(tiny_model: Path, tmp_path: Path) -> None:
@@ -192,7 +185,12 @@ def test_a_store_that_is_away_fails_the_unit_and_not_the_actor(
 def test_an_actor_refuses_another_model_than_the_runs(tiny_model: Path, tmp_path: Path) -> None:
     run, _ = actor_for(tiny_model, tmp_path)
     with pytest.raises(ValueError, match="not the one this run was started with"):
-        VoteActor(replace(settings_of(run, tmp_path), law={**run.law, "model_sha256": "0" * 64}))
+        VoteActor(
+            replace(
+                settings_of(run, tmp_path),
+                declaration=Declaration({**run.declaration.recorded, "model_sha256": "0" * 64}),
+            )
+        )
 
 
 def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +202,7 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_actors_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     shares: list[float] = []
-    monkeypatch.setattr("pipeline.workers.vote_actor.why_no_cuda", lambda: "")
+    monkeypatch.setattr("pipeline.workers.compute.why_no_cuda", lambda: "")
     monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", shares.append)
     assert pick_device("auto", share=1.0) == pick_device("cuda", share=0.5) == "cuda"
     assert shares == [0.5]
