@@ -137,12 +137,10 @@ class ResampledConv(nn.Module):
             plain = nn.Conv2d(channels_in, channels_out, kernel)
             self.weight, self.bias = plain.weight, plain.bias
         self.resample_filter: Tensor | None
-        taps = torch.as_tensor(resample_filter, dtype=torch.float32)
-        square = (taps.outer(taps) / taps.sum() ** 2)[None, None]
-        self.register_buffer("resample_filter", square if up or down else None)
+        self.register_buffer("resample_filter", _square(resample_filter) if up or down else None)
         self.averages = tuple(resample_filter) == (1, 1)  # of two by two pixels, or doubles each
         if up or down:
-            self.register_load_state_dict_post_hook(_refuse_other_filter(square.clone()))
+            self.register_load_state_dict_post_hook(_refuse_other_filter(resample_filter))
 
     def resampled(self, x: Float[Tensor, "rows c h w"], *, padding: int) -> Float[Tensor, "rows c h2 w2"]:
         assert self.resample_filter is not None
@@ -186,9 +184,14 @@ class ResampledConv(nn.Module):
         return 0 if self.resample_filter is None else (self.resample_filter.shape[-1] - 1) // 2
 
 
-def _refuse_other_filter(expected: Tensor) -> Callable[[nn.Module, Any], None]:
+def _square(taps: Sequence[float], *, device: str | None = None) -> Float[Tensor, "1 1 taps taps"]:
+    row = torch.as_tensor(taps, dtype=torch.float32, device=device)
+    return (row.outer(row) / row.sum() ** 2)[None, None]
+
+
+def _refuse_other_filter(taps: Sequence[float]) -> Callable[[nn.Module, Any], None]:
     def check(layer: nn.Module, _: Any) -> None:
-        loaded = layer.get_buffer("resample_filter")
+        loaded, expected = layer.get_buffer("resample_filter"), _square(taps, device="cpu")
         if not loaded.is_meta and not torch.equal(loaded.float().cpu(), expected):
             raise ValueError(f"a resample_filter of the weights is {loaded.tolist()}, not {expected.tolist()}")
 
