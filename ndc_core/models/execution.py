@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from ndc_core.models.replay import Launch, Replays, cuda_graph, directly
 # tf32 holds float32 and rounds only the factors of products, to 10 bits, where an NVIDIA GPU can.
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+Trained = TypeVar("Trained", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,19 @@ def _fuse(network: Any) -> None:
     network.fused = has_kernels()
     if not network.fused:
         warnings.warn("Triton is not installed here: without its kernels channels_last is slow on a GPU", stacklevel=2)
+
+
+def placed_for_training(network: Trained, *, device: str, channels_last: bool) -> Trained:
+    """The network where it is trained; on CUDA with the fastest arithmetic, which is a setting of the process."""
+    if device == "cpu":
+        return network
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
+    network = network.to(device)
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def set_arithmetic(precision: Precision) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ndc_core.checkpoints.denoisers import DENOISERS, save_denoiser
 from ndc_core.models.denoiser import EDMDenoiser
+from ndc_core.models.execution import placed_for_training
 from ndc_core.space import pixels_to_model
 from ndc_core.training.architectures import network_of
 from ndc_core.training.augmentation import AUGMENTATIONS
@@ -115,7 +116,8 @@ def train_denoiser(
     """
     image_shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
     fresh = new_denoiser(network, image_shape=image_shape, num_classes=num_classes, spec=spec, options=options or {})
-    generator, denoiser = machine.generator(spec.seed), machine.placed(fresh)
+    generator = machine.generator(spec.seed)
+    denoiser = placed_for_training(fresh, device=machine.device, channels_last=machine.channels_last)
     unclipped = torch.compile(denoiser.unclipped) if machine.compile else denoiser.unclipped
     one_hot = F.one_hot(labels.long(), num_classes).float()
 

@@ -48,18 +48,6 @@ class Machine:
     def mixed(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda")
 
-    def placed(self, network: Trained) -> Trained:
-        """The network where it is trained; on CUDA with the fastest arithmetic, which is a setting of the process."""
-        if self.device == "cpu":
-            return network
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
-        network = network.to(self.device)
-        if self.channels_last:
-            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return network
-
     def generator(self, seed: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(seed)
 

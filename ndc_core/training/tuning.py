@@ -15,6 +15,7 @@ from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.losses import Path
 from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.denoiser import clip_to_image_range
+from ndc_core.models.execution import placed_for_training
 from ndc_core.noise.grid import build_grid
 from ndc_core.space import pixels_to_model, sigma_to_model
 from ndc_core.training.augmentation import AUGMENTATIONS
@@ -144,7 +145,11 @@ def tune(
     if not isinstance(classifier.denoiser, HeadsDenoiser):
         raise ValueError("only a model with class heads can be tuned: distil one first")
     held_out, train = split(len(images), spec)
-    scorer = machine.placed(Scorer(copy.deepcopy(classifier.denoiser)).train().requires_grad_(True))
+    scorer = placed_for_training(
+        Scorer(copy.deepcopy(classifier.denoiser)).train().requires_grad_(True),
+        device=machine.device,
+        channels_last=machine.channels_last,
+    )
     taus_model = tuple(sigma_to_model(sigma) for sigma in sigma_pixel)
     generator = machine.generator(spec.seed)
     clean = pixels_to_model(images.to(machine.device) / 255.0)
@@ -167,7 +172,7 @@ def tune(
     if jury.judgements[-1].step < fitting.step:
         jury.judge(fitting)
     average.load_state_dict(jury.best)
-    return Tuned(average.denoiser.to("cpu"), tuple(jury.judgements))
+    return Tuned(average.denoiser.cpu(), tuple(jury.judgements))
 
 
 def split(images: int, spec: TuningSpec) -> tuple[Int[Tensor, " held"], Int[Tensor, " train"]]:

@@ -21,7 +21,7 @@ from ndc_core.training.architectures import SMALL, arguments_of, refuse_unknown
 from ndc_core.training.denoiser import TrainingSpec, new_denoiser, train_denoiser
 from ndc_core.training.fitting import DivergedError, Machine, TrainingProgress
 from ndc_core.training.image_classifier import ClassifierSpec, train_classifier
-from pipeline.data.datasets import DATASETS, DatasetSpec
+from pipeline.data.datasets import DATASETS, DatasetSpec, source_of
 from pipeline.declaration.config import Device
 from pipeline.model_tools.training_images import TrainingImages, labelled_images
 from pipeline.model_tools.training_presets import PRESETS, TrainingPreset
@@ -59,11 +59,13 @@ def plan_of(
     """A preset with what is given instead of its own; the embedded data sets have one by default.
 
     Raises:
-        ValueError: there is no such preset, nothing says which network or when to end, or a setting is out of range.
+        ValueError: there is no such preset, nothing says which network or when to end, a setting is out of range, or
+            there are no such data.
     """
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is unknown; there are: {', '.join(PRESETS)}")
     if preset is None and network is None and data.name not in DATASETS:
+        source_of(data)  # what is no data set at all is said first
         raise ValueError(
             f"say what to train on {data.name}: a --preset ({', '.join(PRESETS)}), or a --network and its settings"
         )

@@ -230,7 +230,12 @@ def test_training_writes_a_checkpoint_once_and_shows_loss_and_time_left(
     monkeypatch.setattr("pipeline.model_tools.train.usable_cores", lambda: 1)
     done = ndc("train", "--dataset", "digits", "--out", "models/a", "--steps", "4")
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"step (\d+) of 4, loss \d+\.\d+, \d+:\d\d left", done.stderr) == ["1", "2", "3", "4"]
+    assert re.findall(r"step (\d+) of 4, loss \d+\.\d+, [\d,]+ images/s, \d+:\d\d left", done.stderr) == [
+        "1",
+        "2",
+        "3",
+        "4",
+    ]
     before = (tmp_path / "models/a/denoiser.safetensors").read_bytes()
     again = ndc("train", "--dataset", "digits", "--out", "models/a", "--steps", "3")
     assert again.returncode == 1
