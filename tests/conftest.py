@@ -22,6 +22,7 @@ from filelock import FileLock
 from hypothesis import settings
 
 from ndc_core.training.denoiser import TrainingSpec, save_trained, train_denoiser
+from tests.support.nodes import RayNode
 from tests.support.servers import s3_environment
 
 # How long an example takes says more about the machine than about the code.
@@ -51,12 +52,11 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 
 @pytest.fixture(scope="session")
-def ray_node() -> Iterator[str]:
-    """The address of a Ray of three CPUs, for tests that do not hurt it: each start is many seconds of a core."""
-    from tests.support.nodes import started_node
-
-    with started_node(cpus=3) as address:
-        yield address
+def ray_node() -> Iterator[RayNode]:
+    """A Ray of three CPUs, for tests that do not hurt it: each start is many seconds of a core."""
+    node = RayNode(cpus=3)
+    yield node
+    node.stop()
 
 
 @pytest.fixture
@@ -70,11 +70,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_database: 
 
 
 @pytest.fixture
-def ray_workplace(workplace: Path, ray_node: str) -> Iterator[Path]:
+def ray_workplace(workplace: Path, ray_node: RayNode) -> Iterator[Path]:
     """The same, with a Ray for what runs in this process."""
     import ray
 
-    ray.init(address=ray_node, log_to_driver=False, logging_level="ERROR")
+    ray_node.join()
     yield workplace
     ray.shutdown()
 

@@ -29,16 +29,18 @@ from pipeline.workers.vote_actor import VoteActor
 from pipeline.workers.watchdog import LOADING
 from tests.end_to_end.test_run import evidence_of
 from tests.pipeline.workers.test_vote_actor import batch_of, declared, receipts_of, settings_of
+from tests.support.nodes import RayNode
 from tests.support.small_runs import small_arguments, small_config
 
 COUNTED = ["compute.device=cpu", "compute.gpus_per_actor=1", "compute.actors=2"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def workplace(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Iterator[Path]:
+def workplace(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path, ray_node: RayNode) -> Iterator[Path]:
     """A folder to run in, on one local Ray for all tests."""
     import ray
 
+    ray_node.stop()
     folder = tmp_path_factory.mktemp("gpus")
     shutil.copy(mlflow_database, folder)
     with pytest.MonkeyPatch.context() as patch:

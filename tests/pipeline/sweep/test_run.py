@@ -22,6 +22,7 @@ from pipeline.store.run_store import RunStore
 from pipeline.sweep.file import load_sweep, sweep_names
 from pipeline.sweep.run import plan_sweep, run_sweep, settled
 from tests.support.commands import NDC, environment, ndc
+from tests.support.nodes import RayNode
 from tests.support.small_sweeps import SWEEP, alone, certificates_of, sweep_toml, votes_of
 
 NAMES = [
@@ -138,7 +139,7 @@ def test_what_cannot_be_started_or_compared_is_refused_before_any_work(tmp_path:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, ray_node: str, mlflow_database: Path) -> Iterator[Path]:
+def workplace(tmp_path_factory: pytest.TempPathFactory, ray_node: RayNode, mlflow_database: Path) -> Iterator[Path]:
     import ray
 
     folder = tmp_path_factory.mktemp("sweep")
@@ -147,7 +148,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, ray_node: str, mlflow_da
         for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
             patch.delenv(name, raising=False)
         patch.chdir(folder)
-        ray.init(address=ray_node, log_to_driver=False, logging_level="ERROR")
+        ray_node.join()
         yield folder
         ray.shutdown()
 
