@@ -18,7 +18,7 @@ from pipeline.declaration.procedure import ProcedureSpec, ScoreSpec
 # Raised whenever the code changes what a vote is or when voting ends: evidence of another version is never mixed in.
 # Version 7 draws the noise of each step from a stream of its own, so that it need not be drawn before a vote gets
 # there; earlier, a draw's steps followed each other in the stream that the input's noise begins. The input's is as it
-# was.
+# was. EDM's networks round otherwise since then, too: attention's factors lie otherwise in memory.
 VOTE_VERSION = 7
 
 # Each changes the rounding of a forward pass, and with it a near-tie's winner.
