@@ -14,10 +14,10 @@ from ndc_core.certificates.certificate import Certificate, Tally, Terms
 from ndc_core.certificates.cohen import Cohen
 from ndc_core.classifiers.losses import NonFiniteScoreError
 from ndc_core.classifiers.scoring import Prediction
-from ndc_core.models.forward_passes import Task, gather
+from ndc_core.models.forward_passes import Task, gather, in_turn
 from ndc_core.noise.smoothing import NOISES, NoiseName
 from ndc_core.noise.streams import Phase
-from ndc_core.polls import Image, Poll, Voter, bytes_of_a_draw, draws_of_a_batch, memory_bytes, prepare
+from ndc_core.vote_requests import Image, Voter, VoteRequest, bytes_of_a_draw, draws_of_a_batch, memory_bytes, prepare
 
 # That draw noise. On a CPU the network has the cores.
 THREADS = {"cuda": 4}
@@ -34,24 +34,24 @@ class VoteCounts:
     scores: Float[np.ndarray, "draws classes"] | None = None
 
 
-def hold_polls(
-    classifier: Voter, next_poll: Callable[[], tuple[Name, Poll] | None]
+def stream_votes(
+    classifier: Voter, next_request: Callable[[], tuple[Name, VoteRequest] | None]
 ) -> Iterator[tuple[Name, list[VoteCounts] | Exception]]:
-    """Counts the votes of polls, for each noise level of each, as soon as a poll is complete; or says why it is not.
+    """Counts the votes of requests, for each noise level of each, as soon as a request is complete, or says why not.
 
     The same draws give the same votes whenever, wherever and with whatever others they are asked for (rule S1).
-    `next_poll` gives None when there is none at present.
+    `next_request` gives None when there is none at present.
 
-    Raises (as the poll's result):
+    Raises (as the request's result):
         ValueError: an image that does not fit the model or the noise.
         NonFiniteScoreError: the denoiser returned NaN or infinity; image, draw, sigma and class are named.
     """
     device = torch.device(classifier.device)
     count = THREADS.get(device.type, 1)
     with ThreadPoolExecutor(count) as threads:
-        station = _PollingStation(classifier, next_poll, threads, count)
-        for batch, found in gather(station.next_task, rows_per_pass=classifier.rows_per_pass, device=device):
-            yield from station.take(batch, found)
+        batcher = _RequestBatcher(classifier, next_request, threads, count)
+        for batch, found in gather(batcher.next_task, rows_per_pass=classifier.rows_per_pass, device=device):
+            yield from batcher.take(batch, found)
 
 
 def count_votes(
@@ -69,21 +69,21 @@ def count_votes(
     """Votes of the named draws of one image at one noise level.
 
     Raises:
-        ValueError, NonFiniteScoreError: see `hold_polls`.
+        ValueError, NonFiniteScoreError: see `stream_votes`.
     """
-    waiting = [(None, Poll(image, image_id, (sigma_pixel,), noise, seed, phase, draws, keep_scores))]
-    ((_, found),) = hold_polls(classifier, lambda: waiting.pop() if waiting else None)
+    request = VoteRequest(image, image_id, (sigma_pixel,), noise, seed, phase, draws, keep_scores)
+    ((_, found),) = stream_votes(classifier, in_turn([(None, request)]))
     if isinstance(found, Exception):
         raise found
     return found[0]
 
 
 @dataclass(eq=False)
-class _Box(Generic[Name]):
-    """A poll's votes so far."""
+class _PendingRequest(Generic[Name]):
+    """A request's votes so far."""
 
     name: Name
-    poll: Poll
+    request: VoteRequest
     draws_out: int
     votes: list[Int[np.ndarray, " classes"]]  # of each level
     evaluations: int = 0
@@ -95,17 +95,14 @@ class _Box(Generic[Name]):
         for votes, of_level in zip(self.votes, found, strict=True):
             votes += np.bincount(of_level.winners, minlength=len(votes))
             self.evaluations += of_level.evaluations
-        if self.poll.keep_scores:
+        if self.request.keep_scores:
             self.scores[draws[0]] = [of_level.scores for of_level in found]
         self.draws_out -= len(draws)
         return not self.draws_out
 
     def counts(self) -> list[VoteCounts]:
-        levels, cost, in_order = (
-            len(self.votes),
-            self.evaluations,
-            [self.scores[first] for first in sorted(self.scores)],
-        )
+        levels, cost = len(self.votes), self.evaluations
+        in_order = [self.scores[first] for first in sorted(self.scores)]
         counts = []
         for level, votes in enumerate(self.votes):
             scores = np.concatenate([of_draws[level] for of_draws in in_order]) if in_order else None
@@ -116,9 +113,9 @@ class _Box(Generic[Name]):
 
 @dataclass(frozen=True)
 class _Piece(Generic[Name]):
-    """Some draws of a poll."""
+    """Some draws of a request."""
 
-    box: _Box[Name]
+    pending: _PendingRequest[Name]
     draws: range
 
 
@@ -128,17 +125,17 @@ class _Batch(Generic[Name]):
     bytes: int
 
 
-class _PollingStation(Generic[Name]):
-    """Cuts polls into batches, draws their noise ahead in threads, and puts their votes together again."""
+class _RequestBatcher(Generic[Name]):
+    """Cuts requests into batches, draws their noise ahead in threads, and puts their votes together again."""
 
     def __init__(
         self,
         classifier: Voter,
-        next_poll: Callable[[], tuple[Name, Poll] | None],
+        next_request: Callable[[], tuple[Name, VoteRequest] | None],
         threads: ThreadPoolExecutor,
         count: int,
     ) -> None:
-        self.classifier, self.next_poll = classifier, next_poll
+        self.classifier, self.next_request = classifier, next_request
         self.threads, self.batches_ahead = threads, count + 1
         self.memory_left = memory_bytes(torch.device(classifier.device))
         self.waiting: dict[Any, deque[_Piece[Name]]] = {}  # by kind: what is in no batch yet
@@ -147,7 +144,7 @@ class _PollingStation(Generic[Name]):
 
     def next_task(self) -> tuple[_Batch[Name], Task[list[Prediction]]] | None:
         while len(self.ahead) < self.batches_ahead and (batch := self._next_batch()):
-            pieces = [(piece.box.poll, piece.draws) for piece in batch.pieces]
+            pieces = [(piece.pending.request, piece.draws) for piece in batch.pieces]
             several = self.threads if self.batches_ahead > 2 else None
             self.ahead.append((batch, self.threads.submit(prepare, self.classifier, pieces, threads=several)))
         if not self.ahead:
@@ -159,38 +156,40 @@ class _PollingStation(Generic[Name]):
         return (yield from prepared.result())
 
     def _next_batch(self) -> _Batch[Name] | None:
-        """As many draws of one kind as a batch may have, of as many polls as it takes; fewer, if there are no more at
-        present."""
+        """As many draws of one kind as a batch may have, of as many requests as that takes, or of all."""
         if self.memory_left <= 0:
             return None
         if self.alone:
             return self._batch([self.alone.popleft()])
         while True:
             for kind, pieces in self.waiting.items():
-                most = draws_of_a_batch(self.classifier, pieces[0].box.poll)
+                most = draws_of_a_batch(self.classifier, pieces[0].pending.request)
                 if sum(len(piece.draws) for piece in pieces) >= most:
                     return self._cut(kind, most)
-            named = self.next_poll()
+            named = self.next_request()
             if named is None:
                 break
-            name, poll = named
-            box = _Box(
-                name, poll, len(poll.draws), [np.zeros(self.classifier.num_classes, int) for _ in poll.sigma_pixel]
+            name, request = named
+            pending = _PendingRequest(
+                name,
+                request,
+                len(request.draws),
+                [np.zeros(self.classifier.num_classes, int) for _ in request.sigma_pixel],
             )
-            self.waiting.setdefault(poll.kind, deque()).append(_Piece(box, poll.draws))
-        kind = next(iter(self.waiting), None)
-        return (
-            None if kind is None else self._cut(kind, draws_of_a_batch(self.classifier, self.waiting[kind][0].box.poll))
-        )
+            self.waiting.setdefault(request.kind, deque()).append(_Piece(pending, request.draws))
+        if not self.waiting:
+            return None
+        kind, pieces = next(iter(self.waiting.items()))
+        return self._cut(kind, draws_of_a_batch(self.classifier, pieces[0].pending.request))
 
     def _cut(self, kind: Any, most: int) -> _Batch[Name]:
         """The first draws of a kind that wait, at most so many."""
         pieces, taken = self.waiting[kind], []
         while pieces and most:
             piece = pieces.popleft()
-            taken.append(_Piece(piece.box, piece.draws[:most]))
+            taken.append(_Piece(piece.pending, piece.draws[:most]))
             if rest := piece.draws[most:]:
-                pieces.appendleft(_Piece(piece.box, rest))
+                pieces.appendleft(_Piece(piece.pending, rest))
             most -= len(taken[-1].draws)
         if not pieces:
             del self.waiting[kind]
@@ -198,7 +197,7 @@ class _PollingStation(Generic[Name]):
 
     def _batch(self, pieces: list[_Piece[Name]]) -> _Batch[Name]:
         draws = sum(len(piece.draws) for piece in pieces)
-        batch = _Batch(pieces, draws * bytes_of_a_draw(self.classifier, pieces[0].box.poll))
+        batch = _Batch(pieces, draws * bytes_of_a_draw(self.classifier, pieces[0].pending.request))
         self.memory_left -= batch.bytes
         return batch
 
@@ -208,33 +207,33 @@ class _PollingStation(Generic[Name]):
         self.memory_left += batch.bytes
         if isinstance(found, Exception):
             if len(batch.pieces) > 1:  # whoever it was, the others are not to suffer
-                self.alone.extend(piece for piece in batch.pieces if not piece.box.failed)
-            elif not (box := batch.pieces[0].box).failed:
-                self._forget(box)
-                yield box.name, _named(found, box.poll, batch.pieces[0].draws)
+                self.alone.extend(piece for piece in batch.pieces if not piece.pending.failed)
+            elif not (pending := batch.pieces[0].pending).failed:
+                self._forget(pending)
+                yield pending.name, _named(found, pending.request, batch.pieces[0].draws)
             return
         first = 0
         for piece in batch.pieces:
-            rows, box = slice(first, first + len(piece.draws)), piece.box
+            rows, pending = slice(first, first + len(piece.draws)), piece.pending
             first = rows.stop
-            if not box.failed and box.is_complete_with(piece.draws, [of_level.of(rows) for of_level in found]):
-                yield box.name, box.counts()
+            if not pending.failed and pending.is_complete_with(piece.draws, [of_level.of(rows) for of_level in found]):
+                yield pending.name, pending.counts()
 
-    def _forget(self, box: _Box[Name]) -> None:
-        """A poll that has failed: none of its draws need vote any more."""
-        box.failed = True
-        self.alone = deque(piece for piece in self.alone if piece.box is not box)
+    def _forget(self, pending: _PendingRequest[Name]) -> None:
+        """A request that has failed: none of its draws need vote any more."""
+        pending.failed = True
+        self.alone = deque(piece for piece in self.alone if piece.pending is not pending)
         for kind, pieces in list(self.waiting.items()):
-            self.waiting[kind] = deque(piece for piece in pieces if piece.box is not box)
+            self.waiting[kind] = deque(piece for piece in pieces if piece.pending is not pending)
             if not self.waiting[kind]:
                 del self.waiting[kind]
 
 
-def _named(error: Exception, poll: Poll, draws: range) -> Exception:
+def _named(error: Exception, request: VoteRequest, draws: range) -> Exception:
     if not isinstance(error, NonFiniteScoreError):
         return error
-    sigmas = ", ".join(f"{sigma:g}" for sigma in poll.sigma_pixel)
-    where = f"image {poll.image_id}, sigma_pixel {sigmas}, {poll.phase} draw {draws[error.row]}, {error.where}"
+    sigmas = ", ".join(f"{sigma:g}" for sigma in request.sigma_pixel)
+    where = f"image {request.image_id}, sigma_pixel {sigmas}, {request.phase} draw {draws[error.row]}, {error.where}"
     return NonFiniteScoreError(where, row=error.row)
 
 

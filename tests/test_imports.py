@@ -16,7 +16,7 @@ ORDER = [
     ["ndc_core.space"],
     ["ndc_core.untrusted_files", "ndc_core.noise", "ndc_core.models"],
     ["ndc_core.checkpoints", "ndc_core.classifiers", "ndc_core.certificates"],
-    ["ndc_core.polls"],
+    ["ndc_core.vote_requests"],
     ["ndc_core.conversion", "ndc_core.training", "ndc_core.voting"],
     ["ndc_core.analysis"],
     ["ndc_core"],

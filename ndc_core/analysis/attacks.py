@@ -18,8 +18,8 @@ from ndc_core.classifiers.losses import ask_losses
 from ndc_core.classifiers.unconditional import estimates
 from ndc_core.models.forward_passes import Ask, Task, answer_differentiably
 from ndc_core.noise.smoothing import LEVELS
-from ndc_core.polls import Voter
 from ndc_core.space import bytes_to_pixels, pixels_to_model, sigma_to_model
+from ndc_core.vote_requests import Voter
 
 Pixels = Float[Tensor, "restarts c h w"]
 Objective = Callable[[Pixels], Float[Tensor, " restarts"]]  # what the attack raises; pixels in [0, 1]

@@ -17,9 +17,9 @@ from ndc_core.classifiers.losses import Images, Path, refuse_non_finite
 from ndc_core.models.denoiser import Denoiser
 from ndc_core.models.forward_passes import Ask, Inputs, Task, gather
 from ndc_core.noise.grid import GridSpec, path_levels
-from ndc_core.noise.shared_path import FloatWalk, stations_of
+from ndc_core.noise.shared_path import FloatPathNoise, sigmas_on_path
 from ndc_core.noise.smoothing import FloatNoise
-from ndc_core.noise.streams import draw_walks
+from ndc_core.noise.streams import draw_path_noise
 from ndc_core.space import sigma_to_model, sigma_to_pixel
 
 CANDIDATES = 36
@@ -153,13 +153,13 @@ def noisy_images(
     seed: int,
 ) -> tuple[list[Float[np.ndarray, "draws c h w"]], Float[np.ndarray, "draws steps c h w"]]:
     """An image in model space with noise tau, for each tau, and with more of it at each level beyond."""
-    at = stations_of(levels, sigma_pixel)
-    noise = draw_walks(
+    at = sigmas_on_path(levels, sigma_pixel)
+    noise = draw_path_noise(
         seed=seed,
         image_id=name,
         phase="selection",  # never the noise of votes that are counted
         draws=range(draws),
-        walk=FloatWalk(at),
+        path_noise=FloatPathNoise(at),
         image_shape=image.shape,
     )
     z = FloatNoise.add(image, noise).astype(np.float32)

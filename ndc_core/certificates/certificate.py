@@ -100,7 +100,7 @@ class Tally:
         return max(range(len(self.selection)), key=lambda c: self.selection[c])
 
 
-class Method(Protocol):
+class Procedure(Protocol):
     """A certificate as a procedure: when it looks at an image's draws, when it stops, what it then proves."""
 
     @property

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from ndc_core.certificates.certificate import Certificate, LipschitzTerms, Tally, Terms
 from ndc_core.certificates.confidence_sequences import log_wealth_of_means, smallest_mean_lower
-from ndc_core.certificates.sequential import wave_ends
+from ndc_core.certificates.sequential import look_schedule
 from ndc_core.noise.grid import WEIGHTS, Grid, Levels, build_grid
 from ndc_core.space import sigma_to_model
 
@@ -68,7 +68,7 @@ class Lipschitz:
 
     @property
     def looks(self) -> tuple[int, ...]:
-        return wave_ends(self.terms.votes)
+        return look_schedule(self.terms.votes)
 
     @property
     def own(self) -> LipschitzTerms:

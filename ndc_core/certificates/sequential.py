@@ -11,15 +11,15 @@ from ndc_core.certificates.certificate import Certificate, Tally, Terms
 from ndc_core.certificates.confidence_sequences import log_wealth_above, probability_lower
 from ndc_core.certificates.radius import smoothed
 
-FIRST_WAVE = 100
+FIRST_LOOK = 100
 GROWTH = 1.5
 GIVE_UP_BELOW = 0.01
 RELATIVE_MARGIN = 1e-12  # of ndtr, as for ndtri (rule S7)
 
 
-def wave_ends(votes: int) -> tuple[int, ...]:
+def look_schedule(votes: int) -> tuple[int, ...]:
     """Numbers of draws at which a wave ends: 100, then half as many again each time, the last at `votes`."""
-    ends = [min(FIRST_WAVE, votes)]
+    ends = [min(FIRST_LOOK, votes)]
     while ends[-1] < votes:
         ends.append(min(votes, math.ceil(GROWTH * ends[-1])))
     return tuple(ends)
@@ -47,7 +47,7 @@ class Sequential:
 
     @property
     def looks(self) -> tuple[int, ...]:
-        return wave_ends(self.terms.votes)
+        return look_schedule(self.terms.votes)
 
     @cached_property
     def targets(self) -> tuple[Target, ...]:

@@ -32,8 +32,8 @@ from ndc_core.noise.streams import DrawNoise, StepStreams
 
 Answers = Generator[Ask, Tensor, None]
 Alive = Bool[np.ndarray, "draws classes"]
-Candidates = Int[np.ndarray, "taus draws"]  # the class that a vote is about, or NOBODY
-NOBODY = -1
+Candidates = Int[np.ndarray, "taus draws"]  # the class that a vote is about, or NO_CLASS
+NO_CLASS = -1
 
 
 @dataclass(frozen=True)
@@ -63,21 +63,23 @@ def predict(
     Raises:
         NonFiniteScoreError: the denoiser returned NaN or infinity.
     """
-    return _answered(classifier, independent(classifier, z, tau_model=tau_model, noise=noise))[0]
+    return _answered(classifier, score_independently(classifier, z, tau_model=tau_model, noise=noise))[0]
 
 
 def scores(
     classifier: DiffusionClassifier, z: Float[np.ndarray, "draws c h w"], *, tau_model: float, noise: DrawNoise
 ) -> Float[np.ndarray, "draws classes"]:
     """The score of every class on the full grid, for each noisy image z (model space)."""
-    return _answered(classifier, independent(classifier, z, tau_model=tau_model, noise=noise, everyone=True))[0].scores
+    return _answered(classifier, score_independently(classifier, z, tau_model=tau_model, noise=noise, everyone=True))[
+        0
+    ].scores
 
 
 def _answered(classifier: DiffusionClassifier, task: Task[list[Prediction]]) -> list[Prediction]:
     return answer(task, rows_per_pass=classifier.rows_per_pass, device=torch.device(classifier.device))
 
 
-def independent(
+def score_independently(
     classifier: DiffusionClassifier,
     z: Float[np.ndarray, "draws c h w"],
     *,
@@ -86,22 +88,22 @@ def independent(
     candidates: Candidates | None = None,
     everyone: bool = False,
 ) -> Task[list[Prediction]]:
-    """Votes at one noise level, with fresh noise at each step. See `on_ready_path` for `candidates`."""
-    ballots = _Ballots(classifier, [z], (tau_model,), candidates)
-    clean = yield from ballots.estimates()
-    ballots.open(*ballots.path(clean, classifier.grid, noise.refine))
+    """Votes at one noise level, with fresh noise at each step. See `score_on_shared_path` for `candidates`."""
+    scoring = _BatchScoring(classifier, [z], (tau_model,), candidates)
+    clean = yield from scoring.estimates()
+    scoring.open(*scoring.path(clean, classifier.grid, noise.refine))
     if not everyone:
         if classifier.active_sift:
-            yield from ballots.sift(clean, noise.sift)
-        yield from ballots.shortlist()
+            yield from scoring.sift(clean, noise.sift)
+        yield from scoring.shortlist()
     if classifier.race and not everyone:
-        yield from ballots.race(classifier.race.gap)
+        yield from scoring.race(classifier.race.gap)
     else:
-        yield from ballots.score_all()
-    return ballots.predictions()
+        yield from scoring.score_all()
+    return scoring.predictions()
 
 
-def on_ready_path(
+def score_on_shared_path(
     classifier: DiffusionClassifier,
     z: Sequence[Float[np.ndarray, "draws c h w"]],
     later: Float[np.ndarray, "draws steps c h w"],
@@ -115,18 +117,18 @@ def on_ready_path(
     A vote whose candidate has left may stop: that it is not the candidate's is decided, and its winner is then the
     class that led at that moment.
     """
-    ballots = _Ballots(classifier, z, taus_model, candidates)
-    clean = yield from ballots.estimates()
-    ballots.open(*classifier.shared_path(ballots.z, clean, ballots.on_device(later), taus_model=taus_model))
-    yield from ballots.shortlist()
+    scoring = _BatchScoring(classifier, z, taus_model, candidates)
+    clean = yield from scoring.estimates()
+    scoring.open(*classifier.shared_path(scoring.z, clean, scoring.on_device(later), taus_model=taus_model))
+    yield from scoring.shortlist()
     if classifier.race:
-        yield from ballots.race(classifier.race.gap)
+        yield from scoring.race(classifier.race.gap)
     else:
-        yield from ballots.score_all()
-    return ballots.predictions()
+        yield from scoring.score_all()
+    return scoring.predictions()
 
 
-class _Ballots:
+class _BatchScoring:
     """One batch of draws, each at every tau: who is still alive, and the weighted losses that are known.
 
     `known` and `losses` are shared by all tau; at each, only the steps with a weight count, in the order `order`.
@@ -144,10 +146,10 @@ class _Ballots:
         self.z = tuple(self.on_device(one) for one in z)
         self.dimension = self.z[0][0].numel()
         shape = (len(z), len(z[0]))
-        self.candidates = np.full(shape, NOBODY) if candidates is None else candidates
+        self.candidates = np.full(shape, NO_CLASS) if candidates is None else candidates
         self.cost = np.zeros(len(z[0]), dtype=np.int64)
         self.alive = np.ones((*shape, classifier.denoiser.num_classes), dtype=bool)
-        self.winners = np.full(shape, NOBODY)
+        self.winners = np.full(shape, NO_CLASS)
 
     def on_device(self, images: np.ndarray) -> Tensor:
         return to_device(images.astype(np.float32, copy=False), self.device)
@@ -263,7 +265,7 @@ class _Ballots:
 
     def _open(self, tau: int) -> Bool[np.ndarray, " draws"]:
         alone = self.alive[tau].sum(axis=1) == 1
-        undecided = self.winners[tau] == NOBODY
+        undecided = self.winners[tau] == NO_CLASS
         self.winners[tau] = np.where(undecided & alone, self.alive[tau].argmax(axis=1), self.winners[tau])
         return undecided & ~alone
 
@@ -273,7 +275,7 @@ class _Ballots:
         losses, alive = self._so_far(tau, turns, voting), self.alive[tau][voting]
         alive = survivors(losses, alive, gap=gap)
         candidate, last = self.candidates[tau][voting], turns == len(self.order[tau])
-        beaten = (candidate != NOBODY) & ~alive[np.arange(len(voting)), candidate]
+        beaten = (candidate != NO_CLASS) & ~alive[np.arange(len(voting)), candidate]
         decided = beaten | last | (alive.sum(axis=1) == 1)
         self.alive[tau][voting] = alive
         self.winners[tau][voting[decided]] = leaders(losses, alive)[0][decided]

@@ -56,6 +56,7 @@ Name = TypeVar("Name")
 Result = TypeVar("Result")
 Task = Generator[Ask, Tensor, Result]
 NextTask = Callable[[], tuple[Name, Task[Result]] | None]
+Item = TypeVar("Item")
 
 
 @dataclass(eq=False)
@@ -83,10 +84,15 @@ def gather(
     return _Gatherer(next_task, rows_per_pass=rows_per_pass, passes_ahead=ahead).run()
 
 
+def in_turn(items: Iterable[Item]) -> Callable[[], Item | None]:
+    """Gives one item after another, then None: tasks or requests that are all known beforehand."""
+    iterator = iter(items)
+    return lambda: next(iterator, None)
+
+
 def answer(task: Task[Result], *, rows_per_pass: int, device: torch.device) -> Result:
     """The result of one task."""
-    waiting: list[tuple[None, Task[Result]]] = [(None, task)]
-    ((_, result),) = gather(lambda: waiting.pop() if waiting else None, rows_per_pass=rows_per_pass, device=device)
+    ((_, result),) = gather(in_turn([(None, task)]), rows_per_pass=rows_per_pass, device=device)
     if isinstance(result, Exception):
         raise result
     return result

@@ -1,6 +1,6 @@
 """The input's noise at several levels on one path: each level adds an independent increment to the one below it.
 
-Every station's noise has the law that a vote at its level alone would have. For the integer noise of 8-bit images that
+Every index's noise has the law that a vote at its level alone would have. For the integer noise of 8-bit images that
 is so because a rounded Gaussian plus an independent discrete Gaussian is a rounded Gaussian of the summed variance, up
 to a distance that is exponentially small in the variances in levels of grey; docs/mathematics.md has the proof.
 """
@@ -21,57 +21,59 @@ from ndc_core.noise.grid import GridSpec, path_levels
 from ndc_core.noise.smoothing import DECIMAL_DIGITS, LEVELS, TABLE_BITS, FloatNoise, IntegerNoise, draw_from_table
 from ndc_core.space import sigma_to_model, sigma_to_pixel
 
-Stations = tuple[float, ...]  # sigma_pixel of each, rising
+PathSigmas = tuple[float, ...]  # sigma_pixel of each, rising
 
 
-def stations_of(grid: GridSpec, sigma_pixel: Sequence[float]) -> Stations:
+def sigmas_on_path(grid: GridSpec, sigma_pixel: Sequence[float]) -> PathSigmas:
     """Where a path through these noise levels is looked at: at each of them, and at the grid's levels beyond."""
     levels = path_levels(grid, taus_model=tuple(sigma_to_model(sigma) for sigma in sigma_pixel))
     return tuple(sorted({*sigma_pixel, *(sigma_to_pixel(level) for level in levels)}))
 
 
-class Walk(Protocol):
-    def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Shaped[np.ndarray, "stations ..."]:
-        """The noise at every station, in the units that `InputNoise.add` takes."""
+class PathNoise(Protocol):
+    def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Shaped[np.ndarray, "path_sigmas ..."]:
+        """The noise at every index, in the units that `InputNoise.add` takes."""
 
-    def distance(self, station: int, dimension: int) -> float:
-        """Bound on the total variation distance, per image, between a station's noise and the law it stands for."""
+    def distance(self, index: int, dimension: int) -> float:
+        """Bound on the total variation distance, per image, between a index's noise and the law it stands for."""
 
 
 @dataclass(frozen=True)
-class FloatWalk:
-    stations: Stations
+class FloatPathNoise:
+    path_sigmas: PathSigmas
 
-    def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Shaped[np.ndarray, "stations ..."]:
+    def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Shaped[np.ndarray, "path_sigmas ..."]:
         """In pixels."""
-        variances = np.diff(np.square((0.0, *self.stations)))
+        variances = np.diff(np.square((0.0, *self.path_sigmas)))
         steps = [math.sqrt(variance) * generator.standard_normal(shape) for variance in variances]
         return np.cumsum(steps, axis=0)
 
-    def distance(self, station: int, dimension: int) -> float:
-        return FloatNoise(self.stations[0]).distance(dimension)
+    def distance(self, index: int, dimension: int) -> float:
+        return FloatNoise(self.path_sigmas[0]).distance(dimension)
 
 
 @dataclass(frozen=True)
-class IntegerWalk:
-    stations: Stations
+class IntegerPathNoise:
+    path_sigmas: PathSigmas
 
-    def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Shaped[np.ndarray, "stations ..."]:
+    def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Shaped[np.ndarray, "path_sigmas ..."]:
         """Whole levels of grey."""
-        first = IntegerNoise(self.stations[0]).draw(generator, shape)
-        steps = [draw_from_table(discrete_gaussian_table(*ends), generator, shape) for ends in pairwise(self.stations)]
+        first = IntegerNoise(self.path_sigmas[0]).draw(generator, shape)
+        steps = [
+            draw_from_table(discrete_gaussian_table(*ends), generator, shape) for ends in pairwise(self.path_sigmas)
+        ]
         return np.cumsum([first, *steps], axis=0)
 
-    def distance(self, station: int, dimension: int) -> float:
-        """The first station's table, and for each increment its own and the rounding's gap."""
-        total = IntegerNoise(self.stations[0]).distance(dimension)
-        for below, above in pairwise(self.stations[: station + 1]):
+    def distance(self, index: int, dimension: int) -> float:
+        """The first index's table, and for each increment its own and the rounding's gap."""
+        total = IntegerNoise(self.path_sigmas[0]).distance(dimension)
+        for below, above in pairwise(self.path_sigmas[: index + 1]):
             units = (len(discrete_gaussian_table(below, above)) + 1) / 2.0**TABLE_BITS
             total += dimension * (units + rounding_gap(below, above))
         return total
 
 
-WALKS: dict[str, Callable[[Stations], Walk]] = {"integer": IntegerWalk, "float": FloatWalk}
+PATH_NOISES: dict[str, Callable[[PathSigmas], PathNoise]] = {"integer": IntegerPathNoise, "float": FloatPathNoise}
 
 
 def _variance_in_levels(below: float, above: float) -> Fraction:

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from ndc_core.noise.shared_path import Walk
+from ndc_core.noise.shared_path import PathNoise
 from ndc_core.noise.smoothing import InputNoise
 
 Phase = Literal["selection", "estimation"]
@@ -127,10 +127,19 @@ def draw_noise(
     return DrawNoise(inputs, refine.all(), sift.all())
 
 
-def draw_walks(
-    *, seed: int, image_id: str, phase: Phase, draws: Sequence[int], walk: Walk, image_shape: tuple[int, int, int]
-) -> Shaped[np.ndarray, "draws stations c h w"]:
-    """Noise of the named draws at every station of a walk."""
+def draw_path_noise(
+    *,
+    seed: int,
+    image_id: str,
+    phase: Phase,
+    draws: Sequence[int],
+    path_noise: PathNoise,
+    image_shape: tuple[int, int, int],
+) -> Shaped[np.ndarray, "draws path_sigmas c h w"]:
+    """Noise of the named draws at every noise level of a path."""
     return np.stack(
-        [walk.draw(draw_generator(seed=seed, image_id=image_id, phase=phase, draw=draw), image_shape) for draw in draws]
+        [
+            path_noise.draw(draw_generator(seed=seed, image_id=image_id, phase=phase, draw=draw), image_shape)
+            for draw in draws
+        ]
     )

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ndc_core.certificates.certificate import Method, Tally
+from ndc_core.certificates.certificate import Procedure, Tally
 from ndc_core.noise.streams import Phase
 from pipeline.declaration.declaration import Declaration
 from pipeline.store.evidence import Evidence, EvidenceTable
@@ -41,7 +41,7 @@ class Cell:
 
     image_id: str
     sigma_pixel: float
-    method: Method
+    method: Procedure
     selection_votes: int
     num_classes: int
     evidence: dict[Phase, dict[int, Evidence]] = field(default_factory=lambda: {"selection": {}, "estimation": {}})

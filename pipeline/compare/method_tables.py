@@ -89,7 +89,7 @@ class MethodAtLevel:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Contenders of one method stand together, by rising noise. Radius 0, the natural accuracy, is not among `radii`.
+    """Entries of one method stand together, by rising noise. Radius 0, the natural accuracy, is not among `radii`.
     `alpha` is None where no run tells it."""
 
     entries: tuple[MethodAtLevel, ...]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
-from ndc_core.certificates.certificate import Method
+from ndc_core.certificates.certificate import Procedure
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.smoothing import NoiseName
 from pipeline.data.datasets import Listing
@@ -24,7 +24,7 @@ VOTE_VERSION = 7
 # Each changes the rounding of a forward pass, and with it a near-tie's winner.
 DECISIVE_COMPUTE = ("rows_per_pass", "threads_per_actor", "precision", "channels_last", "compile")
 
-# Before it, a level that was polled without the lowest of its path had more `float` noise than it states.
+# Before it, a level that voted without the lowest of its path had more `float` noise than it states.
 FLOAT_PATHS_SINCE = 6
 # Since then the steps of the lipschitz certificate draw on a lattice.
 LATTICE_SINCE = 6
@@ -176,7 +176,7 @@ class Declaration:
         radii = self.recorded["certificate"].get("radii")
         return None if radii is None else tuple(radii)
 
-    def procedure(self, sigma_pixel: float, *, alpha: float | None = None) -> Method:
+    def procedure(self, sigma_pixel: float, *, alpha: float | None = None) -> Procedure:
         """The declared one; another `alpha` is for what is proved, not for when to stop."""
         return self._spec.procedure(sigma_pixel, dimension=math.prod(self.image_shape), alpha=alpha)
 

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from ndc_core.certificates.certificate import LipschitzTerms, Method, Terms
+from ndc_core.certificates.certificate import LipschitzTerms, Procedure, Terms
 from ndc_core.certificates.registry import CERTIFICATES
 from ndc_core.noise.grid import GridSpec, path_levels
 from ndc_core.noise.lattice import lattice_distance
-from ndc_core.noise.shared_path import WALKS, stations_of
+from ndc_core.noise.shared_path import PATH_NOISES, sigmas_on_path
 from ndc_core.noise.smoothing import NOISES, FloatNoise, NoiseName
 
 
@@ -44,7 +44,7 @@ class ProcedureSpec:
         total = self.alpha if alpha is None else alpha
         return total / len(self.sigma_pixel) if self.maximum_over_sigmas else total
 
-    def procedure(self, sigma_pixel: float, *, dimension: int, alpha: float | None = None) -> Method:
+    def procedure(self, sigma_pixel: float, *, dimension: int, alpha: float | None = None) -> Procedure:
         """For images of so many values; another `alpha` than the declared one is for what is proved, not for when to
         stop."""
         distance, scope = self._distance_and_scope(sigma_pixel, dimension)
@@ -69,8 +69,8 @@ class ProcedureSpec:
         """How far the noise is from the law that the theorem speaks of, and which images the certificate covers."""
         noise = NOISES[self.noise](sigma_pixel)
         if self.scores and self.scores.one_path:
-            stations = stations_of(self.scores.grid, self.sigma_pixel)
-            return WALKS[self.noise](stations).distance(stations.index(sigma_pixel), dimension), noise.scope
+            path_sigmas = sigmas_on_path(self.scores.grid, self.sigma_pixel)
+            return PATH_NOISES[self.noise](path_sigmas).distance(path_sigmas.index(sigma_pixel), dimension), noise.scope
         if self.scores and self.certificate == "lipschitz":
             if not self.on_lattice:
                 return 0.0, FloatNoise.scope

@@ -10,7 +10,7 @@ import numpy as np
 from upath import UPath
 
 from ndc_core.analysis.self_test import Exactness
-from ndc_core.certificates.certificate import Method, Tally
+from ndc_core.certificates.certificate import Procedure, Tally
 from pipeline.declaration.config import RunConfig
 from pipeline.driver.prepare import CostSample, PreparedRun, prepare, read_inputs
 from pipeline.driver.services import say_services
@@ -177,7 +177,7 @@ def _simulated(run: PreparedRun, cell: SampledCell, rng: np.random.Generator) ->
     return found
 
 
-def _votes_needed(method: Method, cell: SampledCell, rng: np.random.Generator) -> int:
+def _votes_needed(method: Procedure, cell: SampledCell, rng: np.random.Generator) -> int:
     """Estimation votes until the procedure stops, if the candidate's probability is drawn by what is known of it."""
     looks = method.looks
     if len(looks) == 1:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ndc_core.noise.shared_path import WALKS, stations_of
+from ndc_core.noise.shared_path import PATH_NOISES, sigmas_on_path
 from ndc_core.noise.smoothing import NOISES
 from ndc_core.noise.streams import draw_generator
 from ndc_core.space import bytes_to_pixels, model_to_pixels
@@ -53,9 +53,11 @@ def noisy_pixels(item: CertifiedImage, pixels: np.ndarray, *, declaration: Decla
     sigma_pixel, noise = item.certificate.sigma_pixel, NOISES[declaration.noise]
     generator = draw_generator(seed=declaration.seed, image_id=item.image_id, phase="estimation", draw=0)
     if declaration.one_path:
-        stations = stations_of(declaration.grid, declaration.sigma_pixel)
-        reached = stations[: stations.index(sigma_pixel) + 1]  # a path is drawn from below: its rest changes nothing
-        drawn = WALKS[declaration.noise](reached).draw(generator, pixels.shape)[-1]
+        path_sigmas = sigmas_on_path(declaration.grid, declaration.sigma_pixel)
+        reached = path_sigmas[
+            : path_sigmas.index(sigma_pixel) + 1
+        ]  # a path is drawn from below: its rest changes nothing
+        drawn = PATH_NOISES[declaration.noise](reached).draw(generator, pixels.shape)[-1]
     else:
         drawn = noise(sigma_pixel).draw(generator, pixels.shape)
     return model_to_pixels(noise.add(pixels, drawn[None])[0])

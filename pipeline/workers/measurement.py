@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ndc_core.classifiers.scoring import NOBODY
+from ndc_core.classifiers.scoring import NO_CLASS
 from ndc_core.models.rows_per_pass import Rate, fastest_rows, is_out_of_memory, rate_of
 from ndc_core.noise.streams import Phase
-from ndc_core.polls import Poll, Voter
-from ndc_core.voting import VoteCounts, hold_polls
+from ndc_core.vote_requests import Voter, VoteRequest
+from ndc_core.voting import VoteCounts, stream_votes
 from pipeline.declaration.config import Device, RunConfig
 from pipeline.workers.compute import pick_device, set_up_process
 from pipeline.workers.models import build_classifier
@@ -110,7 +110,7 @@ def _votes(
 ) -> tuple[tuple[SampledCell, ...], float]:
     """Selection and estimation votes of each image and noise level; evaluations per second with all that is around."""
     levels = [tuple(sorted(config.sigma_pixel))] if config.one_path else [(s,) for s in config.sigma_pixel]
-    asked = [(image, sigmas, (NOBODY,) * len(sigmas)) for image in images for sigmas in levels]
+    asked = [(image, sigmas, (NO_CLASS,) * len(sigmas)) for image in images for sigmas in levels]
     _hold(classifier, config, asked[:1], "selection", 1)  # what is compiled or set up at first is not counted
     started = time.perf_counter()
     selected = _hold(classifier, config, asked, "selection", draws)
@@ -135,16 +135,16 @@ def _hold(
 ) -> list[list[VoteCounts]]:
     waiting = deque(enumerate(_polls(config, asked, phase, draws)))
     found: dict[int, list[VoteCounts]] = {}
-    for index, counts in hold_polls(classifier, lambda: waiting.popleft() if waiting else None):
+    for index, counts in stream_votes(classifier, lambda: waiting.popleft() if waiting else None):
         if isinstance(counts, Exception):
             raise counts
         found[index] = counts
     return [found[index] for index in range(len(asked))]
 
 
-def _polls(config: RunConfig, asked: Sequence[Asked], phase: Phase, draws: int) -> Iterator[Poll]:
+def _polls(config: RunConfig, asked: Sequence[Asked], phase: Phase, draws: int) -> Iterator[VoteRequest]:
     for (image_id, image), sigmas, candidates in asked:
-        yield Poll(
+        yield VoteRequest(
             image=image,
             image_id=image_id,
             sigma_pixel=sigmas,
@@ -154,5 +154,5 @@ def _polls(config: RunConfig, asked: Sequence[Asked], phase: Phase, draws: int) 
             draws=range(draws),
             keep_scores=config.certificate.method == "lipschitz",
             candidates=candidates,
-            of_the_run=config.sigma_pixel,
+            all_sigmas=config.sigma_pixel,
         )

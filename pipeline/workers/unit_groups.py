@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ndc_core.classifiers.scoring import NOBODY
+from ndc_core.classifiers.scoring import NO_CLASS
 from ndc_core.noise.streams import Phase
-from ndc_core.polls import Poll
+from ndc_core.vote_requests import VoteRequest
 from pipeline.certificates.stopping import Cell
 from pipeline.data.datasets import ImageRecord
 from pipeline.declaration.config import RunConfig
@@ -36,7 +36,7 @@ class ImageSchedule:
             if needing:
                 units = [WorkUnit(cell.image_id, self.label, cell.sigma_pixel, *piece) for cell in needing]
                 about = [cell.candidate if phase == "estimation" else None for cell in needing]
-                candidates = tuple(NOBODY if candidate is None else candidate for candidate in about)
+                candidates = tuple(NO_CLASS if candidate is None else candidate for candidate in about)
                 yield UnitGroup(units, self.record, candidates, self)
 
     def _needing(self, phase: Phase, stop: int) -> list[Cell] | None:
@@ -63,9 +63,9 @@ class UnitGroup:
     candidates: tuple[int, ...]
     schedule: ImageSchedule | None = None
 
-    def poll(self, config: RunConfig, image: np.ndarray) -> Poll:
+    def request(self, config: RunConfig, image: np.ndarray) -> VoteRequest:
         first = self.units[0]
-        return Poll(
+        return VoteRequest(
             image=image,
             image_id=first.image_id,
             sigma_pixel=tuple(unit.sigma_pixel for unit in self.units),
@@ -75,7 +75,7 @@ class UnitGroup:
             draws=range(first.draw_start, first.draw_stop),
             keep_scores=config.certificate.method == "lipschitz",
             candidates=self.candidates,
-            of_the_run=config.sigma_pixel,
+            all_sigmas=config.sigma_pixel,
         )
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ndc_core.classifiers.scoring import NOBODY
-from ndc_core.polls import Poll, Voter
-from ndc_core.voting import VoteCounts, hold_polls
+from ndc_core.classifiers.scoring import NO_CLASS
+from ndc_core.models.forward_passes import in_turn
+from ndc_core.vote_requests import Voter, VoteRequest
+from ndc_core.voting import VoteCounts, stream_votes
 from pipeline.certificates.stopping import Cell
 from pipeline.data.datasets import ImageRecord
 from pipeline.declaration.config import Device, RunConfig
@@ -67,8 +68,8 @@ def votes_of_unit(
     candidate: int | None,
 ) -> VoteCounts:
     """The votes of one unit, drawn by itself; of `candidate`, if they may stop when it is beaten."""
-    waiting = [(None, UnitGroup([unit], record, (NOBODY if candidate is None else candidate,)).poll(config, image))]
-    ((_, found),) = hold_polls(classifier, lambda: waiting.pop() if waiting else None)
+    group = UnitGroup([unit], record, (NO_CLASS if candidate is None else candidate,))
+    ((_, found),) = stream_votes(classifier, in_turn([(None, group.request(config, image))]))
     if isinstance(found, Exception):
         raise found
     return found[0]
@@ -103,7 +104,7 @@ class VoteActor:
         self.clock = time.perf_counter()
         waiting, done = deque(self.first_groups(rows)), deque[Receipt]()
 
-        def next_poll() -> tuple[tuple[UnitGroup, UnitGroup], Poll] | None:
+        def next_request() -> tuple[tuple[UnitGroup, UnitGroup], VoteRequest] | None:
             while waiting:
                 group = waiting.popleft()
                 try:
@@ -113,13 +114,13 @@ class VoteActor:
                             self.heartbeat.begin(str(unit))
                             self._log("begin", unit)
                         image = self.store.pictures.pixels(group.record)
-                        return (group, missing), missing.poll(self.settings.config, image)
+                        return (group, missing), missing.request(self.settings.config, image)
                     waiting.extend(self.next_groups(group))
                 except Exception as error:  # whatever it is, it is this group's: the others go on
                     done.extend(self._failed(group, error))
             return None
 
-        for (group, missing), found in hold_polls(self.classifier, next_poll):
+        for (group, missing), found in stream_votes(self.classifier, next_request):
             try:
                 if isinstance(found, Exception):
                     raise found
@@ -134,7 +135,7 @@ class VoteActor:
     def first_groups(self, rows: Iterable[tuple[WorkUnit, ImageRecord]]) -> Iterator[UnitGroup]:
         for unit, record in rows:
             units = [replace(unit, sigma_pixel=sigma) for sigma in levels_of(self.settings.config, unit)]
-            yield UnitGroup(units, record, (NOBODY,) * len(units))
+            yield UnitGroup(units, record, (NO_CLASS,) * len(units))
 
     def next_groups(self, group: UnitGroup) -> Iterable[UnitGroup]:
         """What is to be voted on next, now that a group is done."""

@@ -40,10 +40,11 @@ from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.scoring import predict
 from ndc_core.classifiers.sift import LabelGradientSpec
+from ndc_core.models.forward_passes import in_turn
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.streams import DrawNoise, Phase
-from ndc_core.polls import Poll
-from ndc_core.voting import hold_polls
+from ndc_core.vote_requests import VoteRequest
+from ndc_core.voting import stream_votes
 from pipeline.data.datasets import DatasetSpec, Example, examples_of, source_of
 from pipeline.declaration.config import RunConfig
 from pipeline.declaration.toml_files import override, read_source
@@ -109,21 +110,21 @@ def count(job: Job) -> list[Counted]:
     classifier = build_classifier(job.config, device="cpu")
     levels = [SIGMAS] if classifier.one_path else [(sigma,) for sigma in SIGMAS]
     asked: tuple[tuple[Phase, int], ...] = (("selection", max(10, job.votes // 5)), ("estimation", job.votes))
-    polls: list[tuple[tuple[int, Phase], Poll]] = [
-        ((index, phase), Poll(one.image, one.image_id, sigmas, "integer", 0, phase, range(draws)))
+    requests: list[tuple[tuple[int, Phase], VoteRequest]] = [
+        ((index, phase), VoteRequest(one.image, one.image_id, sigmas, "integer", 0, phase, range(draws)))
         for index, one in enumerate(job.examples)
         for sigmas in levels
         for phase, draws in asked
     ]
     found: dict[tuple[int, float], dict[str, Any]] = {}
     clock = time.process_time()
-    sigmas_of = {id(poll): poll.sigma_pixel for _, poll in polls}
-    waiting = [((name, id(poll)), poll) for name, poll in reversed(polls)]
-    for ((index, phase), poll_id), counts in hold_polls(classifier, lambda: waiting.pop() if waiting else None):
+    sigmas_of = {id(request): request.sigma_pixel for _, request in requests}
+    waiting = [((name, id(request)), request) for name, request in reversed(requests)]
+    for ((index, phase), request_id), counts in stream_votes(classifier, in_turn(waiting)):
         if isinstance(counts, Exception):
             raise counts
         now = time.process_time()
-        for sigma, counted in zip(sigmas_of[poll_id], counts, strict=True):
+        for sigma, counted in zip(sigmas_of[request_id], counts, strict=True):
             cell = found.setdefault((index, sigma), {"evaluations": 0, "seconds": 0.0})
             cell[phase] = counted.votes.tolist()
             cell["evaluations"] += counted.evaluations

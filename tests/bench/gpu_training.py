@@ -26,10 +26,11 @@ from torch import Tensor
 
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.models.denoiser import EDMDenoiser
+from ndc_core.models.forward_passes import in_turn
 from ndc_core.noise.grid import GridSpec
 from ndc_core.training.denoiser import TrainingSpec, train_denoiser
 from ndc_core.training.fitting import Machine, TrainingProgress
-from ndc_core.voting import Poll, hold_polls
+from ndc_core.voting import VoteRequest, stream_votes
 from pipeline.data.datasets import DatasetSpec, Example, examples_of, source_of
 from pipeline.model_tools.training_presets import PRESETS
 
@@ -85,12 +86,12 @@ def accuracy(
         denoiser.to(device), name, grid=grid, weight="edm", rows_per_pass=rows, device=device
     )
     noise = "none" if sigma == 0 else "integer"
-    polls: list[tuple[int, Poll]] = [
-        (index, Poll(one.image, one.image_id, (sigma,), noise, 0, "estimation", range(1)))
+    requests: list[tuple[int, VoteRequest]] = [
+        (index, VoteRequest(one.image, one.image_id, (sigma,), noise, 0, "estimation", range(1)))
         for index, one in enumerate(held_out)
     ]
     right = 0
-    for index, counts in hold_polls(classifier, lambda: polls.pop() if polls else None):
+    for index, counts in stream_votes(classifier, in_turn(requests)):
         if isinstance(counts, Exception):
             raise counts
         right += int(counts[0].votes[held_out[index].label])

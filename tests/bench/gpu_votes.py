@@ -46,8 +46,8 @@ from ndc_core.models.networks.small import SmallHeadsUNet
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.smoothing import NOISES
 from ndc_core.noise.streams import draw_key, step_streams, stream
-from ndc_core.polls import Poll
-from ndc_core.voting import hold_polls
+from ndc_core.vote_requests import VoteRequest
+from ndc_core.voting import stream_votes
 
 RACE = RaceSpec(1.7)
 WARM_SECONDS, WINDOW_SECONDS, BARE_SECONDS = 0.8, 1.6, 0.4
@@ -238,11 +238,11 @@ class Window:
     host_seconds: float = 0.0
 
 
-def polls_for_ever(shape: tuple[int, ...], request: int) -> Iterator[tuple[int, Poll]]:
+def polls_for_ever(shape: tuple[int, ...], request: int) -> Iterator[tuple[int, VoteRequest]]:
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     number = 0
     while True:
-        yield number, Poll(image, f"x{number}", (0.25,), "integer", 0, "estimation", range(request))
+        yield number, VoteRequest(image, f"x{number}", (0.25,), "integer", 0, "estimation", range(request))
         number += 1
 
 
@@ -269,7 +269,7 @@ def vote_window(
     passes._Gatherer._evaluate = evaluate  # type: ignore[method-assign]
     polls = polls_for_ever(classifier.image_shape, request)
     try:
-        for _, counts in hold_polls(classifier, lambda: next(polls)):
+        for _, counts in stream_votes(classifier, lambda: next(polls)):
             if isinstance(counts, Exception):
                 raise counts
     except EnoughError:
@@ -321,9 +321,9 @@ def correctness(bench: Bench, way: Way) -> dict[str, Any]:
     polls = polls_for_ever(classifier.image_shape, draws)
     asked = [next(polls) for _ in range(4 if bench.tiny else 8)]
 
-    def votes(of: list[tuple[int, Poll]]) -> dict[int, np.ndarray]:
+    def votes(of: list[tuple[int, VoteRequest]]) -> dict[int, np.ndarray]:
         waiting, found = deque(of), {}
-        for number, counts in hold_polls(classifier, lambda: waiting.popleft() if waiting else None):
+        for number, counts in stream_votes(classifier, lambda: waiting.popleft() if waiting else None):
             if isinstance(counts, Exception):
                 raise counts
             found[number] = counts[0].votes

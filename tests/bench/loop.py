@@ -26,8 +26,8 @@ from ndc_core.models import forward_passes as passes
 from ndc_core.models.denoiser import Denoiser
 from ndc_core.models.forward_passes import EVALUATIONS_OF_A_ROW
 from ndc_core.noise.grid import GridSpec
-from ndc_core.polls import Poll
-from ndc_core.voting import hold_polls
+from ndc_core.vote_requests import VoteRequest
+from ndc_core.voting import stream_votes
 from pipeline.workers.memory import keep_freed_memory
 from tests.bench.bare import MODEL
 
@@ -85,13 +85,13 @@ def vote_rate(classifier: DiffusionClassifier, request: int, seconds: float) -> 
     image = np.random.default_rng(0).integers(0, 256, classifier.image_shape, dtype=np.uint8)
     numbers = itertools.count()
 
-    def next_poll() -> tuple[int, Poll]:
+    def next_request() -> tuple[int, VoteRequest]:
         number = next(numbers)
-        return number, Poll(image, f"{number}", (0.25,), "integer", 0, "estimation", range(request))
+        return number, VoteRequest(image, f"{number}", (0.25,), "integer", 0, "estimation", range(request))
 
     passes._Gatherer._evaluate = evaluate  # type: ignore[method-assign]
     try:
-        for _, counts in hold_polls(classifier, next_poll):
+        for _, counts in stream_votes(classifier, next_request):
             if isinstance(counts, Exception):
                 raise counts
     except EnoughError:

@@ -23,11 +23,12 @@ from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.models.denoiser import EDMDenoiser
 from ndc_core.models.execution import DTYPES, Execution
+from ndc_core.models.forward_passes import in_turn
 from ndc_core.models.networks.small import SmallUNet
 from ndc_core.models.rows_per_pass import fastest_rows
 from ndc_core.noise.grid import GridSpec, build_grid
-from ndc_core.polls import Poll
-from ndc_core.voting import hold_polls
+from ndc_core.vote_requests import VoteRequest
+from ndc_core.voting import stream_votes
 from pipeline.workers.memory import keep_freed_memory
 
 SHAPE, CLASSES, SIGMA = (1, 8, 8), 10, 0.25
@@ -82,9 +83,9 @@ def pipeline_rate(denoiser: EDMDenoiser, votes: int, *, rows: int, race: RaceSpe
     timed = Timed(denoiser)
     classifier = DiffusionClassifier(timed, "apndc-ensemble", grid=GRID, weight="edm", race=race, rows_per_pass=rows)
     image = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
-    waiting = [(0, Poll(image, "x", (SIGMA,), "integer", 0, "estimation", range(votes)))]
+    waiting = [(0, VoteRequest(image, "x", (SIGMA,), "integer", 0, "estimation", range(votes)))]
     started = time.perf_counter()
-    ((_, found),) = hold_polls(classifier, lambda: waiting.pop() if waiting else None)
+    ((_, found),) = stream_votes(classifier, in_turn(waiting))
     seconds = time.perf_counter() - started
     if isinstance(found, Exception):
         raise found

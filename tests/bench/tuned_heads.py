@@ -20,8 +20,9 @@ from ndc_core import load_denoiser
 from ndc_core.checkpoints.image_classifiers import load_classifier
 from ndc_core.classifiers.baselines import Baseline
 from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.models.forward_passes import in_turn
 from ndc_core.noise.grid import GridSpec
-from ndc_core.voting import Poll, Voter, hold_polls
+from ndc_core.voting import Voter, VoteRequest, stream_votes
 from pipeline.data.datasets import Example
 from pipeline.workers.memory import keep_freed_memory
 from tests.support.small_runs import digits
@@ -38,12 +39,12 @@ def grid_of(points: int) -> GridSpec:
 
 def right_votes(voter: Voter, examples: Sequence[Example], sigma: float, votes: int) -> tuple[int, float]:
     """How many votes are right, and evaluations of a vote."""
-    polls = [
-        (index, Poll(one.image, one.image_id, (sigma,), "integer", SEED, "estimation", range(votes)))
+    requests = [
+        (index, VoteRequest(one.image, one.image_id, (sigma,), "integer", SEED, "estimation", range(votes)))
         for index, one in enumerate(examples)
     ]
     right = evaluations = 0
-    for index, counts in hold_polls(voter, lambda: polls.pop() if polls else None):
+    for index, counts in stream_votes(voter, in_turn(requests)):
         if isinstance(counts, Exception):
             raise counts
         right += int(counts[0].votes[examples[index].label])

@@ -23,13 +23,14 @@ from ndc_core.classifiers.unconditional import UNCONDITIONALS
 from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.denoiser import EDMDenoiser
 from ndc_core.models.execution import Execution
+from ndc_core.models.forward_passes import in_turn
 from ndc_core.models.image_classifier import ImageNetwork
 from ndc_core.models.networks.small import SmallHeadsUNet
 from ndc_core.models.networks.small_classifier import SmallClassifier
 from ndc_core.models.rows_per_pass import _one_gradient, _one_pass
 from ndc_core.noise.grid import GridSpec
-from ndc_core.polls import Poll, Voter
-from ndc_core.voting import hold_polls
+from ndc_core.vote_requests import Voter, VoteRequest
+from ndc_core.voting import stream_votes
 from pipeline.model_tools.convert_classifier import export, take_in
 from tests.ndc_core.models.test_networks import NAMES, golden_network
 
@@ -56,10 +57,13 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def vote(classifier: Voter, *, sigma_pixel: tuple[float, ...] = (0.25,)) -> None:
     image = np.zeros(classifier.image_shape, dtype=np.uint8)
     waiting = [
-        (number, Poll(image, f"{number}", sigma_pixel, "integer", 0, "estimation", range(5), of_the_run=sigma_pixel))
+        (
+            number,
+            VoteRequest(image, f"{number}", sigma_pixel, "integer", 0, "estimation", range(5), all_sigmas=sigma_pixel),
+        )
         for number in range(2)
     ]
-    for _, found in hold_polls(classifier, lambda: waiting.pop() if waiting else None):
+    for _, found in stream_votes(classifier, in_turn(waiting)):
         if isinstance(found, Exception):
             raise found
         assert all(counts.votes.sum() == 5 for counts in found)

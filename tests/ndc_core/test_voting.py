@@ -2,17 +2,18 @@ import numpy as np
 import pytest
 import torch
 
-from ndc_core import polls
+from ndc_core import vote_requests
 from ndc_core.certificates.cohen import cohen
 from ndc_core.checkpoints.denoisers import load_denoiser
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.losses import NonFiniteScoreError
 from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.sift import SiftSpec
+from ndc_core.models.forward_passes import in_turn
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.smoothing import FloatNoise
-from ndc_core.polls import Poll
-from ndc_core.voting import certify, count_votes, hold_polls
+from ndc_core.vote_requests import VoteRequest
+from ndc_core.voting import certify, count_votes, stream_votes
 from tests.support.fakes import ConstantDenoiser
 
 GRID = GridSpec(points=5, sigma_model_max=1.5, spacing="log")
@@ -53,11 +54,11 @@ def test_any_split_of_the_draws_gives_the_same_votes(classifier, image) -> None:
 
 
 def test_memory_limit_does_not_change_the_votes(classifier, image, monkeypatch: pytest.MonkeyPatch) -> None:
-    poll = Poll(image, "x", (0.25,), "integer", 0, "estimation", range(40))
-    assert polls.draws_of_a_batch(classifier, poll) == 64
+    request = VoteRequest(image, "x", (0.25,), "integer", 0, "estimation", range(40))
+    assert vote_requests.draws_of_a_batch(classifier, request) == 64
     whole = votes_of(classifier, image, range(40))
-    monkeypatch.setattr(polls, "MEMORY_BYTES", 100_000)
-    assert polls.draws_of_a_batch(classifier, poll) < 6
+    monkeypatch.setattr(vote_requests, "MEMORY_BYTES", 100_000)
+    assert vote_requests.draws_of_a_batch(classifier, request) < 6
     np.testing.assert_array_equal(votes_of(classifier, image, range(40)), whole)
 
 
@@ -95,7 +96,9 @@ def test_a_broken_denoiser_is_named_with_image_draw_sigma_and_class() -> None:
     denoiser = BreaksOnce(torch.zeros(3, 1, 2, 2))
     image = np.zeros((1, 2, 2), np.uint8)
     classifier = DiffusionClassifier(denoiser, "dc", grid=GridSpec(4, 1.0, sigma_model_min=0.5))
-    z, noise = polls.noisy_inputs(classifier, [(Poll(image, "x", (0.25,), "integer", 0, "estimation", range(1)), [12])])
+    z, noise = vote_requests.noisy_inputs(
+        classifier, [(VoteRequest(image, "x", (0.25,), "integer", 0, "estimation", range(1)), [12])]
+    )
     level = GridSpec(4, 1.0, sigma_model_min=0.5)
     assert level.steps == 2
     denoiser.target = torch.from_numpy(z + 1.0 * noise.refine.all()[:, 1]).float()
@@ -108,11 +111,14 @@ def votes_of_small_requests(
 ) -> dict[int, np.ndarray | Exception]:
     """Each about other draws, so that all together are those of one large request."""
     waiting = [
-        (number, Poll(image, "x", (0.25,), "integer", 0, "estimation", range(number * draws, (number + 1) * draws)))
+        (
+            number,
+            VoteRequest(image, "x", (0.25,), "integer", 0, "estimation", range(number * draws, (number + 1) * draws)),
+        )
         for number in range(requests)
     ]
-    waiting = [(number, changes.get(f"x{number}", poll)) for number, poll in waiting]
-    found = hold_polls(classifier, lambda: waiting.pop() if waiting else None)
+    waiting = [(number, changes.get(f"x{number}", request)) for number, request in waiting]
+    found = stream_votes(classifier, in_turn(waiting))
     return {number: one if isinstance(one, Exception) else one[0].votes for number, one in found}
 
 
@@ -128,7 +134,7 @@ def test_small_requests_share_passes_and_vote_as_one_large_one_does(image) -> No
 
 
 def test_a_request_that_cannot_be_voted_on_fails_by_itself(classifier, image) -> None:
-    wrong = Poll(np.zeros((3, 8, 8), np.uint8), "wrong", (0.25,), "integer", 0, "estimation", range(2))
+    wrong = VoteRequest(np.zeros((3, 8, 8), np.uint8), "wrong", (0.25,), "integer", 0, "estimation", range(2))
     found = votes_of_small_requests(classifier, image, 10, 2, x3=wrong)
     assert isinstance(found.pop(3), ValueError)
     others = [draw for draw in range(20) if draw not in (6, 7)]

@@ -15,7 +15,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import binomtest
 
 from ndc_core.certificates import sequential
-from ndc_core.certificates.certificate import Certificate, LipschitzTerms, Method, Tally, Terms
+from ndc_core.certificates.certificate import Certificate, LipschitzTerms, Procedure, Tally, Terms
 from ndc_core.certificates.cohen import Cohen
 from ndc_core.certificates.lipschitz import Lipschitz
 from ndc_core.certificates.sequential import Sequential
@@ -70,7 +70,7 @@ def cached(certificate: Callable[[Tally], Certificate]) -> Callable[[tuple, tupl
 
 
 def count_false(
-    method: Method, selection: np.ndarray, wins: np.ndarray, draws: int, limits: tuple[float, float]
+    method: Procedure, selection: np.ndarray, wins: np.ndarray, draws: int, limits: tuple[float, float]
 ) -> int:
     certify = cached(method.certificate)
     false = 0

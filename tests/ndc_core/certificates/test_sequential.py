@@ -9,7 +9,7 @@ from scipy.special import ndtr
 
 from ndc_core.certificates.certificate import Tally, Terms
 from ndc_core.certificates.cohen import Cohen
-from ndc_core.certificates.sequential import Sequential, wave_ends
+from ndc_core.certificates.sequential import Sequential, look_schedule
 
 TERMS = Terms(sigma_pixel=0.25, alpha=0.001, votes=10_000, radii=(0.25, 0.5))
 METHOD = Sequential(TERMS)
@@ -22,7 +22,7 @@ def tally_of(wins: list[int], method: Sequential = METHOD) -> Tally:
 
 @given(votes=st.integers(1, 100_000))
 def test_waves_grow_by_half_and_end_at_the_cap(votes: int) -> None:
-    ends = wave_ends(votes)
+    ends = look_schedule(votes)
     assert ends[-1] == votes
     assert ends[0] == min(100, votes)
     assert all(a < b <= math.ceil(1.5 * a) for a, b in pairwise(ends))

@@ -10,13 +10,13 @@ from scipy.stats import chi2_contingency
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.losses import NonFiniteScoreError, ask_label_gradients
 from ndc_core.classifiers.racing import RaceSpec
-from ndc_core.classifiers.scoring import on_ready_path, predict, scores
+from ndc_core.classifiers.scoring import predict, score_on_shared_path, scores
 from ndc_core.classifiers.sift import LabelGradientSpec
-from ndc_core.models.forward_passes import answer
+from ndc_core.models.forward_passes import answer, in_turn
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.streams import DrawNoise
-from ndc_core.polls import Poll
-from ndc_core.voting import count_votes, hold_polls
+from ndc_core.vote_requests import VoteRequest
+from ndc_core.voting import count_votes, stream_votes
 from tests.support.fakes import ConstantDenoiser, many_gaussians, two_gaussians
 
 LEVELS = GridSpec(levels=(0.55, 0.7, 0.9, 1.1, 1.4, 1.8, 2.3, 3.0))
@@ -89,9 +89,9 @@ def test_a_vote_about_a_beaten_candidate_stops_and_is_the_candidates_or_not_all_
     classifier = DiffusionClassifier(denoiser, "epndc", grid=LEVELS, race=RACE, rows_per_pass=16)
 
     def counts(candidate: int):
-        poll = Poll(image, "x", (0.25,), "integer", 0, "estimation", range(300), candidates=(candidate,))
+        poll = VoteRequest(image, "x", (0.25,), "integer", 0, "estimation", range(300), candidates=(candidate,))
         waiting = [(None, poll)]
-        ((_, found),) = hold_polls(classifier, lambda: waiting.pop() if waiting else None)
+        ((_, found),) = stream_votes(classifier, in_turn(waiting))
         return found[0]
 
     whole = counts(-1)
@@ -128,9 +128,9 @@ def test_a_level_on_a_shared_path_votes_as_it_does_alone(name: str, noise: str) 
 
 
 def shared_votes(classifier, image, sigmas, noise, draws, **more):
-    poll = Poll(image, "x", sigmas, noise, 0, "estimation", draws, **more)
+    poll = VoteRequest(image, "x", sigmas, noise, 0, "estimation", draws, **more)
     waiting = [(None, poll)]
-    ((_, found),) = hold_polls(classifier, lambda: waiting.pop() if waiting else None)
+    ((_, found),) = stream_votes(classifier, in_turn(waiting))
     return found
 
 
@@ -141,10 +141,10 @@ def test_a_levels_votes_do_not_depend_on_which_levels_vote_with_it(race: RaceSpe
     image = np.full(denoiser.image_shape, 128, np.uint8)
     classifier = DiffusionClassifier(denoiser, "apndc", grid=LEVELS, one_path=True, race=race, rows_per_pass=64)
     run = (0.25, 0.4, 0.6)
-    together = shared_votes(classifier, image, run, "integer", range(150), of_the_run=run)
+    together = shared_votes(classifier, image, run, "integer", range(150), all_sigmas=run)
     for some in ((0.25,), (0.4,), (0.6,), (0.25, 0.6), (0.4, 0.6)):
         for sigma, found in zip(
-            some, shared_votes(classifier, image, some, "integer", range(150), of_the_run=run), strict=True
+            some, shared_votes(classifier, image, some, "integer", range(150), all_sigmas=run), strict=True
         ):
             np.testing.assert_array_equal(found.votes, together[run.index(sigma)].votes)
 
@@ -161,7 +161,7 @@ def test_a_level_looks_at_nothing_before_itself_on_the_path() -> None:
     taus = (0.5, 1.0)
 
     def votes(low: np.ndarray, later: np.ndarray):
-        task = on_ready_path(classifier, [low, high], later, taus_model=taus)
+        task = score_on_shared_path(classifier, [low, high], later, taus_model=taus)
         return answer(task, rows_per_pass=32, device=torch.device("cpu"))
 
     before = votes(low, later)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from ndc_core import polls
+from ndc_core import vote_requests
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.racing import RaceSpec
-from ndc_core.classifiers.scoring import independent
+from ndc_core.classifiers.scoring import score_independently
 from ndc_core.classifiers.step_noise import StepNoise
 from ndc_core.models.forward_passes import answer
 from ndc_core.noise.grid import GridSpec
@@ -62,13 +62,13 @@ def test_votes_are_those_with_all_noise_drawn_before_and_a_race_draws_less(race,
     grid = GridSpec(points=14, sigma_model_min=0.3, sigma_model_max=3.0, spacing="log")
     classifier = DiffusionClassifier(denoiser, "apndc", grid, race=race, rows_per_pass=32)
     image = np.full(denoiser.image_shape, 120, np.uint8)
-    poll = polls.Poll(image, "x", (0.25,), "integer", 0, "estimation", range(50))
-    z, lazy = polls.noisy_inputs(classifier, [(poll, poll.draws)])
+    request = vote_requests.VoteRequest(image, "x", (0.25,), "integer", 0, "estimation", range(50))
+    z, lazy = vote_requests.noisy_inputs(classifier, [(request, request.draws)])
     filled, own = [], StepStreams.fill
     monkeypatch.setattr(StepStreams, "fill", lambda *args: (filled.append(len(args[2])), own(*args))[1])
 
     def votes(noise: DrawNoise):
-        (found,) = answer(independent(classifier, z, tau_model=0.5, noise=noise), rows_per_pass=32, device=CPU)
+        (found,) = answer(score_independently(classifier, z, tau_model=0.5, noise=noise), rows_per_pass=32, device=CPU)
         return found
 
     late = votes(lazy)

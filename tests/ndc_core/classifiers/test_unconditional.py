@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ndc_core.classifiers.diffusion import DiffusionClassifier
-from ndc_core.classifiers.scoring import _Ballots
+from ndc_core.classifiers.scoring import _BatchScoring
 from ndc_core.classifiers.unconditional import UNCONDITIONALS, Unconditional, blended_label, label_mean, null_label
 from ndc_core.models.forward_passes import answer
 from ndc_core.noise.grid import GridSpec
@@ -13,9 +13,9 @@ def estimate(unconditional: Unconditional, *, sigma_model: float, rows_per_pass:
     denoiser = two_gaussians()
     z = torch.randn(7, *denoiser.image_shape, generator=torch.Generator().manual_seed(0))
     classifier = DiffusionClassifier(denoiser, "apndc", GridSpec(4, 9.0), unconditional=unconditional)
-    ballots = _Ballots(classifier, [z.numpy()], (sigma_model,), None)
-    (found,) = answer(ballots.estimates(), rows_per_pass=rows_per_pass, device=torch.device("cpu"))
-    assert ballots.cost.tolist() == [unconditional.evaluations] * 7
+    scoring = _BatchScoring(classifier, [z.numpy()], (sigma_model,), None)
+    (found,) = answer(scoring.estimates(), rows_per_pass=rows_per_pass, device=torch.device("cpu"))
+    assert scoring.cost.tolist() == [unconditional.evaluations] * 7
     return found
 
 

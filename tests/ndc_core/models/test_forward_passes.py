@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ndc_core.models.forward_passes import Ask, gather
+from ndc_core.models.forward_passes import Ask, gather, in_turn
 
 CPU = torch.device("cpu")
 
@@ -63,7 +63,7 @@ def test_everyone_is_answered_in_full_and_passes_have_one_shape(lots, rows_per_p
 def test_rows_of_several_askers_share_passes() -> None:
     denoiser = Doubling()
     waiting = [(index, asker(denoiser, [[14] * 3] * 4)) for index in range(4)]
-    found = dict(gather(lambda: waiting.pop() if waiting else None, rows_per_pass=6, device=CPU))
+    found = dict(gather(in_turn(waiting), rows_per_pass=6, device=CPU))
     assert len(found) == 4
     assert len(denoiser.passes) == 4 * 4 * 3 // 6, "every pass was full"
 
@@ -85,7 +85,7 @@ def test_a_task_that_becomes_known_when_another_ends_is_run() -> None:
 def test_a_failing_pass_ends_those_who_asked_and_nobody_else() -> None:
     denoiser = Doubling()
     waiting = [("late", asker(denoiser, [[15, 16], [17]])), ("bad", asker(denoiser, [[13, 14]]))]
-    found = dict(gather(lambda: waiting.pop() if waiting else None, rows_per_pass=2, device=CPU))
+    found = dict(gather(in_turn(waiting), rows_per_pass=2, device=CPU))
     assert isinstance(found["bad"], RuntimeError)
     assert found["late"] == [[30.0, 32.0], [34.0]]
 
@@ -108,6 +108,6 @@ def test_gradients_reach_the_label_row_by_row() -> None:
 
     waiting = [(None, task())]
     with torch.inference_mode():  # as in an actor
-        ((_, found),) = gather(lambda: waiting.pop() if waiting else None, rows_per_pass=2, device=CPU)
+        ((_, found),) = gather(in_turn(waiting), rows_per_pass=2, device=CPU)
     h = z.flatten(1) + torch.tensor([2.0, 3.0])
     np.testing.assert_allclose(found, 2 * h @ Linear.images.view(3, 2).T, rtol=1e-5)

@@ -6,9 +6,16 @@ import pytest
 from scipy.stats import chisquare
 
 from ndc_core.noise.grid import GridSpec
-from ndc_core.noise.shared_path import WALKS, FloatWalk, IntegerWalk, discrete_gaussian_table, rounding_gap, stations_of
+from ndc_core.noise.shared_path import (
+    PATH_NOISES,
+    FloatPathNoise,
+    IntegerPathNoise,
+    discrete_gaussian_table,
+    rounding_gap,
+    sigmas_on_path,
+)
 from ndc_core.noise.smoothing import IntegerNoise
-from ndc_core.noise.streams import draw_walks
+from ndc_core.noise.streams import draw_path_noise
 
 # 255 sigma is 1.02, 1.53 and 5.1: so coarse that a wrong law would show.
 COARSE = (0.004, 0.006, 0.02)
@@ -64,7 +71,7 @@ def test_a_rounded_gaussian_plus_a_discrete_one_is_a_rounded_one_within_the_stat
 
 
 def test_every_station_has_the_law_of_its_own_level() -> None:
-    drawn = IntegerWalk(COARSE).draw(np.random.default_rng(0), (300_000,))
+    drawn = IntegerPathNoise(COARSE).draw(np.random.default_rng(0), (300_000,))
     for station, sigma in enumerate(COARSE):
         reach = int(3 * 255 * sigma)
         values = np.arange(-reach, reach + 1)
@@ -73,11 +80,11 @@ def test_every_station_has_the_law_of_its_own_level() -> None:
         assert chisquare(counts, inside / inside.sum() * counts.sum()).pvalue > 1e-4, sigma
 
 
-@pytest.mark.parametrize("name", WALKS)
+@pytest.mark.parametrize("name", PATH_NOISES)
 def test_increments_are_independent_of_what_came_before(name: str) -> None:
     """Given the lower station, what the path adds does not depend on it (rule S2)."""
-    walk = WALKS[name]((0.1, 0.2, 0.4))
-    low, middle, high = walk.draw(np.random.default_rng(1), (200_000,)).astype(float)
+    path_noise = PATH_NOISES[name]((0.1, 0.2, 0.4))
+    low, middle, high = path_noise.draw(np.random.default_rng(1), (200_000,)).astype(float)
     unit = 255 if name == "integer" else 1
     for lower, higher, variance in ((low, middle, 0.03), (middle, high, 0.12), (low, high, 0.15)):
         increment = (higher - lower) / unit
@@ -87,24 +94,29 @@ def test_increments_are_independent_of_what_came_before(name: str) -> None:
 
 
 def test_a_walks_distance_adds_up_and_stays_negligible() -> None:
-    walk = IntegerWalk((0.125, 0.25, 0.5))
-    distances = [walk.distance(station, 3072) for station in range(3)]
+    path_noise = IntegerPathNoise((0.125, 0.25, 0.5))
+    distances = [path_noise.distance(station, 3072) for station in range(3)]
     assert distances[0] == IntegerNoise(0.125).distance(3072)
     assert distances[0] < distances[1] < distances[2] < 1e-10
-    assert IntegerWalk((0.004, 0.0041)).distance(1, 1) > 0.01, "levels too close for whole steps cost certificates"
+    assert IntegerPathNoise((0.004, 0.0041)).distance(1, 1) > 0.01, "levels too close for whole steps cost certificates"
 
 
 def test_stations_are_the_noise_levels_and_the_grid_beyond_the_smallest() -> None:
     grid = GridSpec(levels=(0.3, 0.4, 0.5, 1.0, 2.0))
-    assert stations_of(grid, (0.25, 0.125)) == (0.125, 0.2, 0.25, 0.5, 1.0)
+    assert sigmas_on_path(grid, (0.25, 0.125)) == (0.125, 0.2, 0.25, 0.5, 1.0)
 
 
 def test_walks_are_a_function_of_the_draws_name() -> None:
-    def walks(draws: list[int]) -> np.ndarray:
-        return draw_walks(
-            seed=0, image_id="a", phase="estimation", draws=draws, walk=FloatWalk((0.1, 0.2)), image_shape=(1, 2, 2)
+    def path_noises(draws: list[int]) -> np.ndarray:
+        return draw_path_noise(
+            seed=0,
+            image_id="a",
+            phase="estimation",
+            draws=draws,
+            path_noise=FloatPathNoise((0.1, 0.2)),
+            image_shape=(1, 2, 2),
         )
 
-    together = walks([5, 3, 9])
-    np.testing.assert_array_equal(together[1], walks([3])[0])
+    together = path_noises([5, 3, 9])
+    np.testing.assert_array_equal(together[1], path_noises([3])[0])
     assert not np.array_equal(together[0], together[1])

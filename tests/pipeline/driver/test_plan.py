@@ -133,13 +133,13 @@ def test_a_plan_measures_votes_that_are_not_the_runs(tiny_model: Path) -> None:
     images = tuple((example.image_id, example.image) for example in digits("test", limit=1))
     seeds = []
 
-    class Noted(measure_module.Poll):
+    class Noted(measure_module.VoteRequest):
         def __post_init__(self) -> None:
             seeds.append((self.seed, self.phase))
             super().__post_init__()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure_module, "Poll", Noted)
+        patch.setattr(measure_module, "VoteRequest", Noted)
         found = measure(MeasurementRequest(config, images, 15))
     assert isinstance(found, Measured)
     assert {poll_phase for _, poll_phase in seeds} == {"selection", "estimation"}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ndc_core.noise.grid import GridSpec
-from ndc_core.noise.shared_path import WALKS, stations_of
+from ndc_core.noise.shared_path import PATH_NOISES, sigmas_on_path
 from ndc_core.noise.streams import draw_generator
 from pipeline.certificates.attack_results import Attacked
 from pipeline.certificates.reduce import CertifiedImage
@@ -159,12 +159,12 @@ def test_levels_share_a_picture_of_noise_only_where_they_scale_the_same(law: dic
 
 @pytest.mark.parametrize("noise", ["integer", "float"])
 def test_the_noise_of_a_path_is_that_of_the_whole_path(noise: str) -> None:
-    stations = stations_of(GridSpec(levels=(4.0, 8.0)), (0.25, 0.5))
+    path_sigmas = sigmas_on_path(GridSpec(levels=(4.0, 8.0)), (0.25, 0.5))
     pixels = np.full((1, 4, 4), 7, np.uint8)
     for item in certified_images(1):
-        sigma, walk = item.certificate.sigma_pixel, WALKS[noise](stations)
+        sigma, path_noise = item.certificate.sigma_pixel, PATH_NOISES[noise](path_sigmas)
         generator = draw_generator(seed=0, image_id=item.image_id, phase="estimation", draw=0)
-        drawn = walk.draw(generator, pixels.shape)[stations.index(sigma)]
+        drawn = path_noise.draw(generator, pixels.shape)[path_sigmas.index(sigma)]
         added = noisy_pixels(item, pixels, declaration=Declaration(ONE_PATH | {"noise": noise})) - 7 / 255
         np.testing.assert_allclose(added, drawn / 255 if noise == "integer" else drawn, atol=1e-12)
 

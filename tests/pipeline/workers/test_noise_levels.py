@@ -13,10 +13,11 @@ from torch import Tensor
 from ndc_core.certificates.cohen import cohen
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.racing import RaceSpec
-from ndc_core.classifiers.scoring import NOBODY
+from ndc_core.classifiers.scoring import NO_CLASS
+from ndc_core.models.forward_passes import in_turn
 from ndc_core.noise.grid import GridSpec, path_levels
-from ndc_core.polls import Poll
-from ndc_core.voting import VoteCounts, hold_polls
+from ndc_core.vote_requests import VoteRequest
+from ndc_core.voting import VoteCounts, stream_votes
 from pipeline.certificates.stopping import cells_of
 from pipeline.store.run_store import RunStore
 from pipeline.workers.vote_actor import SequentialVoteActor, votes_of_unit
@@ -36,9 +37,10 @@ def counts_of(
     """Votes of levels that are polled together, in a run of all."""
     together = [sigmas] if classifier.one_path else [(sigma,) for sigma in sigmas]
     waiting = [
-        (sigma, Poll(image, "x", sigma, noise, 0, "estimation", draws, of_the_run=RUN)) for sigma in reversed(together)
+        (sigma, VoteRequest(image, "x", sigma, noise, 0, "estimation", draws, all_sigmas=RUN))
+        for sigma in reversed(together)
     ]
-    found = dict(hold_polls(classifier, lambda: waiting.pop() if waiting else None))
+    found = dict(stream_votes(classifier, in_turn(waiting)))
     return [counts for sigma in together for counts in found[sigma]]
 
 
@@ -172,6 +174,6 @@ def test_resumed_and_redrawn_units_have_the_votes_of_the_undisturbed_run(
         assert evidence() == whole
     pixels = store.pictures.pixels(run.records[0])
     for item in items:
-        about = cells[item.unit.cell].candidate if item.unit.phase == "estimation" else NOBODY
+        about = cells[item.unit.cell].candidate if item.unit.phase == "estimation" else NO_CLASS
         again = votes_of_unit(actor.classifier, config, item.unit, run.records[0], pixels, candidate=about)
         assert {c: v for c, v in enumerate(again.votes.tolist()) if v} == item.votes, str(item.unit)

@@ -1,4 +1,4 @@
-"""Draws that are to vote, and the batches that they vote in: of one poll or of several that are alike."""
+"""Draws that are to vote, and the batches that they vote in: of one request or of several that are alike."""
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -10,13 +10,13 @@ from jaxtyping import Float, Shaped
 
 from ndc_core.classifiers.baselines import Baseline
 from ndc_core.classifiers.diffusion import DiffusionClassifier
-from ndc_core.classifiers.scoring import NOBODY, Prediction, independent, on_ready_path
+from ndc_core.classifiers.scoring import NO_CLASS, Prediction, score_independently, score_on_shared_path
 from ndc_core.models.forward_passes import Task
 from ndc_core.noise.grid import path_levels
 from ndc_core.noise.lattice import noisy_images
-from ndc_core.noise.shared_path import WALKS, Walk, stations_of
+from ndc_core.noise.shared_path import PATH_NOISES, PathNoise, sigmas_on_path
 from ndc_core.noise.smoothing import NOISES, NoiseName, NoNoise
-from ndc_core.noise.streams import DrawNoise, Phase, StepStreams, draw_key, draw_walks, step_streams, stream
+from ndc_core.noise.streams import DrawNoise, Phase, StepStreams, draw_key, draw_path_noise, step_streams, stream
 from ndc_core.space import sigma_to_model, sigma_to_pixel
 
 Voter = DiffusionClassifier | Baseline
@@ -32,13 +32,13 @@ SHARE_OF_A_PASS, FEWEST_DRAWS = 4, 64
 
 
 @dataclass(frozen=True)
-class Poll:
+class VoteRequest:
     """Draws of an image that are to vote, at one noise level or at several on one path.
 
-    The noise of a path is drawn for all levels `of_the_run`, so that a level's votes do not depend on which others vote
-    with it. A vote may stop when its level's candidate is out of the race (see `ballots.on_ready_path`). The image is
-    8-bit, or with `float` noise pixels in double precision. The noise `none` is for DC: its steps draw theirs on a
-    lattice (see `lattice`).
+    The noise of a path is drawn for all levels of the run, `all_sigmas`, so that a level's votes do not depend on which
+    others vote with it. A vote may stop when its level's candidate is out of the race (see
+    `scoring.score_on_shared_path`). The image is 8-bit, or with `float` noise pixels in double precision. The noise
+    `none` is for DC: its steps draw theirs on a lattice (see `lattice`).
     """
 
     image: Image
@@ -50,22 +50,22 @@ class Poll:
     draws: range
     keep_scores: bool = False
     candidates: tuple[int, ...] = ()
-    of_the_run: tuple[float, ...] = ()
+    all_sigmas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.draws)
 
     @property
     def kind(self) -> tuple[tuple[float, ...], NoiseName, tuple[float, ...]]:
-        """Draws of polls of one kind can vote in one batch: on the same levels, with noise of the same law."""
-        return self.sigma_pixel, self.noise, self.of_the_run
+        """Draws of requests of one kind can vote in one batch: on the same levels, with noise of the same law."""
+        return self.sigma_pixel, self.noise, self.all_sigmas
 
     @property
     def taus_model(self) -> tuple[float, ...]:
         return tuple(sigma_to_model(sigma) for sigma in self.sigma_pixel)
 
 
-Piece = tuple[Poll, Sequence[int]]  # some draws of a poll
+Piece = tuple[VoteRequest, Sequence[int]]  # some draws of a request
 
 
 def prepare(classifier: Voter, pieces: Sequence[Piece], *, threads: Executor | None = None) -> Task[list[Prediction]]:
@@ -74,10 +74,11 @@ def prepare(classifier: Voter, pieces: Sequence[Piece], *, threads: Executor | N
     Raises:
         ValueError: an image that does not fit the model or the noise.
     """
-    for poll, _ in pieces:
-        if poll.image.shape != tuple(classifier.image_shape):
+    for request, _ in pieces:
+        if request.image.shape != tuple(classifier.image_shape):
             raise ValueError(
-                f"image {poll.image_id} has shape {poll.image.shape}, the model takes {tuple(classifier.image_shape)}"
+                f"image {request.image_id} has shape {request.image.shape}, "
+                f"the model takes {tuple(classifier.image_shape)}"
             )
     if isinstance(classifier, DiffusionClassifier) and classifier.one_path:
         return _prepare_path(classifier, pieces)
@@ -89,7 +90,7 @@ def prepare(classifier: Voter, pieces: Sequence[Piece], *, threads: Executor | N
     if isinstance(classifier, Baseline):
         assert isinstance(noise.refine, StepStreams)
         return classifier.votes(z, tau_model=sigma_to_model(sigma_pixel), noise=noise.refine.all())
-    return independent(
+    return score_independently(
         classifier, z, tau_model=sigma_to_model(sigma_pixel), noise=noise, candidates=_candidates_of(pieces)
     )
 
@@ -100,10 +101,10 @@ def noisy_inputs(
     """The noisy image of each draw in model space, and all noise of the draws, that of the steps not drawn yet."""
     shape, first = classifier.image_shape, pieces[0][0]
     law, keys, inputs, z = NOISES[first.noise](first.sigma_pixel[0]), [], [], []
-    for poll, draws in pieces:
-        own = [draw_key(seed=poll.seed, image_id=poll.image_id, phase=poll.phase, draw=draw) for draw in draws]
+    for request, draws in pieces:
+        own = [draw_key(seed=request.seed, image_id=request.image_id, phase=request.phase, draw=draw) for draw in draws]
         inputs.append(np.stack([law.draw(stream(key, 0), shape) for key in own]))
-        z.append(law.add(poll.image, inputs[-1]))
+        z.append(law.add(request.image, inputs[-1]))
         keys += own
     refine_steps, sift_steps = classifier.noise_steps
     streams = step_streams(keys, image_shape=shape, refine_steps=refine_steps, sift_steps=sift_steps, threads=threads)
@@ -114,27 +115,27 @@ def _candidates_of(pieces: Sequence[Piece]) -> np.ndarray:
     """(taus, draws)"""
     return np.concatenate(
         [
-            np.tile(np.array(poll.candidates or (NOBODY,) * len(poll.sigma_pixel))[:, None], len(draws))
-            for poll, draws in pieces
+            np.tile(np.array(request.candidates or (NO_CLASS,) * len(request.sigma_pixel))[:, None], len(draws))
+            for request, draws in pieces
         ],
         axis=1,
     )
 
 
 def _prepare_path(classifier: DiffusionClassifier, pieces: Sequence[Piece]) -> Task[list[Prediction]]:
-    """A walk adds up from its first station on: there is no drawing its later noise without the earlier."""
+    """Noise on a path adds up from its lowest level on: there is no drawing the later without the earlier."""
     first = pieces[0][0]
-    at = stations_of(classifier.grid, first.of_the_run or first.sigma_pixel)
-    walk = WALKS[first.noise](at)
-    # A station's noisy image is a function of its own noise, not of how it was reached (rules S2 and S8).
-    z = np.concatenate(
-        [
-            NOISES[first.noise].add(poll.image, _walks(poll, draws, walk, classifier.image_shape)).astype(np.float32)
-            for poll, draws in pieces
-        ]
-    )
+    at = sigmas_on_path(classifier.grid, first.all_sigmas or first.sigma_pixel)
+    path_noise = PATH_NOISES[first.noise](at)
+    # A level's noisy image is a function of its own noise, not of how it was reached (rules S2 and S8).
+
+    def noisy(request: VoteRequest, draws: Sequence[int]) -> Float[np.ndarray, "draws path_sigmas c h w"]:
+        noise = _path_noise(request, draws, path_noise, classifier.image_shape)
+        return NOISES[first.noise].add(request.image, noise).astype(np.float32)
+
+    z = np.concatenate([noisy(request, draws) for request, draws in pieces])
     levels = [sigma_to_pixel(level) for level in path_levels(classifier.grid, taus_model=first.taus_model)]
-    return on_ready_path(
+    return score_on_shared_path(
         classifier,
         [z[:, at.index(sigma)] for sigma in first.sigma_pixel],
         z[:, [at.index(level) for level in levels]],
@@ -143,9 +144,16 @@ def _prepare_path(classifier: DiffusionClassifier, pieces: Sequence[Piece]) -> T
     )
 
 
-def _walks(poll: Poll, draws: Sequence[int], walk: Walk, image_shape: tuple[int, int, int]) -> np.ndarray:
-    return draw_walks(
-        seed=poll.seed, image_id=poll.image_id, phase=poll.phase, draws=draws, walk=walk, image_shape=image_shape
+def _path_noise(
+    request: VoteRequest, draws: Sequence[int], path_noise: PathNoise, image_shape: tuple[int, int, int]
+) -> np.ndarray:
+    return draw_path_noise(
+        seed=request.seed,
+        image_id=request.image_id,
+        phase=request.phase,
+        draws=draws,
+        path_noise=path_noise,
+        image_shape=image_shape,
     )
 
 
@@ -154,14 +162,16 @@ def _prepare_lattice(classifier: Voter, pieces: Sequence[Piece]) -> Task[list[Pr
     if not isinstance(classifier, DiffusionClassifier) or classifier.name != "dc" or classifier.sift:
         raise ValueError("noise = 'none' is for the classifier dc without sift: set noise to 'integer' or 'float'")
     levels, clean, noisy = path_levels(classifier.grid, taus_model=(0.0,)), [], []
-    for poll, draws in pieces:
-        if poll.sigma_pixel != (0.0,):
-            raise ValueError(f"noise = 'none' has no sigma_pixel, and it is {poll.sigma_pixel[0]:g}; set it to 0")
-        clean.append(np.repeat(NoNoise.add(poll.image, np.zeros((1, *poll.image.shape))), len(draws), axis=0))
+    for request, draws in pieces:
+        if request.sigma_pixel != (0.0,):
+            raise ValueError(f"noise = 'none' has no sigma_pixel, and it is {request.sigma_pixel[0]:g}; set it to 0")
+        clean.append(np.repeat(NoNoise.add(request.image, np.zeros((1, *request.image.shape))), len(draws), axis=0))
         noisy.append(
-            noisy_images(poll.image, levels, seed=poll.seed, image_id=poll.image_id, phase=poll.phase, draws=draws)
+            noisy_images(
+                request.image, levels, seed=request.seed, image_id=request.image_id, phase=request.phase, draws=draws
+            )
         )
-    return on_ready_path(
+    return score_on_shared_path(
         classifier,
         [np.concatenate(clean)],
         np.concatenate(noisy),
@@ -177,13 +187,13 @@ def memory_bytes(device: torch.device) -> int:
     return max(MEMORY_BYTES, torch.cuda.get_device_properties(device).total_memory // GPU_SHARE)
 
 
-def bytes_of_a_draw(classifier: Voter, poll: Poll) -> int:
-    levels, steps = len(poll.sigma_pixel), sum(classifier.noise_steps)
-    noise_bytes = poll.image.size * ((steps + 2 * levels) * 24 if classifier.one_path else (steps + 2) * 4)
+def bytes_of_a_draw(classifier: Voter, request: VoteRequest) -> int:
+    levels, steps = len(request.sigma_pixel), sum(classifier.noise_steps)
+    noise_bytes = request.image.size * ((steps + 2 * levels) * 24 if classifier.one_path else (steps + 2) * 4)
     return noise_bytes + classifier.noise_steps[0] * classifier.num_classes * (8 * (levels + 2) + 2)
 
 
-def draws_of_a_batch(classifier: Voter, poll: Poll) -> int:
+def draws_of_a_batch(classifier: Voter, request: VoteRequest) -> int:
     """At most; a function of shapes and of the device's memory."""
-    fits = memory_bytes(torch.device(classifier.device)) // BATCHES_IN_MEMORY // bytes_of_a_draw(classifier, poll)
+    fits = memory_bytes(torch.device(classifier.device)) // BATCHES_IN_MEMORY // bytes_of_a_draw(classifier, request)
     return max(1, min(max(FEWEST_DRAWS, classifier.rows_per_pass // SHARE_OF_A_PASS), fits))
