@@ -133,7 +133,7 @@ Asked = tuple[tuple[str, np.ndarray], tuple[float, ...], tuple[int, ...]]
 def _hold(
     classifier: Voter, config: RunConfig, asked: Sequence[Asked], phase: Phase, draws: int
 ) -> list[list[VoteCounts]]:
-    waiting = deque(enumerate(_polls(config, asked, phase, draws)))
+    waiting = deque(enumerate(_requests(config, asked, phase, draws)))
     found: dict[int, list[VoteCounts]] = {}
     for index, counts in stream_votes(classifier, lambda: waiting.popleft() if waiting else None):
         if isinstance(counts, Exception):
@@ -142,7 +142,7 @@ def _hold(
     return [found[index] for index in range(len(asked))]
 
 
-def _polls(config: RunConfig, asked: Sequence[Asked], phase: Phase, draws: int) -> Iterator[VoteRequest]:
+def _requests(config: RunConfig, asked: Sequence[Asked], phase: Phase, draws: int) -> Iterator[VoteRequest]:
     for (image_id, image), sigmas, candidates in asked:
         yield VoteRequest(
             image=image,

@@ -33,7 +33,7 @@ from pipeline.workers.ray_address import (
     ray_folder,
 )
 
-NO_CLASS = 65534
+NOBODY = 65534
 
 
 @pytest.fixture(autouse=True)
@@ -211,7 +211,7 @@ def test_another_users_folder_is_named() -> None:
         Path(short, "ray").mkdir(mode=0o755)
         code = (
             "import os; from pipeline.workers.ray_address import check_folder\n"
-            f"os.setgid({NO_CLASS}); os.setuid({NO_CLASS})\ncheck_folder()"
+            f"os.setgid({NOBODY}); os.setuid({NOBODY})\ncheck_folder()"
         )
         environment = os.environ | {"RAY_TMPDIR": short}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
