@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -81,10 +81,11 @@ class StepStreams:
             list(self.threads.map(one, jobs))
 
     def all(self) -> Float[np.ndarray, "draws steps c h w"]:
-        found = np.empty((len(self.keys), self.steps, *self.image_shape), dtype=np.float32)
-        draw, step = (ids.ravel() for ids in np.indices(found.shape[:2]))
-        self.fill(found.reshape(-1, *self.image_shape), draw, step)
-        return found
+        """In the calling thread alone: that may be one of `threads`, which must not wait for the others."""
+        noise = np.empty((len(self.keys), self.steps, *self.image_shape), dtype=np.float32)
+        draw, step = (ids.ravel() for ids in np.indices(noise.shape[:2]))
+        replace(self, threads=None).fill(noise.reshape(-1, *self.image_shape), draw, step)
+        return noise
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ndc_core.noise.smoothing import FloatNoise, IntegerNoise
-from ndc_core.noise.streams import draw_generator, draw_noise
+from ndc_core.noise.streams import REFINE, StepStreams, draw_generator, draw_noise
 
 SHAPE = (1, 2, 3)
 QUARTER = FloatNoise(0.25)
@@ -70,3 +72,12 @@ def test_noise_is_standard_normal_and_uncorrelated_between_draws() -> None:
     correlation = np.corrcoef(flat.T) - np.eye(flat.shape[1])
     assert abs(correlation).max() < 0.04
     assert abs(np.corrcoef(flat[:-1].ravel(), flat[1:].ravel())[0, 1]) < 0.01
+
+
+def test_a_thread_of_the_pool_draws_all_noise_without_waiting_for_the_pool() -> None:
+    keys = range(10)
+    pool = ThreadPoolExecutor(1)
+    streams = StepStreams(keys, 20, (1, 2, 2), REFINE, threads=pool)
+    drawn = pool.submit(streams.all).result(timeout=60)
+    pool.shutdown(wait=False)
+    np.testing.assert_array_equal(drawn, StepStreams(keys, 20, (1, 2, 2), REFINE).all())
