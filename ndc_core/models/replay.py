@@ -55,17 +55,16 @@ class Replays:
 
     def __init__(self, capture: Capture) -> None:
         self.capture = capture
-        self.histories: dict[str, _History] = {}
-        self.failed: set[str] = set()
+        self.histories: dict[Function, _History] = {}  # a method of two objects is two functions
+        self.failed: set[Function] = set()
 
     def __call__(self, function: Function, *inputs: Tensor) -> Tensor:
-        name = function.__qualname__
-        if torch.is_grad_enabled() or name in self.failed:
+        if torch.is_grad_enabled() or function in self.failed:
             return function(*inputs)
         shapes = tuple((tuple(one.shape), one.dtype) for one in inputs)
-        history = self.histories.get(name)
+        history = self.histories.get(function)
         if history is None or history.shapes != shapes:
-            history = self.histories[name] = _History(shapes)
+            history = self.histories[function] = _History(shapes)
         if history.recording is None:
             history.calls += 1
             if history.calls <= CALLS_BEFORE_CAPTURE:
@@ -82,7 +81,7 @@ class Replays:
         try:
             return self.capture(function, inputs)
         except Exception as error:  # out of memory, or an operation that cannot be captured: speed is all that is lost
-            self.failed.add(function.__qualname__)
+            self.failed.add(function)
             warnings.warn(f"passes are launched kernel by kernel: their capture failed ({error})", stacklevel=2)
             return None
 

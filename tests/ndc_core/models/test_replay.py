@@ -57,6 +57,22 @@ def test_functions_are_told_apart() -> None:
         assert replays(squared, torch.tensor([3.0])).tolist() == [9.0]
 
 
+class Times:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def of(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
+@torch.inference_mode()
+def test_one_method_of_two_objects_is_told_apart() -> None:
+    replays, two, three = Replays(OnTheHost()), Times(2.0), Times(3.0)
+    for _ in range(4):
+        assert replays(two.of, torch.ones(1)).tolist() == [2.0]
+        assert replays(three.of, torch.ones(1)).tolist() == [3.0]
+
+
 def test_what_autograd_follows_is_never_captured() -> None:
     capture = OnTheHost()
     replays = Replays(capture)
