@@ -14,9 +14,9 @@ from ndc_core.classifiers.scoring import predict
 from ndc_core.models.denoiser import EDMDenoiser
 from ndc_core.noise.grid import build_grid
 from ndc_core.noise.smoothing import IntegerNoise
-from ndc_core.noise.streams import DrawNoise
+from ndc_core.noise.streams import DrawNoise, draw_noise
 from ndc_core.space import model_to_pixels, sigma_to_model
-from ndc_core.voting import count_votes, noise_of
+from ndc_core.voting import count_votes
 from pipeline.data.datasets import DatasetSpec, Example, examples_of, source_of
 
 MODEL, HEADS = "models/digits", "models/digits-heads"
@@ -38,7 +38,17 @@ def classifier(denoiser: EDMDenoiser, **levers: object) -> DiffusionClassifier:
 def noisy(of: DiffusionClassifier, example: Example, *, draw: int = 0) -> tuple[np.ndarray, DrawNoise]:
     """An image as an estimation vote sees it (model space), and all noise of that vote."""
     law = IntegerNoise(SIGMA)
-    noise = noise_of(of, law, seed=0, image_id=example.image_id, phase="estimation", draws=[draw])
+    refine_steps, sift_steps = of.noise_steps
+    noise = draw_noise(
+        seed=0,
+        image_id=example.image_id,
+        phase="estimation",
+        draws=[draw],
+        input_noise=law,
+        image_shape=of.image_shape,
+        refine_steps=refine_steps,
+        sift_steps=sift_steps,
+    )
     return law.add(example.image, noise.input), noise
 
 

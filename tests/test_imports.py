@@ -1,6 +1,7 @@
 """Imports go one way, between folders and between files, and each big library has one home."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,6 +103,14 @@ def test_imports_go_one_way(path: Path) -> None:
 
 def test_every_line_of_the_order_is_a_folder_or_a_module() -> None:
     assert {place for places in ORDER for place in places} == {place_of(module) for module in MODULES} - {"pipeline"}
+
+
+PROGRAMS = [name_of(path) for folder in ("docs", "tests/bench") for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_draws_pictures_and_measures_finds_all_that_it_names(program: str) -> None:
+    importlib.import_module(program)
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
