@@ -1,7 +1,6 @@
 """Draws that are to vote, and the batches that they vote in: of one request or of several that are alike."""
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,8 @@ from ndc_core.noise.grid import path_levels
 from ndc_core.noise.lattice import noisy_images
 from ndc_core.noise.shared_path import PATH_NOISES, PathNoise, sigmas_on_path
 from ndc_core.noise.smoothing import NOISES, NoiseName, NoNoise
-from ndc_core.noise.streams import DrawNoise, Phase, StepStreams, draw_key, draw_path_noise, step_streams, stream
+from ndc_core.noise.step_streams import step_streams
+from ndc_core.noise.streams import DrawNoise, Phase, draw_key, draw_path_noise, input_generator
 from ndc_core.space import sigma_to_model, sigma_to_pixel
 
 Voter = DiffusionClassifier | Baseline
@@ -68,7 +68,7 @@ class VoteRequest:
 Piece = tuple[VoteRequest, Sequence[int]]  # some draws of a request
 
 
-def prepare(classifier: Voter, pieces: Sequence[Piece], *, threads: Executor | None = None) -> Task[list[Prediction]]:
+def prepare(classifier: Voter, pieces: Sequence[Piece]) -> Task[list[Prediction]]:
     """Draws the noise that a batch of one kind begins with; gives its task, which draws more where votes reach it.
 
     Raises:
@@ -86,28 +86,25 @@ def prepare(classifier: Voter, pieces: Sequence[Piece], *, threads: Executor | N
     if first.noise == "none":
         return _prepare_lattice(classifier, pieces)
     (sigma_pixel,) = first.sigma_pixel
-    z, noise = noisy_inputs(classifier, pieces, threads=threads)
+    z, noise = noisy_inputs(classifier, pieces)
     if isinstance(classifier, Baseline):
-        assert isinstance(noise.refine, StepStreams)
-        return classifier.votes(z, tau_model=sigma_to_model(sigma_pixel), noise=noise.refine.all())
+        return classifier.votes(z, tau_model=sigma_to_model(sigma_pixel), noise=noise.refine)
     return score_independently(
         classifier, z, tau_model=sigma_to_model(sigma_pixel), noise=noise, candidates=_candidates_of(pieces)
     )
 
 
-def noisy_inputs(
-    classifier: Voter, pieces: Sequence[Piece], *, threads: Executor | None = None
-) -> tuple[Float[np.ndarray, "draws c h w"], DrawNoise]:
+def noisy_inputs(classifier: Voter, pieces: Sequence[Piece]) -> tuple[Float[np.ndarray, "draws c h w"], DrawNoise]:
     """The noisy image of each draw in model space, and all noise of the draws, that of the steps not drawn yet."""
     shape, first = classifier.image_shape, pieces[0][0]
     law, keys, inputs, z = NOISES[first.noise](first.sigma_pixel[0]), [], [], []
     for request, draws in pieces:
         own = [draw_key(seed=request.seed, image_id=request.image_id, phase=request.phase, draw=draw) for draw in draws]
-        inputs.append(np.stack([law.draw(stream(key, 0), shape) for key in own]))
+        inputs.append(np.stack([law.draw(input_generator(key), shape) for key in own]))
         z.append(law.add(request.image, inputs[-1]))
         keys += own
     refine_steps, sift_steps = classifier.noise_steps
-    streams = step_streams(keys, image_shape=shape, refine_steps=refine_steps, sift_steps=sift_steps, threads=threads)
+    streams = step_streams(keys, image_shape=shape, refine_steps=refine_steps, sift_steps=sift_steps)
     return np.concatenate(z), DrawNoise(np.concatenate(inputs), *streams)
 
 

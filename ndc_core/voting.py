@@ -19,7 +19,7 @@ from ndc_core.noise.smoothing import NOISES, NoiseName
 from ndc_core.noise.streams import Phase
 from ndc_core.vote_requests import Image, Voter, VoteRequest, bytes_of_a_draw, draws_of_a_batch, memory_bytes, prepare
 
-# That draw noise. On a CPU the network has the cores.
+# That draw the noise of inputs. On a CPU the network has the cores.
 THREADS = {"cuda": 4}
 
 Name = TypeVar("Name")
@@ -145,8 +145,7 @@ class _RequestBatcher(Generic[Name]):
     def next_task(self) -> tuple[_Batch[Name], Task[list[Prediction]]] | None:
         while len(self.ahead) < self.batches_ahead and (batch := self._next_batch()):
             pieces = [(piece.pending.request, piece.draws) for piece in batch.pieces]
-            several = self.threads if self.batches_ahead > 2 else None
-            self.ahead.append((batch, self.threads.submit(prepare, self.classifier, pieces, threads=several)))
+            self.ahead.append((batch, self.threads.submit(prepare, self.classifier, pieces)))
         if not self.ahead:
             return None
         batch, prepared = self.ahead.popleft()

@@ -20,6 +20,7 @@ from ndc_core.models.denoiser import Denoiser
 from ndc_core.models.forward_passes import Ask, Inputs, Task
 from ndc_core.models.image_classifier import ImageClassifier
 from ndc_core.models.transfers import to_device
+from ndc_core.noise.step_streams import StepStreams
 
 BASELINES = ("plain", "denoise")
 
@@ -86,12 +87,12 @@ class Baseline:
         z: Float[np.ndarray, "draws c h w"],
         *,
         tau_model: float,
-        noise: Float[np.ndarray, "draws more c h w"],
+        noise: Float[np.ndarray, "draws more c h w"] | StepStreams,
     ) -> Task[list[Prediction]]:
         """The class of each noisy image, and how many of its paths said each class."""
         images = to_device(z.astype(np.float32, copy=False), torch.device(self.device))
-        found = yield from self.scores(images, tau_model=tau_model, noise=to_device(noise, images.device))
-        scores = found.numpy()
+        on_device = noise.all(images.device) if isinstance(noise, StepStreams) else to_device(noise, images.device)
+        scores = (yield from self.scores(images, tau_model=tau_model, noise=on_device)).numpy()
         if not np.isfinite(scores).all():
             row, _, class_id = np.argwhere(~np.isfinite(scores))[0]
             raise NonFiniteScoreError(f"class {class_id} of the image classifier", row=int(row))

@@ -28,7 +28,8 @@ from ndc_core.classifiers.unconditional import estimates
 from ndc_core.models.forward_passes import Ask, Task, answer
 from ndc_core.models.transfers import to_device
 from ndc_core.noise.grid import GridSpec
-from ndc_core.noise.streams import DrawNoise, StepStreams
+from ndc_core.noise.step_streams import StepStreams
+from ndc_core.noise.streams import DrawNoise
 
 Answers = Generator[Ask, Tensor, None]
 Alive = Bool[np.ndarray, "draws classes"]

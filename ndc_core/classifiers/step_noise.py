@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndc_core.models.transfers import staging, to_device
-from ndc_core.noise.streams import StepStreams
+from ndc_core.models.transfers import to_device
+from ndc_core.noise.step_streams import StepStreams
 
 Reach = Callable[[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]], None]
 
@@ -25,6 +25,7 @@ class StepNoise:
     def __init__(self, noise: Float[np.ndarray, "draws steps c h w"] | StepStreams, device: torch.device) -> None:
         if isinstance(noise, StepStreams):
             self.streams: StepStreams | None = noise
+            self.key_words = to_device(noise.key_words.numpy(), device)
             shape = (len(noise.keys), noise.steps, *noise.image_shape)
             self.values = torch.full(shape, torch.nan, device=device)
             self.drawn = np.zeros(shape[:2], dtype=bool)
@@ -49,9 +50,6 @@ class StepNoise:
         assert self.streams is not None
         if not len(draw):
             return
-        device = self.values.device
-        drawn = staging((len(draw), *self.values.shape[2:]), device)
-        self.streams.fill(drawn.numpy(), draw, step)
-        at = to_device(np.stack([draw, step]), device)
-        self.values[at[0], at[1]] = drawn.to(device, non_blocking=True)
+        on_device = to_device(np.stack([draw, step]), self.values.device)
+        self.values[on_device[0], on_device[1]] = self.streams.draw(self.key_words[on_device[0]], on_device[1])
         self.drawn[draw, step] = True

@@ -40,8 +40,3 @@ def to_host(tensor: Tensor) -> OnItsWay:
     copied = torch.cuda.Event(blocking=True)
     copied.record()
     return OnItsWay(host, copied)
-
-
-def staging(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Host memory in single precision from which a copy to the device does not wait."""
-    return torch.empty(shape, dtype=torch.float32, pin_memory=device.type == "cuda")

@@ -16,10 +16,9 @@ from pipeline.declaration.config import RunConfig
 from pipeline.declaration.procedure import ProcedureSpec, ScoreSpec
 
 # Raised whenever the code changes what a vote is or when voting ends: evidence of another version is never mixed in.
-# Version 7 draws the noise of each step from a stream of its own, so that it need not be drawn before a vote gets
-# there; earlier, a draw's steps followed each other in the stream that the input's noise begins. The input's is as it
-# was. EDM's networks round otherwise since then, too: attention's factors lie otherwise in memory.
-VOTE_VERSION = 7
+# Version 7 drew the noise of each step from a stream of its own, so that it need not be drawn before a vote gets there;
+# version 8 draws it on the device (`counter_normals`). The noise of the input is as it always was.
+VOTE_VERSION = 8
 
 # Each changes the rounding of a forward pass, and with it a near-tie's winner.
 DECISIVE_COMPUTE = ("rows_per_pass", "threads_per_actor", "precision", "channels_last", "compile")

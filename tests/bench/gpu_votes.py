@@ -45,7 +45,8 @@ from ndc_core.models.networks.edm_song import SongUNet
 from ndc_core.models.networks.small import SmallHeadsUNet
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.smoothing import NOISES
-from ndc_core.noise.streams import draw_key, step_streams, stream
+from ndc_core.noise.step_streams import REFINE, StepStreams
+from ndc_core.noise.streams import draw_key, input_generator
 from ndc_core.vote_requests import VoteRequest
 from ndc_core.voting import stream_votes
 
@@ -344,22 +345,30 @@ def correctness(bench: Bench, way: Way) -> dict[str, Any]:
     }
 
 
-def noise_rates(shape: tuple[int, int, int], tiny: bool) -> list[dict[str, Any]]:
-    """Draws a second whose input and whose first 7 or all 24 steps are drawn, by threads."""
-    law, draws, found = NOISES["integer"](0.25), 4 if tiny else 64, []
+def noise_rates(bench: Bench, shape: tuple[int, int, int]) -> list[dict[str, Any]]:
+    """Draws a second: of the input's noise by threads of the host, and of seven steps' on the device."""
+    law, draws, rates = NOISES["integer"](0.25), 4 if bench.tiny else 64, []
+    keys = [draw_key(seed=0, image_id="a", phase="estimation", draw=draw) for draw in range(draws)]
+
+    def rate(work: Callable[[], object]) -> float:
+        work()
+        bench.synchronize()
+        started, done = time.perf_counter(), 0
+        while time.perf_counter() - started < 0.2:
+            work()
+            bench.synchronize()
+            done += draws
+        return done / (time.perf_counter() - started)
+
     for threads in sorted({1, 2, 4, 8, 16} & set(range(1, (os.cpu_count() or 1) + 1))):
         with ThreadPoolExecutor(threads) as pool:
-            rates = {}
-            for steps in (7, 24):
-                started, done = time.perf_counter(), 0
-                while time.perf_counter() - started < 0.2:
-                    keys = [draw_key(seed=0, image_id="a", phase="estimation", draw=done + d) for d in range(draws)]
-                    list(pool.map(lambda key: law.draw(stream(key, 0), shape), keys))
-                    step_streams(keys, image_shape=shape, refine_steps=steps, sift_steps=0, threads=pool)[0].all()
-                    done += draws
-                rates[f"draws_of_{steps}_steps"] = done / (time.perf_counter() - started)
-        found.append({"noise": list(shape), "threads": threads, **rates})
-    return found
+            inputs = rate(lambda: list(pool.map(lambda key: law.draw(input_generator(key), shape), keys)))
+        rates.append({"noise": list(shape), "host_threads": threads, "inputs": inputs})
+    streams = StepStreams(keys, 7, shape, REFINE)
+    return [
+        *rates,
+        {"noise": list(shape), "device": bench.device, "seven_steps": rate(lambda: streams.all(bench.device))},
+    ]
 
 
 def hidden_waits(bench: Bench, way: Way) -> dict[str, Any]:
@@ -443,8 +452,8 @@ def parts_of(bench: Bench) -> Iterator[Part]:
     of: dict[str, list[Way]] = {}
     for way in every:
         of.setdefault(way.network, []).append(way)
-    yield partial(noise_rates, (3, 32, 32), bench.tiny)
-    yield partial(noise_rates, (3, 64, 64), bench.tiny)
+    yield partial(noise_rates, bench, (3, 32, 32))
+    yield partial(noise_rates, bench, (3, 64, 64))
     for way in (*of["none"], *of["heads"], *of["ADM 296 M"]):
         yield partial(measured, bench, way)
     for count, rows in ((1, 2048), (2, 1024)):

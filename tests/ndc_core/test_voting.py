@@ -101,7 +101,7 @@ def test_a_broken_denoiser_is_named_with_image_draw_sigma_and_class() -> None:
     )
     level = GridSpec(4, 1.0, sigma_model_min=0.5)
     assert level.steps == 2
-    denoiser.target = torch.from_numpy(z + 1.0 * noise.refine.all()[:, 1]).float()
+    denoiser.target = torch.from_numpy(z + 1.0 * noise.refine.all().numpy()[:, 1]).float()
     with pytest.raises(NonFiniteScoreError, match=r"image x, sigma_pixel 0.25, estimation draw 12, .*class 1"):
         votes_of(classifier, image, range(10, 20))
 
