@@ -248,8 +248,11 @@ class _BatchScoring:
     def race(self, gap: float) -> Answers:
         """A step of each vote at a time, until one class is left or the candidate is not; at first as many steps as it
         takes for anyone to leave."""
-        asked, most = 0, max(map(len, self.order))
+        asked, reached, most = 0, 0, max(map(len, self.order))
         for turns in range(min(turns_to_leave(gap), most), most + 1):
+            if turns > reached:
+                reached = max(turns, 2 * asked)
+                self._reach(slice(asked, reached))
             racing = [tau for tau, order in enumerate(self.order) if asked < len(order)]
             own = {tau: self.order[tau][asked:turns] for tau in racing}
             steps = np.unique(np.concatenate(list(own.values())))
@@ -263,6 +266,12 @@ class _BatchScoring:
             for tau in racing:
                 self._judge(tau, min(turns, len(self.order[tau])), gap)
             asked = turns
+
+    def _reach(self, turns: slice) -> None:
+        """Lets the noise of some turns be drawn for the votes that are open: for many at once it takes less time."""
+        for tau, order in enumerate(self.order):
+            draw, step = np.meshgrid(self._open(tau).nonzero()[0], order[turns], indexing="ij")
+            self.scored.reach(draw.ravel(), step.ravel())
 
     def _open(self, tau: int) -> Bool[np.ndarray, " draws"]:
         alone = self.alive[tau].sum(axis=1) == 1

@@ -54,13 +54,16 @@ def blocks_of(numbers: int) -> int:
 
 def philox(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words]) -> tuple[Words, Words, Words, Words]:
     """Four words of each counter and key."""
-    (c0, c1, c2, c3), (k0, k1) = counter, key
-    for _ in range(ROUNDS):
+    c0, c1, c2, c3 = counter
+    rounds = torch.arange(ROUNDS, device=key[0].device)
+    left_keys, right_keys = (
+        (word[..., None] + rounds * step & WORD - 1).unbind(-1) for word, step in zip(key, KEY_STEPS, strict=True)
+    )
+    for k0, k1 in zip(left_keys, right_keys, strict=True):
         # The product of two words may wrap around in int64; its bits are the same.
         left, right = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0, c1 = (right >> 32 & WORD - 1) ^ c1 ^ k0, right & WORD - 1
         c2, c3 = (left >> 32 & WORD - 1) ^ c3 ^ k1, left & WORD - 1
-        k0, k1 = k0 + KEY_STEPS[0] & WORD - 1, k1 + KEY_STEPS[1] & WORD - 1
     return c0, c1, c2, c3
 
 
