@@ -14,7 +14,10 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from ndc_core.classifiers.formulas import CLASSIFIERS
 from pipeline.declaration.config import NAMES_OF
+
+NAMES = {**NAMES_OF, "classifier.name": CLASSIFIERS}
 
 WORDS = {str: "string", int: "whole number", float: "number", bool: "`true` or `false`"}
 
@@ -90,15 +93,16 @@ def sections_in(annotation: Any) -> list[type]:
 
 
 def names_of(variant: type) -> str:
-    return type_name(fields(variant)["name"].annotation)
+    named = type_name(fields(variant)["name"].annotation)
+    return ", ".join(f"`{name}`" for name in CLASSIFIERS) if named == "string" else named
 
 
 def _row(path: str, name: str, field: FieldInfo, meaning: str) -> list[str]:
     key = f"{path}.{name}".lstrip(".")
     if sections_in(field.annotation):
         kind = f"section [{key}](#{anchor(key)})"
-    elif key in NAMES_OF and type_name(field.annotation) == "string":  # a variant may say its names itself
-        kind = ", ".join(f"`{known}`" for known in NAMES_OF[key])
+    elif key in NAMES and type_name(field.annotation) == "string":  # a variant may say its names itself
+        kind = ", ".join(f"`{known}`" for known in NAMES[key])
     else:
         kind = ", ".join([type_name(field.annotation), *ranges(field.metadata)])
     return [f"`{name}`", kind, default_of(field), meaning]

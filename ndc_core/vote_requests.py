@@ -7,9 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 
-from ndc_core.classifiers.baselines import Baseline
-from ndc_core.classifiers.diffusion import DiffusionClassifier
-from ndc_core.classifiers.scoring import NO_CLASS, Prediction, score_independently, score_on_shared_path
+from ndc_core.classifiers.voter import NO_CLASS, IndependentDraws, PathDraws, Prediction, Voter
 from ndc_core.models.forward_passes import Task
 from ndc_core.noise.grid import path_levels
 from ndc_core.noise.lattice import noisy_images
@@ -19,7 +17,6 @@ from ndc_core.noise.step_streams import step_streams
 from ndc_core.noise.streams import DrawNoise, Phase, draw_key, draw_path_noise, input_generator
 from ndc_core.space import sigma_to_model, sigma_to_pixel
 
-Voter = DiffusionClassifier | Baseline
 Image = Shaped[np.ndarray, "c h w"]
 
 # Of one actor, for noise and losses of the batches that vote and of those whose noise is drawn ahead.
@@ -80,18 +77,14 @@ def prepare(classifier: Voter, pieces: Sequence[Piece]) -> Task[list[Prediction]
                 f"image {request.image_id} has shape {request.image.shape}, "
                 f"the model takes {tuple(classifier.image_shape)}"
             )
-    if isinstance(classifier, DiffusionClassifier) and classifier.one_path:
-        return _prepare_path(classifier, pieces)
+    if classifier.one_path:
+        return classifier.votes(_path_draws(classifier, pieces))
     first = pieces[0][0]
     if first.noise == "none":
-        return _prepare_lattice(classifier, pieces)
-    (sigma_pixel,) = first.sigma_pixel
+        return classifier.votes(_lattice_draws(classifier, pieces))
     z, noise = noisy_inputs(classifier, pieces)
-    if isinstance(classifier, Baseline):
-        return classifier.votes(z, tau_model=sigma_to_model(sigma_pixel), noise=noise.refine)
-    return score_independently(
-        classifier, z, tau_model=sigma_to_model(sigma_pixel), noise=noise, candidates=_candidates_of(pieces)
-    )
+    (tau_model,) = first.taus_model
+    return classifier.votes(IndependentDraws(z, tau_model, noise.refine, noise.sift, _candidates_of(pieces)))
 
 
 def noisy_inputs(classifier: Voter, pieces: Sequence[Piece]) -> tuple[Float[np.ndarray, "draws c h w"], DrawNoise]:
@@ -119,9 +112,10 @@ def _candidates_of(pieces: Sequence[Piece]) -> np.ndarray:
     )
 
 
-def _prepare_path(classifier: DiffusionClassifier, pieces: Sequence[Piece]) -> Task[list[Prediction]]:
+def _path_draws(classifier: Voter, pieces: Sequence[Piece]) -> PathDraws:
     """Noise on a path adds up from its lowest level on: there is no drawing the later without the earlier."""
     first = pieces[0][0]
+    assert classifier.grid is not None
     at = sigmas_on_path(classifier.grid, first.all_sigmas or first.sigma_pixel)
     path_noise = PATH_NOISES[first.noise](at)
     # A level's noisy image is a function of its own noise, not of how it was reached (rules S2 and S8).
@@ -132,12 +126,11 @@ def _prepare_path(classifier: DiffusionClassifier, pieces: Sequence[Piece]) -> T
 
     z = np.concatenate([noisy(request, draws) for request, draws in pieces])
     levels = [sigma_to_pixel(level) for level in path_levels(classifier.grid, taus_model=first.taus_model)]
-    return score_on_shared_path(
-        classifier,
-        [z[:, at.index(sigma)] for sigma in first.sigma_pixel],
+    return PathDraws(
+        tuple(z[:, at.index(sigma)] for sigma in first.sigma_pixel),
         z[:, [at.index(level) for level in levels]],
-        taus_model=first.taus_model,
-        candidates=_candidates_of(pieces),
+        first.taus_model,
+        _candidates_of(pieces),
     )
 
 
@@ -154,9 +147,9 @@ def _path_noise(
     )
 
 
-def _prepare_lattice(classifier: Voter, pieces: Sequence[Piece]) -> Task[list[Prediction]]:
+def _lattice_draws(classifier: Voter, pieces: Sequence[Piece]) -> PathDraws:
     """All levels' noise is drawn at once: the scores of all are what these votes are for."""
-    if not isinstance(classifier, DiffusionClassifier) or classifier.name != "dc" or classifier.sift:
+    if classifier.grid is None or not classifier.takes_clean_images:
         raise ValueError("noise = 'none' is for the classifier dc without sift: set noise to 'integer' or 'float'")
     levels, clean, noisy = path_levels(classifier.grid, taus_model=(0.0,)), [], []
     for request, draws in pieces:
@@ -168,13 +161,7 @@ def _prepare_lattice(classifier: Voter, pieces: Sequence[Piece]) -> Task[list[Pr
                 request.image, levels, seed=request.seed, image_id=request.image_id, phase=request.phase, draws=draws
             )
         )
-    return score_on_shared_path(
-        classifier,
-        [np.concatenate(clean)],
-        np.concatenate(noisy),
-        taus_model=(0.0,),
-        candidates=_candidates_of(pieces),
-    )
+    return PathDraws((np.concatenate(clean),), np.concatenate(noisy), (0.0,), _candidates_of(pieces))
 
 
 def memory_bytes(device: torch.device) -> int:

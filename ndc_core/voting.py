@@ -1,4 +1,4 @@
-"""Votes of a smoothed classifier on images, and the certificate they give."""
+"""Votes of a smoothed classifier on images: draws of requests, gathered into batches, counted."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -8,16 +8,14 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
-from ndc_core.certificates.certificate import Certificate, Tally, Terms
-from ndc_core.certificates.cohen import Cohen
 from ndc_core.classifiers.losses import NonFiniteScoreError
-from ndc_core.classifiers.scoring import Prediction
+from ndc_core.classifiers.voter import Prediction, Voter
 from ndc_core.models.forward_passes import Task, gather, in_turn
-from ndc_core.noise.smoothing import NOISES, NoiseName
+from ndc_core.noise.smoothing import NoiseName
 from ndc_core.noise.streams import Phase
-from ndc_core.vote_requests import Image, Voter, VoteRequest, bytes_of_a_draw, draws_of_a_batch, memory_bytes, prepare
+from ndc_core.vote_requests import Image, VoteRequest, bytes_of_a_draw, draws_of_a_batch, memory_bytes, prepare
 
 # That draw the noise of inputs. On a CPU the network has the cores.
 THREADS = {"cuda": 4}
@@ -50,8 +48,8 @@ def stream_votes(
     count = THREADS.get(device.type, 1)
     with ThreadPoolExecutor(count) as threads:
         batcher = _RequestBatcher(classifier, next_request, threads, count)
-        for batch, found in gather(batcher.next_task, rows_per_pass=classifier.rows_per_pass, device=device):
-            yield from batcher.take(batch, found)
+        for batch, predictions in gather(batcher.next_task, rows_per_pass=classifier.rows_per_pass, device=device):
+            yield from batcher.take(batch, predictions)
 
 
 def count_votes(
@@ -72,10 +70,10 @@ def count_votes(
         ValueError, NonFiniteScoreError: see `stream_votes`.
     """
     request = VoteRequest(image, image_id, (sigma_pixel,), noise, seed, phase, draws, keep_scores)
-    ((_, found),) = stream_votes(classifier, in_turn([(None, request)]))
-    if isinstance(found, Exception):
-        raise found
-    return found[0]
+    ((_, counts),) = stream_votes(classifier, in_turn([(None, request)]))
+    if isinstance(counts, Exception):
+        raise counts
+    return counts[0]
 
 
 @dataclass(eq=False)
@@ -90,13 +88,13 @@ class _PendingRequest(Generic[Name]):
     scores: dict[int, list[np.ndarray]] = field(default_factory=dict)  # of each level, by first draw
     failed: bool = False
 
-    def is_complete_with(self, draws: range, found: list[Prediction]) -> bool:
+    def is_complete_with(self, draws: range, predictions: list[Prediction]) -> bool:
         """Counts the votes of some draws."""
-        for votes, of_level in zip(self.votes, found, strict=True):
-            votes += np.bincount(of_level.winners, minlength=len(votes))
-            self.evaluations += of_level.evaluations
+        for votes, prediction in zip(self.votes, predictions, strict=True):
+            votes += np.bincount(prediction.winners, minlength=len(votes))
+            self.evaluations += prediction.evaluations
         if self.request.keep_scores:
-            self.scores[draws[0]] = [of_level.scores for of_level in found]
+            self.scores[draws[0]] = [prediction.scores for prediction in predictions]
         self.draws_out -= len(draws)
         return not self.draws_out
 
@@ -201,21 +199,22 @@ class _RequestBatcher(Generic[Name]):
         return batch
 
     def take(
-        self, batch: _Batch[Name], found: list[Prediction] | Exception
+        self, batch: _Batch[Name], predictions: list[Prediction] | Exception
     ) -> Iterator[tuple[Name, list[VoteCounts] | Exception]]:
         self.memory_left += batch.bytes
-        if isinstance(found, Exception):
-            if len(batch.pieces) > 1:  # whoever it was, the others are not to suffer
+        if isinstance(predictions, Exception):
+            if len(batch.pieces) > 1:  # the others must not fail with the one whose fault it was
                 self.alone.extend(piece for piece in batch.pieces if not piece.pending.failed)
             elif not (pending := batch.pieces[0].pending).failed:
                 self._forget(pending)
-                yield pending.name, _named(found, pending.request, batch.pieces[0].draws)
+                yield pending.name, _named(predictions, pending.request, batch.pieces[0].draws)
             return
         first = 0
         for piece in batch.pieces:
             rows, pending = slice(first, first + len(piece.draws)), piece.pending
             first = rows.stop
-            if not pending.failed and pending.is_complete_with(piece.draws, [of_level.of(rows) for of_level in found]):
+            own = [prediction.rows(rows) for prediction in predictions]
+            if not pending.failed and pending.is_complete_with(piece.draws, own):
                 yield pending.name, pending.counts()
 
     def _forget(self, pending: _PendingRequest[Name]) -> None:
@@ -234,54 +233,3 @@ def _named(error: Exception, request: VoteRequest, draws: range) -> Exception:
     sigmas = ", ".join(f"{sigma:g}" for sigma in request.sigma_pixel)
     where = f"image {request.image_id}, sigma_pixel {sigmas}, {request.phase} draw {draws[error.row]}, {error.where}"
     return NonFiniteScoreError(where, row=error.row)
-
-
-def certify(
-    classifier: Voter,
-    image: UInt8[np.ndarray, "c h w"],
-    *,
-    sigma_pixel: float,
-    alpha: float,
-    selection_votes: int = 100,
-    estimation_votes: int = 10_000,
-    noise: NoiseName = "integer",
-    seed: int = 0,
-    image_id: str = "image",
-) -> Certificate:
-    """Cohen's certificate of one 8-bit image: no change of L2 norm below its radius (pixels in [0, 1])
-    changes the smoothed classifier's class, with probability at least 1 - alpha over the votes.
-
-    Images whose certificates shall fail independently need different `image_id`s. With `integer` noise the promise
-    is about 8-bit adversarial images and is exact; with `float` about all of them, up to floating-point rounding.
-
-    Raises:
-        ValueError: sigma or alpha out of range, no votes, or an image that does not fit the model.
-    """
-    if not sigma_pixel > 0:
-        raise ValueError(f"sigma_pixel must be above 0, not {sigma_pixel}")
-    if noise == "none":
-        raise ValueError("a smoothed classifier's certificate needs noise: set noise to 'integer' or 'float'")
-    input_noise = NOISES[noise](sigma_pixel)
-    terms = Terms(
-        sigma_pixel=sigma_pixel,
-        alpha=alpha,
-        votes=estimation_votes,
-        distance=input_noise.distance(image.size),
-        scope=input_noise.scope,
-    )
-
-    def counts(phase: Phase, votes: int) -> list[int]:
-        tally = count_votes(
-            classifier,
-            image,
-            sigma_pixel=sigma_pixel,
-            noise=noise,
-            seed=seed,
-            image_id=image_id,
-            phase=phase,
-            draws=range(votes),
-        )
-        return tally.votes.tolist()
-
-    selection, estimation = counts("selection", selection_votes), counts("estimation", estimation_votes)
-    return Cohen(terms).certificate(Tally(selection, [estimation]))

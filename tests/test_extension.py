@@ -1,7 +1,7 @@
 """A certificate, a classifier and a data format are one file and one line of a registry each (CONTRIBUTING.md)."""
 
+import tomllib
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from ndc_core import CERTIFICATES, CLASSIFIERS, DiffusionClassifier, GridSpec, Tally, count_votes
 from pipeline.data.datasets import DatasetSpec, examples_of, source_of
 from pipeline.data.formats import FORMATS
-from pipeline.declaration.config import DiffusionConfig
+from pipeline.declaration.config import RunConfig
 from pipeline.declaration.declaration import Declaration, declare
 from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import plan_units
@@ -59,10 +59,9 @@ def test_a_classifier_is_a_file_and_a_line(monkeypatch: pytest.MonkeyPatch) -> N
             draws=range(40),
         )
         assert counted.votes[label] > 35
-
-
-def test_the_configuration_knows_every_classifier() -> None:
-    assert get_args(DiffusionConfig.model_fields["name"].annotation) == tuple(CLASSIFIERS)
+    config = load_config("demo", ["classifier.name=raw", "votes.per_unit=50", "compute.rows_per_pass=32"])
+    assert config.diffusion is not None
+    assert RunConfig.model_validate(tomllib.loads(config.to_toml())) == config
 
 
 def test_a_data_format_is_a_file_and_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ ORDER = [
     ["ndc_core.checkpoints", "ndc_core.classifiers", "ndc_core.certificates"],
     ["ndc_core.vote_requests"],
     ["ndc_core.conversion", "ndc_core.training", "ndc_core.voting"],
-    ["ndc_core.analysis"],
+    ["ndc_core.certify", "ndc_core.analysis"],
     ["ndc_core"],
     ["pipeline.file_names", "pipeline.side_channel"],
     ["pipeline.locations", "pipeline.progress"],

@@ -12,14 +12,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ndc_core.classifiers.baselines import Baseline
-from ndc_core.classifiers.diffusion import DiffusionClassifier
-from ndc_core.classifiers.losses import ask_losses
-from ndc_core.classifiers.unconditional import estimates
-from ndc_core.models.forward_passes import Ask, Task, answer_differentiably
+from ndc_core.classifiers.voter import Voter
+from ndc_core.models.forward_passes import answer_differentiably
 from ndc_core.noise.smoothing import LEVELS
 from ndc_core.space import bytes_to_pixels, pixels_to_model, sigma_to_model
-from ndc_core.vote_requests import Voter
 
 Pixels = Float[Tensor, "restarts c h w"]
 Objective = Callable[[Pixels], Float[Tensor, " restarts"]]  # what the attack raises; pixels in [0, 1]
@@ -114,38 +110,8 @@ class ScoreObjective:
         z = z.to(device, torch.float32)
         tau_model = sigma_to_model(self.sigma_pixel)
         noise = torch.randn(len(z), classifier.noise_steps[0], *z.shape[1:], generator=self.generator).to(device)
-        if isinstance(classifier, Baseline):
-            asking = classifier.scores(z, tau_model=tau_model, noise=noise)
-            found = answer_differentiably(asking, rows_at_once=_rows_at_once(classifier))
-            return found.mean(dim=1)[:, list(self.classes)].double().cpu()
-        return self._score(classifier, z, noise, tau_model)
-
-    def _score(
-        self,
-        classifier: DiffusionClassifier,
-        z: Float[Tensor, "draws c h w"],
-        noise: Float[Tensor, "draws steps c h w"],
-        tau_model: float,
-    ) -> Float[Tensor, "draws classes"]:
-        rows_at_once = _rows_at_once(classifier)
-        clean = None
-        if classifier.formula.needs_estimate:
-            asking = estimates(
-                classifier.estimator, z, tau_model, rows_per_pass=len(z) * classifier.estimator.evaluations
-            )
-            clean = answer_differentiably(asking, rows_at_once=rows_at_once)
-        path, weight = classifier.path(z, clean, classifier.grid, noise, tau_model=tau_model)
-        steps = len(path.level)
-        draw, place, step = (ids.ravel() for ids in np.indices((len(z), len(self.classes), steps)))
-        asked = ask_losses(classifier.denoiser, path, draw, step, np.array(self.classes)[place])
-        losses = answer_differentiably(_only(asked), rows_at_once=rows_at_once)
-        if classifier.loss_cap is not None:
-            losses = losses.clamp_max(classifier.loss_cap * z[0].numel())
-        return -(losses.view(len(z), len(self.classes), steps) @ torch.as_tensor(weight[0], device=z.device)).cpu()
-
-
-def _only(asked: Ask) -> Task[Tensor]:
-    return (yield asked)
+        asking = classifier.class_scores(z, noise, tau_model=tau_model, classes=self.classes)
+        return answer_differentiably(asking, rows_at_once=_rows_at_once(classifier)).double().cpu()
 
 
 def _rows_at_once(classifier: Voter) -> int:

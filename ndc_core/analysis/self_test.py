@@ -6,15 +6,14 @@ it (docs/soundness.md, "What a device decides").
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndc_core.classifiers.baselines import Baseline
-from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.voter import Voter
 from ndc_core.models.denoiser import Denoiser
 from ndc_core.models.forward_passes import Ask, Inputs, Kind, Task, answer
 from ndc_core.models.image_classifier import ImageClassifier
@@ -59,9 +58,7 @@ def _larger(one: float | None, other: float | None) -> float | None:
     return max(known) if known else None
 
 
-def self_test(
-    classifier: DiffusionClassifier | Baseline, *, patience_seconds: float = float("inf"), seed: int = 0
-) -> Exactness:
+def self_test(classifier: Voter, *, patience_seconds: float = float("inf"), seed: int = 0) -> Exactness:
     """Tries every kind of pass that a classifier's votes need, with `rows_per_pass` rows of noise.
 
     That takes four passes of each kind, three if it is the label's gradient. No further pass begins once
@@ -70,25 +67,10 @@ def self_test(
     """
     ends = time.process_time() + patience_seconds
     found = Exactness()
-    for kind, network in passes_of(classifier):
+    for kind, network in classifier.passes:
         trial = _Trial(kind, network, rows=classifier.rows_per_pass, device=torch.device(classifier.device), seed=seed)
         found = found.merged(trial.exactness(lambda: time.process_time() < ends))
     return found
-
-
-def passes_of(classifier: DiffusionClassifier | Baseline) -> Iterator[tuple[Kind, Denoiser | ImageClassifier]]:
-    """The kinds of passes that votes are made of, each with its network; once, though both may be the same."""
-    if isinstance(classifier, Baseline):
-        yield "classify", classifier.network
-        if classifier.estimator:
-            yield "forward", classifier.estimator.denoiser
-        return
-    yield "every_class" if classifier.all_at_once else "forward", classifier.denoiser
-    estimating = classifier.formula.needs_estimate
-    if estimating and (classifier.all_at_once or classifier.estimator.denoiser is not classifier.denoiser):
-        yield "forward", classifier.estimator.denoiser
-    if classifier.active_label_gradient:
-        yield "label_gradient", classifier.denoiser
 
 
 class _Trial:

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ndc_core.classifiers.losses import Images, NonFiniteScoreError
-from ndc_core.classifiers.scoring import Prediction
 from ndc_core.classifiers.unconditional import Unconditional, estimates
+from ndc_core.classifiers.voter import IndependentDraws, PathDraws, Prediction
 from ndc_core.models.denoiser import Denoiser
-from ndc_core.models.forward_passes import Ask, Inputs, Task
+from ndc_core.models.forward_passes import Ask, Inputs, Kind, Task
 from ndc_core.models.image_classifier import ImageClassifier
 from ndc_core.models.transfers import to_device
 from ndc_core.noise.step_streams import StepStreams
@@ -45,7 +45,9 @@ class Baseline:
     paths: int = 1
     rows_per_pass: int = 256
     device: str = "cpu"
+    grid: ClassVar[None] = None
     one_path: ClassVar[bool] = False
+    takes_clean_images: ClassVar[bool] = False
     votes_cost_alike: ClassVar[bool] = True
     asks_for_gradients: ClassVar[bool] = False
 
@@ -71,6 +73,12 @@ class Baseline:
         return self.estimator.denoiser if self.estimator else self.network
 
     @property
+    def passes(self) -> list[tuple[Kind, Denoiser | ImageClassifier]]:
+        """The kinds of passes that votes are made of, each with its network."""
+        classifying: list[tuple[Kind, Denoiser | ImageClassifier]] = [("classify", self.network)]
+        return [*classifying, ("forward", self.estimator.denoiser)] if self.estimator else classifying
+
+    @property
     def noise_steps(self) -> tuple[int, int]:
         """How many arrays of noise a vote needs beside its input's, for its steps and for a sift."""
         return self.paths * (self.steps - 1), 0
@@ -82,23 +90,19 @@ class Baseline:
             return 1
         return self.estimator.evaluations * (1 + self.paths * (self.steps - 1)) + self.paths
 
-    def votes(
-        self,
-        z: Float[np.ndarray, "draws c h w"],
-        *,
-        tau_model: float,
-        noise: Float[np.ndarray, "draws more c h w"] | StepStreams,
-    ) -> Task[list[Prediction]]:
+    def votes(self, draws: IndependentDraws | PathDraws) -> Task[list[Prediction]]:
         """The class of each noisy image, and how many of its paths said each class."""
-        images = to_device(z.astype(np.float32, copy=False), torch.device(self.device))
-        on_device = noise.all(images.device) if isinstance(noise, StepStreams) else to_device(noise, images.device)
-        scores = (yield from self.scores(images, tau_model=tau_model, noise=on_device)).numpy()
+        assert isinstance(draws, IndependentDraws)
+        device = torch.device(self.device)
+        z, noise = to_device(draws.z.astype(np.float32, copy=False), device), draws.refine
+        on_device = noise.all(device) if isinstance(noise, StepStreams) else to_device(noise, device)
+        scores = (yield from self.scores(z, tau_model=draws.tau_model, noise=on_device)).numpy()
         if not np.isfinite(scores).all():
             row, _, class_id = np.argwhere(~np.isfinite(scores))[0]
             raise NonFiniteScoreError(f"class {class_id} of the image classifier", row=int(row))
         said = scores.argmax(axis=2)
         counts = (said[:, :, None] == np.arange(self.num_classes)).sum(axis=1)
-        cost = np.full(len(z), self.most_evaluations_per_vote)
+        cost = np.full(len(scores), self.most_evaluations_per_vote)
         return [Prediction(counts.argmax(axis=1), counts.astype(np.float64), cost)]
 
     def scores(
@@ -109,6 +113,18 @@ class Baseline:
         if self.estimator:
             images = yield from self._denoised(self.estimator, images, tau_model, noise)
         return (yield self._ask(images)).unflatten(0, (draws, len(images) // draws))
+
+    def class_scores(
+        self,
+        z: Images,
+        noise: Float[Tensor, "draws more c h w"],
+        *,
+        tau_model: float,
+        classes: tuple[int, ...],
+    ) -> Task[Float[Tensor, "draws some_classes"]]:
+        """What the image classifier gives for some classes, as a mean over the paths; differentiable."""
+        scores = yield from self.scores(z, tau_model=tau_model, noise=noise)
+        return scores.mean(dim=1)[:, list(classes)]
 
     def _denoised(
         self, estimator: Unconditional, images: Images, tau_model: float, noise: Float[Tensor, "draws more c h w"]

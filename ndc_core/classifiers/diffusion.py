@@ -1,235 +1,32 @@
-"""The diffusion classifiers of the paper, as formulas over one path of noisy images.
+"""The diffusion classifiers of the paper: a denoiser's scores (`formulas`) as votes and for attacks (`scoring`)."""
 
-Every one of them scores class y by  - sum_t c_t || h(z_t, sigma_t, y) - target_t ||^2  (a sum over the image's
-dimensions) and differs only in how z_t and target_t are drawn. Noise and grid are shared by all classes, so
-z_t and target_t never depend on y. docs/mathematics.md says where the four come from.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ndc_core.classifiers.losses import Images, Path
-from ndc_core.classifiers.racing import RaceSpec
-from ndc_core.classifiers.sift import LabelGradientSpec, SiftSpec
-from ndc_core.classifiers.unconditional import Unconditional, null_label
-from ndc_core.models.denoiser import Denoiser, EveryClass
-from ndc_core.noise.grid import WEIGHTS, Grid, GridSpec, Levels, build_grid, path_levels, tau_correction
-
-Of = Literal["image", "estimate"]  # the noisy image itself, or what the denoiser makes of it without a label
+from ndc_core.classifiers.formulas import DiffusionScores
+from ndc_core.classifiers.scoring import class_scores, score_independently, score_on_shared_path
+from ndc_core.classifiers.voter import IndependentDraws, PathDraws, Prediction
+from ndc_core.models.forward_passes import Task
 
 
-def ones(grid: Grid) -> Levels:
-    return np.ones_like(grid.level)
+class DiffusionClassifier(DiffusionScores):
+    """A class-conditional denoiser as a classifier of noisy images: a `Voter`. Settings: see `DiffusionScores`."""
 
+    def votes(self, draws: IndependentDraws | PathDraws) -> Task[list[Prediction]]:
+        """The class with the highest score for each draw at each noise level.
 
-def beyond_tau(grid: Grid) -> Levels:
-    """s_t = sqrt(sigma_t^2 - tau^2): what is added to an image that has noise tau already."""
-    return np.sqrt(grid.level**2 - grid.tau_model**2)
+        Raises (when it runs):
+            NonFiniteScoreError: the denoiser returned NaN or infinity.
+        """
+        return score_on_shared_path(self, draws) if isinstance(draws, PathDraws) else score_independently(self, draws)
 
-
-def posterior_share(grid: Grid) -> Levels:
-    """The exact posterior mean's target is h* = z_t + (z_tau - z_t) sigma_t^2 / s_t^2."""
-    return grid.level**2 / (grid.level**2 - grid.tau_model**2)
-
-
-@dataclass(frozen=True)
-class Formula:
-    """What is diffused, by how much, and what its denoised form is compared with (`losses.Path`)."""
-
-    start: Of
-    anchor: Of
-    input_scale: Callable[[Grid], Levels]
-    anchor_share: Callable[[Grid], Levels]
-
-    @property
-    def needs_estimate(self) -> bool:
-        return "estimate" in (self.start, self.anchor)
-
-
-CLASSIFIERS = {
-    # tau = 0: whatever noise the image has is taken for image.
-    "dc": Formula("image", "image", lambda grid: grid.level, ones),
-    "epndc": Formula("image", "image", beyond_tau, posterior_share),
-    "apndc": Formula("image", "estimate", beyond_tau, ones),
-    "apndc-ensemble": Formula("estimate", "estimate", lambda grid: grid.level, ones),
-}
-# Of these z_t is z_tau and more noise, so that one path can serve several tau.
-ON_ONE_PATH = ("epndc", "apndc")
-
-
-def refuse_combination(
-    name: str, grid: GridSpec, *, sift: SiftSpec | None, label_gradient: LabelGradientSpec | None, one_path: bool
-) -> None:
-    """Raises ValueError if a classifier cannot be all of this."""
-    if sift and label_gradient:
-        raise ValueError("sift and label_gradient both choose the classes to score: set one of them")
-    if one_path and (name not in ON_ONE_PATH or not grid.levels or sift):
-        raise ValueError(
-            f"one_path is for {' and '.join(ON_ONE_PATH)} on explicit grid.levels (`ndc diagnose` proposes some) "
-            "without sift, whose grid is another one; label_gradient and race go with it"
-        )
-
-
-@dataclass(frozen=True)
-class DiffusionClassifier:
-    """A class-conditional denoiser as a classifier of noisy images.
-
-    A step's squared error counts for at most `loss_cap` times the dimension, if that is set. Every forward pass has
-    exactly `rows_per_pass` rows (the last is padded), so that no vote depends on what else is computed (rule S1).
-    `unconditional` gives APNDC its target; left out, it is the denoiser's own at the all-zero label. `sift` and
-    `label_gradient` choose the classes that are scored, `race` lets them leave. With `one_path` the noise of a step
-    adds to that of the step before it, so that the votes of several noise levels can share network outputs.
-
-    Raises:
-        ValueError: an unknown name or weight, a number of rows below 1, two ways to sift, or a formula, grid or sift
-            that one path cannot serve.
-    """
-
-    denoiser: Denoiser
-    name: str
-    grid: GridSpec
-    weight: str = "elbo"
-    sift: SiftSpec | None = None
-    label_gradient: LabelGradientSpec | None = None
-    race: RaceSpec | None = None
-    one_path: bool = False
-    loss_cap: float | None = None
-    rows_per_pass: int = 256
-    device: str = "cpu"
-    unconditional: Unconditional | None = None
-
-    def __post_init__(self) -> None:
-        for value, known, what in ((self.name, CLASSIFIERS, "classifier"), (self.weight, WEIGHTS, "weight")):
-            if value not in known:
-                raise ValueError(f"unknown {what} {value!r}; there are: {', '.join(known)}")
-        if self.rows_per_pass < 1:
-            raise ValueError(f"rows_per_pass must be at least 1, not {self.rows_per_pass}")
-        if self.loss_cap is not None and not self.loss_cap > 0:
-            raise ValueError(f"loss_cap must be above 0, not {self.loss_cap}")
-        refuse_combination(
-            self.name, self.grid, sift=self.sift, label_gradient=self.label_gradient, one_path=self.one_path
-        )
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.denoiser.image_shape
-
-    @property
-    def num_classes(self) -> int:
-        return self.denoiser.num_classes
-
-    @property
-    def main_network(self) -> Denoiser:
-        """The one that passes are mostly of."""
-        return self.denoiser
-
-    @property
-    def noise_steps(self) -> tuple[int, int]:
-        """How many arrays of noise a vote needs beside its input's: for the grid, and for a sift."""
-        return self.grid.steps, self.active_sift.grid.steps if self.active_sift else 0
-
-    @property
-    def votes_cost_alike(self) -> bool:
-        """Whether every vote costs the most that one may: no class leaves on the way, and levels share nothing."""
-        return not (self.active_sift or self.label_gradient or self.race or self.one_path)
-
-    @property
-    def most_evaluations_per_vote(self) -> int:
-        """Sift of all classes, all levels of the kept ones, and the estimate without a label."""
-        sift, gradient, classes = self.active_sift, self.active_label_gradient, self.num_classes
-        estimating = self.estimator.evaluations if self.formula.needs_estimate else 0
-        if self.all_at_once:
-            return self.grid.steps + estimating
-        kept = gradient.keep if gradient else sift.keep if sift else classes
-        sifting = sift.grid.steps * classes if sift else 2 * gradient.steps if gradient else 0
-        return sifting + kept * self.grid.steps + estimating
-
-    @property
-    def formula(self) -> Formula:
-        return CLASSIFIERS[self.name]
-
-    @property
-    def estimator(self) -> Unconditional:
-        return self.unconditional or null_label(self.denoiser)
-
-    @property
-    def all_at_once(self) -> bool:
-        """Whether one forward pass gives every class, so that none needs to be left out."""
-        return isinstance(self.denoiser, EveryClass)
-
-    @property
-    def active_sift(self) -> SiftSpec | None:
-        """The sift, unless it would keep every class anyway."""
-        spec = self.sift
-        return spec if spec and spec.keep < self.denoiser.num_classes and not self.all_at_once else None
-
-    @property
-    def active_label_gradient(self) -> LabelGradientSpec | None:
-        """Likewise."""
-        spec = self.label_gradient
-        return spec if spec and spec.keep < self.denoiser.num_classes and not self.all_at_once else None
-
-    @property
-    def asks_for_gradients(self) -> bool:
-        """Whether some of its passes are differentiated."""
-        return self.active_label_gradient is not None
-
-    def grid_start(self, tau_model: float) -> float:
-        """DC takes whatever noise z has for image: its grid does not start at it."""
-        return 0.0 if self.name == "dc" else tau_model
-
-    def weights(self, grid: Grid) -> Levels:
-        """c_t of each term."""
-        weight = WEIGHTS[self.weight](grid)
-        return weight * tau_correction(grid) if self.name == "epndc" else weight
-
-    def path(
+    def class_scores(
         self,
-        z: Images,
-        clean: Images | None,
-        spec: GridSpec,
+        z: Float[Tensor, "draws c h w"],
         noise: Float[Tensor, "draws steps c h w"],
         *,
         tau_model: float,
-    ) -> tuple[Path, Float[np.ndarray, "1 steps"]]:
-        """Noisy images z (model space) diffused by independent noise at each level, and the weight c_t of each term.
-
-        `clean` is the estimate of the clean image, for the formulas that need one.
-        """
-        grid = build_grid(spec, tau_model=self.grid_start(tau_model))
-        formula, images = self.formula, {"image": z, "estimate": clean}
-        start, anchor = images[formula.start], images[formula.anchor]
-        assert start is not None
-        assert anchor is not None
-        # With explicit levels, fewer of them may lie above tau than there is noise for.
-        used, share = noise[:, -len(grid.level) :], formula.anchor_share(grid)[None]
-        return Path(start, used, grid.level, formula.input_scale(grid), (anchor,), share), self.weights(grid)[None]
-
-    def shared_path(
-        self,
-        z: tuple[Images, ...],
-        clean: tuple[Images, ...] | None,
-        later: Float[Tensor, "draws steps c h w"],
-        *,
-        taus_model: tuple[float, ...],
-    ) -> tuple[Path, Float[np.ndarray, "taus steps"]]:
-        """One path for several tau: z at each of them, `later` at all levels beyond the smallest. DC has tau = 0 only.
-
-        The weight of a level that does not lie beyond a tau is 0 for it: a vote may only use what does (rule S2).
-        """
-        assert self.name in ON_ONE_PATH or (self.name == "dc" and taus_model == (0.0,))
-        level = np.array(path_levels(self.grid, taus_model=taus_model))
-        weight, share = np.zeros((len(taus_model), len(level))), np.ones((len(taus_model), len(level)))
-        for row, tau_model in enumerate(taus_model):
-            grid = build_grid(self.grid, tau_model=tau_model)
-            weight[row, -len(grid.level) :] = self.weights(grid)
-            share[row, -len(grid.level) :] = self.formula.anchor_share(grid)
-        anchors = z if self.formula.anchor == "image" or clean is None else clean
-        start = torch.zeros_like(z[0])  # `later` holds the noisy images themselves
-        return Path(start, later, level, np.ones(len(level)), anchors, share), weight
+        classes: tuple[int, ...],
+    ) -> Task[Float[Tensor, "draws some_classes"]]:
+        """Scores on the full grid without sift."""
+        return class_scores(self, z, noise, tau_model=tau_model, classes=classes)

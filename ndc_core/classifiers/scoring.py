@@ -5,14 +5,14 @@ passes. Whatever is decided about a draw is decided from its own losses (rule S2
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.formulas import DiffusionScores
 from ndc_core.classifiers.losses import (
     Images,
     Path,
@@ -25,37 +25,18 @@ from ndc_core.classifiers.racing import leaders, strided, survivors, turns_to_le
 from ndc_core.classifiers.sift import sift, smallest
 from ndc_core.classifiers.step_noise import StepNoise
 from ndc_core.classifiers.unconditional import estimates
+from ndc_core.classifiers.voter import NO_CLASS, Candidates, IndependentDraws, PathDraws, Prediction, StepValues
 from ndc_core.models.forward_passes import Ask, Task, answer
 from ndc_core.models.transfers import to_device
 from ndc_core.noise.grid import GridSpec
-from ndc_core.noise.step_streams import StepStreams
 from ndc_core.noise.streams import DrawNoise
 
 Answers = Generator[Ask, Tensor, None]
 Alive = Bool[np.ndarray, "draws classes"]
-Candidates = Int[np.ndarray, "taus draws"]  # the class that a vote is about, or NO_CLASS
-NO_CLASS = -1
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The class of each draw, its scores (minus infinity for a class that left), and its share of the evaluations."""
-
-    winners: Int[np.ndarray, " draws"]
-    scores: Float[np.ndarray, "draws classes"]
-    cost: Int[np.ndarray, " draws"]
-
-    @property
-    def evaluations(self) -> int:
-        return int(self.cost.sum())
-
-    def of(self, draws: slice) -> "Prediction":
-        """Some of the draws."""
-        return Prediction(self.winners[draws], self.scores[draws], self.cost[draws])
 
 
 def predict(
-    classifier: DiffusionClassifier, z: Float[np.ndarray, "draws c h w"], *, tau_model: float, noise: DrawNoise
+    classifier: DiffusionScores, z: Float[np.ndarray, "draws c h w"], *, tau_model: float, noise: DrawNoise
 ) -> Prediction:
     """The class with the highest score for each noisy image z (model space), sifted and raced if so set.
 
@@ -64,38 +45,31 @@ def predict(
     Raises:
         NonFiniteScoreError: the denoiser returned NaN or infinity.
     """
-    return _answered(classifier, score_independently(classifier, z, tau_model=tau_model, noise=noise))[0]
+    return _answered(classifier, IndependentDraws(z, tau_model, noise.refine, noise.sift))
 
 
 def scores(
-    classifier: DiffusionClassifier, z: Float[np.ndarray, "draws c h w"], *, tau_model: float, noise: DrawNoise
+    classifier: DiffusionScores, z: Float[np.ndarray, "draws c h w"], *, tau_model: float, noise: DrawNoise
 ) -> Float[np.ndarray, "draws classes"]:
     """The score of every class on the full grid, for each noisy image z (model space)."""
-    return _answered(classifier, score_independently(classifier, z, tau_model=tau_model, noise=noise, everyone=True))[
-        0
-    ].scores
+    return _answered(classifier, IndependentDraws(z, tau_model, noise.refine, noise.sift), everyone=True).scores
 
 
-def _answered(classifier: DiffusionClassifier, task: Task[list[Prediction]]) -> list[Prediction]:
-    return answer(task, rows_per_pass=classifier.rows_per_pass, device=torch.device(classifier.device))
+def _answered(classifier: DiffusionScores, draws: IndependentDraws, *, everyone: bool = False) -> Prediction:
+    task = score_independently(classifier, draws, everyone=everyone)
+    return answer(task, rows_per_pass=classifier.rows_per_pass, device=torch.device(classifier.device))[0]
 
 
 def score_independently(
-    classifier: DiffusionClassifier,
-    z: Float[np.ndarray, "draws c h w"],
-    *,
-    tau_model: float,
-    noise: DrawNoise,
-    candidates: Candidates | None = None,
-    everyone: bool = False,
+    classifier: DiffusionScores, draws: IndependentDraws, *, everyone: bool = False
 ) -> Task[list[Prediction]]:
-    """Votes at one noise level, with fresh noise at each step. See `score_on_shared_path` for `candidates`."""
-    scoring = _BatchScoring(classifier, [z], (tau_model,), candidates)
+    """Votes at one noise level, with fresh noise at each step. See `score_on_shared_path` for candidates."""
+    scoring = _BatchScoring(classifier, [draws.z], (draws.tau_model,), draws.candidates)
     clean = yield from scoring.estimates()
-    scoring.open(*scoring.path(clean, classifier.grid, noise.refine))
+    scoring.open(*scoring.path(clean, classifier.grid, draws.refine))
     if not everyone:
         if classifier.active_sift:
-            yield from scoring.sift(clean, noise.sift)
+            yield from scoring.sift(clean, draws.sift)
         yield from scoring.shortlist()
     if classifier.race and not everyone:
         yield from scoring.race(classifier.race.gap)
@@ -104,29 +78,44 @@ def score_independently(
     return scoring.predictions()
 
 
-def score_on_shared_path(
-    classifier: DiffusionClassifier,
-    z: Sequence[Float[np.ndarray, "draws c h w"]],
-    later: Float[np.ndarray, "draws steps c h w"],
-    *,
-    taus_model: tuple[float, ...],
-    candidates: Candidates | None = None,
-) -> Task[list[Prediction]]:
-    """Votes at several noise levels from the same network outputs: z at each tau, `later` at the levels beyond. Or of
-    DC, with z the image itself and `later` all that the denoiser sees.
+def score_on_shared_path(classifier: DiffusionScores, draws: PathDraws) -> Task[list[Prediction]]:
+    """Votes at several noise levels from the same network outputs.
 
     A vote whose candidate has left may stop: that it is not the candidate's is decided, and its winner is then the
     class that led at that moment.
     """
-    scoring = _BatchScoring(classifier, z, taus_model, candidates)
+    scoring = _BatchScoring(classifier, draws.z, draws.taus_model, draws.candidates)
     clean = yield from scoring.estimates()
-    scoring.open(*classifier.shared_path(scoring.z, clean, scoring.on_device(later), taus_model=taus_model))
+    later = scoring.on_device(draws.later)
+    scoring.open(*classifier.shared_path(scoring.z, clean, later, taus_model=draws.taus_model))
     yield from scoring.shortlist()
     if classifier.race:
         yield from scoring.race(classifier.race.gap)
     else:
         yield from scoring.score_all()
     return scoring.predictions()
+
+
+def class_scores(
+    classifier: DiffusionScores,
+    z: Float[Tensor, "draws c h w"],
+    noise: Float[Tensor, "draws steps c h w"],
+    *,
+    tau_model: float,
+    classes: tuple[int, ...],
+) -> Task[Float[Tensor, "draws some_classes"]]:
+    """The scores of some classes on the full grid without sift, differentiable in z (model space)."""
+    clean = None
+    if classifier.formula.needs_estimate:
+        estimator = classifier.estimator
+        clean = yield from estimates(estimator, z, tau_model, rows_per_pass=len(z) * estimator.evaluations)
+    path, weight = classifier.path(z, clean, classifier.grid, noise, tau_model=tau_model)
+    steps = len(path.level)
+    draw, place, step = (ids.ravel() for ids in np.indices((len(z), len(classes), steps)))
+    losses = yield ask_losses(classifier.denoiser, path, draw, step, np.array(classes)[place])
+    if classifier.loss_cap is not None:
+        losses = losses.clamp_max(classifier.loss_cap * z[0].numel())
+    return -(losses.view(len(z), len(classes), steps) @ torch.as_tensor(weight[0], device=z.device))
 
 
 class _BatchScoring:
@@ -137,7 +126,7 @@ class _BatchScoring:
 
     def __init__(
         self,
-        classifier: DiffusionClassifier,
+        classifier: DiffusionScores,
         z: Sequence[np.ndarray],
         taus_model: tuple[float, ...],
         candidates: Candidates | None,
@@ -173,7 +162,7 @@ class _BatchScoring:
         return tuple(found)
 
     def path(
-        self, clean: tuple[Images, ...] | None, grid: GridSpec, noise: np.ndarray | StepStreams
+        self, clean: tuple[Images, ...] | None, grid: GridSpec, noise: StepValues
     ) -> tuple[Path, Float[np.ndarray, "1 steps"]]:
         """A path with noise of its own at each step, where there is one tau."""
         ((z,), (tau_model,)), steps = (self.z, self.taus_model), StepNoise(noise, self.device)
@@ -191,7 +180,7 @@ class _BatchScoring:
 
     # Which classes are scored at all
 
-    def sift(self, clean: tuple[Images, ...] | None, noise: np.ndarray | StepStreams) -> Answers:
+    def sift(self, clean: tuple[Images, ...] | None, noise: StepValues) -> Answers:
         """The paper's sift, on a grid and with noise of its own; only where there is one tau."""
         spec = self.classifier.active_sift
         assert spec is not None

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Collection
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from ndc_core.certificates.registry import CERTIFICATES
-from ndc_core.classifiers.baselines import refuse_steps
-from ndc_core.classifiers.diffusion import refuse_combination
+from ndc_core.classifiers.baselines import BASELINES, refuse_steps
+from ndc_core.classifiers.formulas import CLASSIFIERS, refuse_combination
 from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.sift import LabelGradientSpec, SiftSpec
 from ndc_core.models.execution import Precision
@@ -72,7 +72,7 @@ class DatasetConfig(DatasetSpec):
 class DiffusionConfig(Section):
     """docs/cost.md says what sift, label_gradient, race and one_path save."""
 
-    name: Literal["dc", "epndc", "apndc", "apndc-ensemble"]
+    name: str
     """Which diffusion classifier votes."""
     weight: str
     """Weight of a level in the score."""
@@ -88,6 +88,14 @@ class DiffusionConfig(Section):
     """One path of noise for all of `sigma_pixel`: for `epndc` and `apndc` on explicit `grid.levels`."""
     loss_cap: float | None = Field(default=None, gt=0)
     """Largest squared error of a level, for each dimension: for the lipschitz certificate."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in CLASSIFIERS:
+            known = ", ".join((*CLASSIFIERS, *BASELINES))
+            raise ValueError(f"classifier.name {name!r} is unknown; there are: {known}")
+        return name
 
 
 class PlainConfig(Section):
@@ -109,6 +117,20 @@ class DenoiseConfig(Section):
     def _paths_differ(self) -> Self:
         refuse_steps(self.steps, self.paths)
         return self
+
+
+def variant_of(classifier: Any) -> str:
+    """Which section a classifier's keys are: those of a baseline's name, or those of all diffusion classifiers."""
+    name = classifier.get("name") if isinstance(classifier, dict) else classifier.name
+    return name if name in BASELINES else "diffusion"
+
+
+ClassifierConfig = Annotated[
+    Annotated[DiffusionConfig, Tag("diffusion")]
+    | Annotated[PlainConfig, Tag("plain")]
+    | Annotated[DenoiseConfig, Tag("denoise")],
+    Discriminator(variant_of),
+]
 
 
 class VotesConfig(Section):
@@ -207,7 +229,7 @@ class RunConfig(Section):
     """A name under which runs that belong together are found in MLflow."""
     dataset: DatasetConfig
     """The images."""
-    classifier: DiffusionConfig | PlainConfig | DenoiseConfig = Field(discriminator="name")
+    classifier: ClassifierConfig
     """What votes."""
     votes: VotesConfig
     """How often."""

@@ -109,16 +109,8 @@ def with_class_names(raw: dict[str, Any]) -> dict[str, Any]:
     return raw | {"dataset": dataset | {"classes": class_order(dataset["classes"])}}
 
 
-def _listed(problem: Any) -> str:
-    return str(problem["ctx"]["expected_tags"]).replace("'", "")
-
-
 def sentence(problem: Any) -> str:
     place = [str(part) for part in problem["loc"]]
-    if problem["type"] == "union_tag_invalid":
-        return f"{'.'.join(place)}.name {problem['ctx']['tag']!r} is unknown; there are: {_listed(problem)}"
-    if problem["type"] == "union_tag_not_found":
-        return f"key {'.'.join(place)}.name is missing"
     if place[:1] == ["classifier"]:
         del place[1:2]  # the variant's name
     key = ".".join(place)

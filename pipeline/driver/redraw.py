@@ -13,8 +13,8 @@ import torch
 from upath import UPath
 
 from ndc_core.certificates.confidence_bounds import clopper_pearson_lower
+from ndc_core.classifiers.voter import Voter
 from ndc_core.models.execution import Precision
-from ndc_core.vote_requests import Voter
 from ndc_core.voting import VoteCounts
 from pipeline.data.datasets import ImageRecord
 from pipeline.declaration.config import RunConfig

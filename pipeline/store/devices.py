@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ndc_core.analysis.self_test import PATIENCE_SECONDS, Exactness, self_test
-from ndc_core.vote_requests import Voter
+from ndc_core.classifiers.voter import Voter
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ndc_core.classifiers.scoring import NO_CLASS
+from ndc_core.classifiers.voter import NO_CLASS, Voter
 from ndc_core.models.rows_per_pass import Rate, fastest_rows, is_out_of_memory, rate_of
 from ndc_core.noise.streams import Phase
-from ndc_core.vote_requests import Voter, VoteRequest
+from ndc_core.vote_requests import VoteRequest
 from ndc_core.voting import VoteCounts, stream_votes
 from pipeline.declaration.config import Device, RunConfig
 from pipeline.workers.compute import pick_device, set_up_process

@@ -27,10 +27,10 @@ from ndc_core.checkpoints.image_classifiers import (
 from ndc_core.classifiers.baselines import Baseline
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.unconditional import UNCONDITIONALS, Unconditional, null_label
+from ndc_core.classifiers.voter import Voter
 from ndc_core.models.denoiser import EDMDenoiser
 from ndc_core.models.execution import Execution
 from ndc_core.untrusted_files.file_kinds import foreign_kind
-from ndc_core.vote_requests import Voter
 from pipeline.declaration.config import DenoiseConfig, PlainConfig, RunConfig
 from pipeline.locations import cache_folder, is_local, location, reaching, read
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ndc_core.classifiers.scoring import NO_CLASS
+from ndc_core.classifiers.voter import NO_CLASS, Voter
 from ndc_core.models.forward_passes import in_turn
-from ndc_core.vote_requests import Voter, VoteRequest
+from ndc_core.vote_requests import VoteRequest
 from ndc_core.voting import VoteCounts, stream_votes
 from pipeline.certificates.stopping import Cell
 from pipeline.data.datasets import ImageRecord

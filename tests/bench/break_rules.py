@@ -38,9 +38,9 @@ BREAKAGES = (
     Breakage(
         "S1",
         "all steps of a draw meet the same noise",
-        "ndc_core/noise/streams.py",
-        'state["state"]["counter"][2] = number',
-        'state["state"]["counter"][2] = min(number, 1)',
+        "ndc_core/noise/step_streams.py",
+        "fill_normal(noise.flatten(1), key_words, self.first_stream + step)",
+        "fill_normal(noise.flatten(1), key_words, self.first_stream + 0 * step)",
         "ndc_core/classifiers/test_step_noise.py",
     ),
     Breakage(
@@ -70,7 +70,7 @@ BREAKAGES = (
     Breakage(
         "S2",
         "a level on a path uses the levels before it, which are nearer to the clean image",
-        "ndc_core/classifiers/diffusion.py",
+        "ndc_core/classifiers/formulas.py",
         "            grid = build_grid(self.grid, tau_model=tau_model)\n",
         "            grid = build_grid(self.grid, tau_model=min(taus_model))\n",
         "ndc_core/classifiers/test_scoring.py",

@@ -32,7 +32,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ndc_core.analysis.self_test import passes_of
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.sift import LabelGradientSpec
@@ -287,7 +286,7 @@ def measured(bench: Bench, way: Way) -> dict[str, Any]:
     tiny = bench.tiny
     bare = {
         kind: [bench.bare_rate(classifier, kind, seconds=0.02 if tiny else BARE_SECONDS)]
-        for kind, _ in passes_of(classifier)
+        for kind, _ in classifier.passes
     }
     window = vote_window(
         classifier,

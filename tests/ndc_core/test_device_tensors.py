@@ -20,6 +20,7 @@ from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.sift import LabelGradientSpec, SiftSpec
 from ndc_core.classifiers.unconditional import UNCONDITIONALS
+from ndc_core.classifiers.voter import Voter
 from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.denoiser import EDMDenoiser
 from ndc_core.models.execution import Execution
@@ -29,7 +30,7 @@ from ndc_core.models.networks.small import SmallHeadsUNet
 from ndc_core.models.networks.small_classifier import SmallClassifier
 from ndc_core.models.rows_per_pass import _one_gradient, _one_pass
 from ndc_core.noise.grid import GridSpec
-from ndc_core.vote_requests import Voter, VoteRequest
+from ndc_core.vote_requests import VoteRequest
 from ndc_core.voting import stream_votes
 from pipeline.model_tools.convert_classifier import export, take_in
 from tests.ndc_core.models.test_networks import NAMES, golden_network

@@ -4,6 +4,7 @@ import torch
 
 from ndc_core import vote_requests
 from ndc_core.certificates.cohen import cohen
+from ndc_core.certify import certify
 from ndc_core.checkpoints.denoisers import load_denoiser
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.losses import NonFiniteScoreError
@@ -13,7 +14,7 @@ from ndc_core.models.forward_passes import in_turn
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.smoothing import FloatNoise
 from ndc_core.vote_requests import VoteRequest
-from ndc_core.voting import certify, count_votes, stream_votes
+from ndc_core.voting import count_votes, stream_votes
 from tests.support.fakes import ConstantDenoiser
 
 GRID = GridSpec(points=5, sigma_model_max=1.5, spacing="log")

@@ -15,7 +15,7 @@ from ndc_core.analysis.diagnosis import Measured, candidate_levels, credit, like
 from ndc_core.analysis.grid_search import GridSearch
 from ndc_core.checkpoints.denoisers import load_denoiser
 from ndc_core.classifiers.diffusion import DiffusionClassifier
-from ndc_core.classifiers.scoring import score_on_shared_path
+from ndc_core.classifiers.voter import PathDraws
 from ndc_core.models.denoiser import Denoiser
 from ndc_core.models.forward_passes import answer
 from ndc_core.noise.grid import GridSpec
@@ -155,7 +155,7 @@ def test_a_grid_is_judged_by_the_votes_that_it_would_give(name: str) -> None:
     for index, image in enumerate(images):
         z, later = noisy_images(GridSpec(levels=measured.levels), image, SIGMAS, name=str(index), draws=3, seed=7)
         own = [measured.levels[1:].index(level) for level in levels[1:]]
-        task = score_on_shared_path(voting, z, later[:, own], taus_model=TAUS)
+        task = voting.votes(PathDraws(tuple(z), later[:, own], TAUS))
         votes = answer(task, rows_per_pass=32, device=torch.device("cpu"))
         np.testing.assert_array_equal(winners[index].T, [prediction.winners for prediction in votes])
 

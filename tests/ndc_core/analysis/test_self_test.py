@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ndc_core.analysis.self_test import Exactness, passes_of, self_test
+from ndc_core.analysis.self_test import Exactness, self_test
 from ndc_core.classifiers.baselines import Baseline
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.sift import LabelGradientSpec
@@ -149,7 +149,7 @@ def test_no_pass_begins_when_patience_is_over() -> None:
     ],
 )
 def test_every_kind_of_pass_that_votes_need_is_tried(classifier: DiffusionClassifier, kinds: list[str]) -> None:
-    assert [kind for kind, _ in passes_of(classifier)] == kinds
+    assert [kind for kind, _ in classifier.passes] == kinds
     assert self_test(replace(classifier, rows_per_pass=8)).exact
 
 
@@ -162,7 +162,7 @@ def test_image_classifiers_and_their_denoisers_are_tried() -> None:
 
     plain = Baseline(Scores(), rows_per_pass=8)
     behind = Baseline(Scores(), null_label(two_gaussians()), rows_per_pass=8)
-    assert [kind for kind, _ in passes_of(behind)] == ["classify", "forward"]
+    assert [kind for kind, _ in behind.passes] == ["classify", "forward"]
     for classifier in (plain, behind):
         found = self_test(classifier)
         assert found.repeated == 0

@@ -12,6 +12,7 @@ from ndc_core.analysis.attacks import ScoreObjective
 from ndc_core.classifiers.baselines import Baseline
 from ndc_core.classifiers.losses import NonFiniteScoreError
 from ndc_core.classifiers.unconditional import label_mean, null_label
+from ndc_core.classifiers.voter import IndependentDraws
 from ndc_core.models.forward_passes import answer
 from ndc_core.voting import count_votes
 from tests.support.fakes import GaussianDenoiser, many_gaussians, two_gaussians
@@ -49,7 +50,7 @@ def accuracy(baseline: Baseline, truth: GaussianDenoiser, *, tau_model: float, d
     z = truth.sample(0, draws, tau_model=tau_model, seed=3)
     shape = (draws, baseline.noise_steps[0], *truth.image_shape)
     noise = np.random.default_rng(4).standard_normal(shape, dtype=np.float32)
-    task = replace(baseline, rows_per_pass=4000).votes(z, tau_model=tau_model, noise=noise)
+    task = replace(baseline, rows_per_pass=4000).votes(IndependentDraws(z, tau_model, noise, noise[:, :0]))
     (found,) = answer(task, rows_per_pass=4000, device=torch.device("cpu"))
     return float((found.winners == 0).mean())
 
@@ -87,7 +88,11 @@ def test_noise_is_taken_away_in_steps_of_the_right_size() -> None:
     rng, draws, tau_model = np.random.default_rng(0), 20_000, 0.8
     z = 0.5 + tau_model * rng.standard_normal((draws, 1, 1, 4))
     noise = rng.standard_normal((draws, baseline.noise_steps[0], 1, 1, 4), dtype=np.float32)
-    answer(baseline.votes(z, tau_model=tau_model, noise=noise), rows_per_pass=20_000, device=torch.device("cpu"))
+    answer(
+        baseline.votes(IndependentDraws(z, tau_model, noise, noise[:, :0])),
+        rows_per_pass=20_000,
+        device=torch.device("cpu"),
+    )
     by_level = dict(recorder.asked)
     assert list(by_level) == pytest.approx([0.8, 0.6, 0.4, 0.2])
     for level, found in by_level.items():

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ndc_core.checkpoints.denoisers import load_denoiser
-from ndc_core.classifiers.diffusion import CLASSIFIERS, DiffusionClassifier
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.formulas import CLASSIFIERS
 from ndc_core.classifiers.losses import NonFiniteScoreError
 from ndc_core.classifiers.scoring import predict, scores
 from ndc_core.classifiers.sift import SiftSpec

@@ -10,8 +10,9 @@ from scipy.stats import chi2_contingency
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.losses import NonFiniteScoreError, ask_label_gradients
 from ndc_core.classifiers.racing import RaceSpec
-from ndc_core.classifiers.scoring import predict, score_on_shared_path, scores
+from ndc_core.classifiers.scoring import predict, scores
 from ndc_core.classifiers.sift import LabelGradientSpec
+from ndc_core.classifiers.voter import PathDraws
 from ndc_core.models.forward_passes import answer, in_turn
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.streams import DrawNoise
@@ -161,7 +162,7 @@ def test_a_level_looks_at_nothing_before_itself_on_the_path() -> None:
     taus = (0.5, 1.0)
 
     def votes(low: np.ndarray, later: np.ndarray):
-        task = score_on_shared_path(classifier, [low, high], later, taus_model=taus)
+        task = classifier.votes(PathDraws((low, high), later, taus))
         return answer(task, rows_per_pass=32, device=torch.device("cpu"))
 
     before = votes(low, later)

@@ -9,8 +9,8 @@ import torch
 from ndc_core import vote_requests
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.racing import RaceSpec
-from ndc_core.classifiers.scoring import score_independently
 from ndc_core.classifiers.step_noise import StepNoise
+from ndc_core.classifiers.voter import IndependentDraws
 from ndc_core.models.forward_passes import answer
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.step_streams import REFINE, StepStreams
@@ -62,8 +62,9 @@ def test_votes_are_those_with_all_noise_drawn_before_and_a_race_draws_less(race,
     monkeypatch.setattr(StepStreams, "draw", lambda *args: (counts.append(len(args[2])), own(*args))[1])
 
     def votes(noise: DrawNoise):
-        (found,) = answer(score_independently(classifier, z, tau_model=0.5, noise=noise), rows_per_pass=32, device=CPU)
-        return found
+        draws = IndependentDraws(z, 0.5, noise.refine, noise.sift)
+        (prediction,) = answer(classifier.votes(draws), rows_per_pass=32, device=CPU)
+        return prediction
 
     late = votes(lazy)
     drawn = sum(counts)

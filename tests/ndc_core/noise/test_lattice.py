@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ndc_core.certificates.certificate import Certificate, LipschitzTerms, Tally, Terms
 from ndc_core.certificates.lipschitz import Lipschitz, margin_constant_pixel, rounding_of_margin
+from ndc_core.certify import certify
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.scoring import scores
 from ndc_core.classifiers.sift import SiftSpec
@@ -19,7 +20,7 @@ from ndc_core.noise.lattice import STEPS_OF_A_SIGMA, LatticeNoise, lattice_dista
 from ndc_core.noise.smoothing import rounded_gaussian_table
 from ndc_core.noise.streams import DrawNoise
 from ndc_core.space import pixels_to_model
-from ndc_core.voting import certify, count_votes
+from ndc_core.voting import count_votes
 from pipeline.declaration.declaration import Declaration, declare
 from pipeline.declaration.toml_files import load_config
 from tests.support.small_runs import digits, listing_of

@@ -10,7 +10,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from ndc_core.checkpoints.denoisers import denoiser_digest, load_denoiser
-from ndc_core.classifiers.diffusion import CLASSIFIERS, DiffusionClassifier
+from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.formulas import CLASSIFIERS
 from ndc_core.classifiers.scoring import scores
 from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.networks.small import SmallHeadsUNet

@@ -30,7 +30,10 @@ def test_overrides_are_toml_or_plain_strings() -> None:
         ("votes.estimatoin=5", "unknown key votes.estimatoin"),
         ("classifier.grid.pionts=5", "unknown key classifier.grid.pionts"),
         ("nonsense=1", "unknown key nonsense"),
-        ("classifier.name=cnn", "classifier.name 'cnn' is unknown; there are: dc, epndc, apndc, apndc-ensemble"),
+        (
+            "classifier.name=cnn",
+            "classifier.name 'cnn' is unknown; there are: dc, epndc, apndc, apndc-ensemble, plain",
+        ),
         ("classifier.weight=uniform", "classifier.weight 'uniform' is unknown"),
         ("dataset.format=zip", "dataset.format 'zip' is unknown; there are: image-folder, parquet, webdataset"),
         ("dataset.resize=8", "dataset.resize and dataset.filter go together"),

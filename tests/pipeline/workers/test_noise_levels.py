@@ -13,7 +13,7 @@ from torch import Tensor
 from ndc_core.certificates.cohen import cohen
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.racing import RaceSpec
-from ndc_core.classifiers.scoring import NO_CLASS
+from ndc_core.classifiers.voter import NO_CLASS
 from ndc_core.models.forward_passes import in_turn
 from ndc_core.noise.grid import GridSpec, path_levels
 from ndc_core.vote_requests import VoteRequest
