@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ndc_core.certificates.certificate import Certificate
-from pipeline.certificates.stopping import cells_of
+from pipeline.certificates.stopping import Cell, cells_of
 from pipeline.declaration.declaration import Declaration, refuse_unsound_votes
 from pipeline.store.evidence import Evidence, EvidenceTable
 from pipeline.store.run_store import StoredImage
@@ -49,11 +49,41 @@ def certify_images(
         IncompleteRunError: votes are missing or a draw was counted twice; says of which image, and how to go on.
         UnsoundVotesError: the votes of an earlier version certify nothing.
     """
+    cells = cells_of(declaration, images, evidence, num_classes=num_classes)
+    return _certified(cells.values(), images, declaration, alpha, resume_with)
+
+
+def certify_complete_images(
+    evidence: EvidenceTable | Iterable[Evidence],
+    images: Sequence[StoredImage],
+    *,
+    declaration: Declaration,
+    num_classes: int,
+    alpha: float | None,
+    resume_with: str,
+) -> list[CertifiedImage]:
+    """The same of the images that are decided at every noise level; none of a run that has no such image yet.
+
+    Each certificate is the one that the image will have when the run is complete: its votes are all there (rule S4).
+    """
+    cells = cells_of(declaration, images, evidence, num_classes=num_classes)
+    undecided = {cell.image_id for cell in cells.values() if not cell.state().decided}
+    complete = (cells[key] for key in cells if key[1] not in undecided)
+    return _certified(complete, images, declaration, alpha, resume_with)
+
+
+def _certified(
+    cells: Iterable[Cell],
+    images: Sequence[StoredImage],
+    declaration: Declaration,
+    alpha: float | None,
+    resume_with: str,
+) -> list[CertifiedImage]:
     refuse_unsound_votes(declaration)
     labels = {image.image_id: image.label for image in images}
     methods = {sigma_pixel: declaration.procedure(sigma_pixel, alpha=alpha) for sigma_pixel in declaration.sigma_pixel}
     certified = []
-    for cell in cells_of(declaration, images, evidence, num_classes=num_classes).values():
+    for cell in cells:
         tally = cell.finished(resume_with=resume_with)
         items = [item for phase in cell.evidence.values() for item in phase.values()]
         certified.append(

@@ -210,10 +210,17 @@ def attack(folder: "UPath", limit: int | None, **settings: int) -> None:
 @click.option("--alpha", type=float, help="Another failure probability than the run's; the votes stay as they are.")
 @click.option("--radii", help="Radii of the table, as 0,0.25,0.5 [default: the run's].")
 @click.option("--out", type=PLACE, help="Where to write [default: RUN, or RUN/alpha-<alpha>].")
+@click.option("--partial", is_flag=True, help="Of the images that are complete so far [default --out: RUN/partial].")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--mlflow-link", is_flag=True, help="Only print the link that opens on the experiment's MLflow charts.")
 def report(
-    folder: "UPath", alpha: float | None, radii: str | None, out: "UPath | None", as_json: bool, mlflow_link: bool
+    folder: "UPath",
+    alpha: float | None,
+    radii: str | None,
+    out: "UPath | None",
+    partial: bool,
+    as_json: bool,
+    mlflow_link: bool,
 ) -> None:
     """Derive certificates, tables and pictures again from a run's evidence. Needs no model."""
     from pipeline.declaration.toml_files import load_config
@@ -222,7 +229,7 @@ def report(
     from pipeline.store.run_store import RunStore
 
     if mlflow_link:
-        if as_json or alpha is not None or radii or out:
+        if as_json or alpha is not None or radii or out or partial:
             raise click.UsageError("--mlflow-link goes with no other option: it prints a link, and derives nothing.")
         link, how_to_open = link_of_run(folder)
         click.echo(link)
@@ -234,8 +241,10 @@ def report(
     overrides = [f"certificate.alpha={alpha}"] if alpha is not None else []
     overrides += [f"certificate.radii=[{radii}]"] if radii else []
     config = load_config(str(folder / "run.toml"), overrides)
-    out = out or (folder if alpha is None else folder / f"alpha-{alpha:g}")
-    written = reduce_and_report(store, alpha=alpha, radii=config.certificate.radii, folder=out)
+    if not out:
+        out = folder / "partial" if partial else folder
+        out = out if alpha is None else out / f"alpha-{alpha:g}"
+    written = reduce_and_report(store, alpha=alpha, radii=config.certificate.radii, folder=out, partial=partial)
     if as_json:
         click.echo(json.dumps(summary_json(written.summary), indent=2))
     else:

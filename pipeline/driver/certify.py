@@ -11,14 +11,14 @@ from typing import Any
 from upath import UPath
 
 from pipeline.certificates.reuse import reuse_votes
-from pipeline.data.datasets import examples_of
 from pipeline.declaration.declaration import Declaration
 from pipeline.declaration.units import WorkUnit
-from pipeline.driver.prepare import PreparedRun, refuse_other_declaration
+from pipeline.driver.prepare import PreparedRun, declare_or_grow
 from pipeline.driver.tracked_votes import TrackedVotes
 from pipeline.locations import LocationError, absolute
 from pipeline.progress import VoteProgress
-from pipeline.report.report import Report, reduce_and_report
+from pipeline.report.mlflow_values import partial_scalars
+from pipeline.report.report import Report, reduce_and_report, summary_so_far
 from pipeline.side_channel import Listener, Listeners, Say, SideChannel, in_time, safely
 from pipeline.store.event_log import EventLog
 from pipeline.store.evidence import EvidenceTable
@@ -60,10 +60,7 @@ def certify_run(
     if not store.is_declared():
         connect_ray(run.config.compute, say=say)  # actors that cannot be anywhere leave no folder behind
     with held(run.folder, force=force, say=say) as lease, EventLog(run.folder, say=say) as log:
-        refuse_other_declaration(store, run.declaration)  # another driver may have been here since `prepare`
-        if not store.is_declared():
-            examples = examples_of(run.config.dataset, run.source, channels=run.listing.image_shape[0], corrupt=[])
-            store.declare(run.manifest(), config_toml=run.config.to_toml(), records=run.records, examples=examples)
+        run = declare_or_grow(run)
         tracker, mlflow = None, SideChannel("MLflow", say)
         with mlflow:
             tracker = tracker_of(run)
@@ -101,7 +98,7 @@ def tracker_of(run: PreparedRun) -> Any:
         return None
     from pipeline.report.mlflow_tracker import Tracker
 
-    return Tracker(run.config, folder=run.folder, declaration=run.declaration, fingerprint=run.fingerprint)
+    return Tracker(run.config, folder=run.folder, declaration=run.declaration)
 
 
 @dataclass(frozen=True)
@@ -197,8 +194,13 @@ class Session:
             )
         }
         if self.tracker:
-            listeners["progress in MLflow"] = lambda: TrackedVotes(self.tracker, evidence, say=self.say)
+            listeners["progress in MLflow"] = lambda: TrackedVotes(
+                self.tracker, evidence, results=self._results, say=self.say
+            )
         return listeners
+
+    def _results(self) -> dict[str, float]:
+        return partial_scalars(summary_so_far(self.store, radii=self.run.config.certificate.radii))
 
     def _vote_on(self, units: list[WorkUnit], evidence: EvidenceTable, pool: Pool) -> None:
         run, failed, done = self.run, [], 0
@@ -230,11 +232,12 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
     """Sends units to a pool of actors and yields a receipt for each as soon as it is published.
 
     Where what is drawn depends on the votes, an actor is sent one unit of each image and noise level, and goes on from
-    there; levels on one path go together. Several images at a time, so that their rows share forward passes. What
-    takes longest is sent first, so that no actor is left with much at the end: the more draws a unit has, and where
-    they depend on the votes, the more noise.
+    there; levels on one path go together. Several images at a time, so that their rows share forward passes. Image
+    after image, so that a run that is not finished has complete ones; of an image what takes longest first: the level
+    with the most noise, the unit with the most draws.
     """
     record_of = {record.image_id: record for record in run.records}
+    place_of = {image_id: place for place, image_id in enumerate(record_of)}
     follows, one_path = run.config.follows_images, run.config.one_path
     sent = {
         (
@@ -242,7 +245,7 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
             None if one_path else unit.sigma_pixel,
             None if follows else (unit.phase, unit.draw_start),
         ): unit
-        for unit in sorted(units, key=lambda unit: (unit.sigma_pixel if follows else 0, unit.draws), reverse=True)
+        for unit in sorted(units, key=lambda unit: (place_of[unit.image_id], -unit.sigma_pixel, -unit.draws))
     }
     rows = [unit_row(unit, record_of[unit.image_id]) for unit in sent.values()]
     settings = VoterSettings(

@@ -89,7 +89,7 @@ def build(folder: Path, images: int, units: int, classes: int) -> None:
 
 
 def step_plan(store: RunStore) -> str:
-    return f"{len(plan(store.declaration(), store.pictures.records())):,} units"
+    return f"{len(plan(store.declaration(), store.records())):,} units"
 
 
 def step_compact(store: RunStore) -> str:
@@ -100,7 +100,7 @@ def step_compact(store: RunStore) -> str:
 
 def step_resume(store: RunStore) -> str:
     manifest = store.manifest()
-    planned = plan(store.declaration(), store.pictures.records())
+    planned = plan(store.declaration(), store.records())
     evidence, unusable = store.sort_out_evidence(fingerprint=manifest["fingerprint"], planned=planned.keys())
     missing = planned.keys() - set(evidence.unit_ids)
     assert not unusable
@@ -144,8 +144,8 @@ class Idle:
 
 def step_send(store: RunStore) -> str:
     """All units to actors that do nothing with them; seconds a receipt then takes, by the clock and of the driver."""
-    planned = plan(store.declaration(), store.pictures.records())
-    records = {record.image_id: record for record in store.pictures.records()}
+    planned = plan(store.declaration(), store.records())
+    records = {record.image_id: record for record in store.records()}
     rows = [{**unit_row(unit, records[unit.image_id]), "unit": str(unit)} for unit in planned.values()]
     compute = ComputeConfig(actors=IDLE_ACTORS)
     pool = connect_ray(compute, say=print)
