@@ -95,27 +95,31 @@ def plan(
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan, as `ndc plan`; compute nothing.")
 @click.option("--retry-failed", is_flag=True, help="Compute nothing but the units that failed.")
 @click.option("--force", is_flag=True, help="Take the run from another driver that works on it.")
-def certify(dry_run: bool, retry_failed: bool, force: bool, **options: Any) -> None:
+@click.option("--shard", metavar="I/N", help="Only the I-th of N shares of the images, beside drivers of the others.")
+def certify(dry_run: bool, retry_failed: bool, force: bool, shard: str | None, **options: Any) -> None:
     """Certify images, going on where a run in the same folder stopped.
 
     The argument is a preset, a TOML file, or the folder of a run that was started before. Left out, it is the preset
-    that goes with --certificate.
+    that goes with --certificate. A run takes more images and more noise levels, and keeps what it has drawn.
     """
     from pipeline.workers.ray_address import check_ray
 
     check_ray()  # ahead of imports that take seconds
+    from pipeline.declaration.shards import WHOLE, Shard
     from pipeline.driver.certify import certify_run, how_to_go_on
+    from pipeline.driver.declare import prepare_together
     from pipeline.driver.plan import plan_lines, plan_run
     from pipeline.driver.prepare import prepare
     from pipeline.driver.services import check_services
 
+    share = Shard.parse(shard) if shard else WHOLE
     config, folder = chosen_run(**options)
     if dry_run:
         click.echo("\n".join(plan_lines(plan_run(config, folder, say=_say))))
         return
     try:
         check_services([config])
-        run = prepare(config, folder, say=_say)
+        run = (prepare if share.is_whole else prepare_together)(config, folder, say=_say)
         for line in run.remarks:
             _say(line)
         cost = run.votes * run.most_evaluations_per_vote
@@ -123,10 +127,14 @@ def certify(dry_run: bool, retry_failed: bool, force: bool, **options: Any) -> N
             f"{len(run.records):,} images, {run.at_most}{len(run.units):,} units, {run.at_most}{run.votes:,} votes, "
             f"at most {cost:,} evaluations, in {folder}"
         )
-        report, tracker = certify_run(run, say=_say, force=force, retry_failed=retry_failed)
+        if not share.is_whole:
+            _say(f"shard {share}: {sum(share.has(record.image_id) for record in run.records):,} of the images")
+        report, tracker = certify_run(run, say=_say, shard=share, force=force, retry_failed=retry_failed)
     except KeyboardInterrupt:
-        _say(f"\nstopped{how_to_go_on(folder)}")
+        _say(f"\nstopped{how_to_go_on(folder, share)}")
         sys.exit(EXIT_INTERRUPTED)
+    if report is None:
+        return
     _print_report(report)
     if tracker:
         click.echo(f"MLflow: {tracker.link}")

@@ -303,21 +303,3 @@ def in_folder(run: PreparedRun) -> PreparedRun:
     growth = growth_of(declared, run.declaration, before=before, after=run.records, folder=str(run.folder))
     listing = replace(run.listing, records=placed(before, run.records))
     return replace(run, listing=listing, fingerprint=manifest["fingerprint"], growth=growth)
-
-
-def declare_or_grow(run: PreparedRun) -> PreparedRun:
-    """Writes into the run's folder what the run is, as far as it is not there; only for a driver that holds the run.
-
-    Raises:
-        DeclarationChangedError: another driver has made another run of it since `prepare`.
-        ChangedImageError: the data changed since then.
-    """
-    store, run = RunStore(run.folder), in_folder(run)  # another driver may have been here since `prepare`
-    if not store.is_declared():
-        write, there = store.declare, set[str]()
-    elif run.growth:
-        write, there = store.grow, {record.image_id for record in store.records()}
-    else:
-        return run
-    write(run.manifest(), config_toml=run.config.to_toml(), records=run.records, examples=run.examples(without=there))
-    return run

@@ -261,7 +261,7 @@ class RunStore:
         for _ in range(READINGS):
             with suppress(FileNotFoundError):  # the run's driver has put it into a shard meanwhile
                 return EvidenceTable(list(self._sound_tables(fingerprint)))
-        raise StoreError(f"{self.folder}: its files go while they are read; try again")
+        raise self._restless
 
     def _sound_tables(self, fingerprint: str) -> Iterator[pa.Table]:
         for path, table in self.each_table(fingerprint=fingerprint):
@@ -272,25 +272,41 @@ class RunStore:
             yield table
 
     def sort_out_evidence(
-        self, *, fingerprint: str, planned: Set[str]
+        self, *, fingerprint: str, planned: Set[str], of_whole_run: bool = True, compact: bool = True
     ) -> tuple[EvidenceTable, list[tuple[UPath, str]]]:
         """All evidence of the run, after moving out of its folder what is none: each such file's new place, and why.
 
-        Only for a driver that holds the run: half-written files are removed as well, and where files of single units
-        are many they go into their shards'.
+        Only for a driver that holds the run, or a shard of it. One `of_whole_run` removes half-written files as well:
+        nobody else writes any. One that may `compact`, a single one at a time, puts files of single units into their
+        shards' where they are many.
         """
-        sound, unusable = [], []
-        for path in files_of_shards(self.folder / "evidence"):
+        unusable: list[tuple[UPath, str]] = []
+        for path in files_of_shards(self.folder / "evidence") if of_whole_run else ():
             if path.suffix == ".partial":
                 remove(path)
+        for _ in range(READINGS):
+            with suppress(FileNotFoundError):  # another driver has put it into a shard, or aside
+                sound = list(self._sorted_tables(fingerprint, planned, unusable))
+                break
+        else:
+            raise self._restless
+        if compact:
+            self.compact(fingerprint=fingerprint)
+        return EvidenceTable(sound), unusable
+
+    def _sorted_tables(
+        self, fingerprint: str, planned: Set[str], unusable: list[tuple[UPath, str]]
+    ) -> Iterator[pa.Table]:
         for path, table in self.each_table(fingerprint=fingerprint):
             why = str(table) if isinstance(table, ValueError) else ""
             if not isinstance(table, ValueError) and planned >= set(table["unit_id"].to_pylist()):
-                sound.append(table)
+                yield table
                 continue
             unusable.append((self._set_aside(path), why or "evidence of a unit that this run does not plan"))
-        self.compact(fingerprint=fingerprint)
-        return EvidenceTable(sound), unusable
+
+    @property
+    def _restless(self) -> StoreError:
+        return StoreError(f"{self.folder}: its files go while they are read; try again")
 
     def _set_aside(self, path: UPath) -> UPath:
         target = self.folder / "set-aside" / f"{path.name}.{time.time_ns()}"

@@ -6,7 +6,8 @@ from pipeline.data.datasets import DatasetSpec, Example, Listing, examples_of, s
 from pipeline.data.source import Split
 from pipeline.declaration.config import RunConfig
 from pipeline.declaration.toml_files import load_config
-from pipeline.driver.prepare import PreparedRun, declare_or_grow, prepare
+from pipeline.driver.declare import declare_or_grow
+from pipeline.driver.prepare import PreparedRun, prepare
 from pipeline.locations import location
 from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore

@@ -17,7 +17,7 @@ from pipeline.store import run_store
 from pipeline.store.run_store import RunStore
 from tests.support.small_runs import computed, declared, fast_config, small_config, voted
 
-SEQUENTIAL = ("certificate.method=sequential", "votes.estimation=100", "votes.per_unit=20")
+SEQUENTIAL = ("certificate.method=sequential", "votes.estimation=60", "votes.per_unit=20")
 
 
 def votes_of(store: RunStore) -> dict:
@@ -43,8 +43,8 @@ def test_a_run_that_grew_twice_ends_as_one_that_never_had_to(tiny_model: Path, t
     def config(*more: str) -> RunConfig:
         return small_config(tiny_model, *settings, *more)
 
-    last = ["dataset.every=3", "dataset.limit=6", "sigma_pixel=[0.125, 0.25]"]
-    stages = [["dataset.every=6", "dataset.limit=3"], ["dataset.every=3", "dataset.limit=6"], last]
+    last = ["dataset.every=3", "dataset.limit=4", "sigma_pixel=[0.125, 0.25]"]
+    stages = [["dataset.every=6", "dataset.limit=2"], ["dataset.every=3", "dataset.limit=3"], last]
     run = declared(config(*stages[0]), tmp_path / "grown")
     voted(run, most_units=2)  # it is stopped, and grows before it is complete
     for stage in stages[1:]:
@@ -60,7 +60,7 @@ def test_a_run_that_grew_twice_ends_as_one_that_never_had_to(tiny_model: Path, t
         assert columns[0] == columns[1], name
     assert status_of(store.folder).complete
     page = (store.folder / "report.html").read_text()
-    assert "<li>6 images at sigma_pixel 0.25: declared 20" in page
+    assert "<li>3 images at sigma_pixel 0.25: declared 20" in page
     said: list[str] = []
     verify_run(store.folder, redraw=4, say=said.append)
     assert "ok       run.json, images.parquet: 3 laws, each the growth of the one before" in said

@@ -13,8 +13,9 @@ from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import UNIT_SECONDS, draws_a_unit
 from pipeline.driver import plan as plan_module
 from pipeline.driver import prepare as prepare_module
+from pipeline.driver.declare import declare_or_grow
 from pipeline.driver.plan import Amount, _amounts, plan_lines, plan_of, plan_run
-from pipeline.driver.prepare import CostSample, declare_or_grow, prepare
+from pipeline.driver.prepare import CostSample, prepare
 from pipeline.locations import LocationError, location
 from pipeline.report.mlflow_address import TrackingError
 from pipeline.workers import measurement as measure_module
