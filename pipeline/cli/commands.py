@@ -260,6 +260,20 @@ def report(
 
 
 @main.command()
+@click.argument("sources", metavar="RUN...", nargs=-1, required=True, type=PLACE)
+@click.option("-o", "--out", type=PLACE, required=True, help="Folder of the merged run, here or s3://...")
+def merge(sources: "tuple[UPath, ...]", out: "UPath") -> None:
+    """Make one run of several that were made apart: of the same declaration but for the images.
+
+    The runs stay as they are. Where they share images, their votes must be the same. Needs the data, and no model.
+    """
+    from pipeline.driver.merge import merge_runs
+
+    if report := merge_runs(sources, out, say=_say):
+        _print_report(report)
+
+
+@main.command()
 @click.argument("sources", metavar="RUN...", nargs=-1, required=True)
 @click.option("--radii", help="Radii of the table, as 0.25,0.5 [default: all that the runs declared].")
 @click.option("--alpha", type=float, help="One failure probability for all runs; their votes stay as they are.")

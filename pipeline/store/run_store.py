@@ -55,7 +55,8 @@ from pipeline.store.run_images import RunImages
 
 MANY_FILES = 5_000
 READINGS = 5
-OPTIONAL: dict[str, Any] = {"data": {}, "declared": "", "earlier": []}  # of run.json, and what stands for each
+# Keys of run.json that folders of earlier programs lack, and what stands for each.
+OPTIONAL: dict[str, Any] = {"data": {}, "declared": "", "earlier": [], "merged": []}
 
 
 class StoreError(ValueError):
@@ -94,8 +95,8 @@ class RunStore:
         """The declaration of the run: `law`, `fingerprint`, `plan`, and `data`, what labels were taken to mean.
 
         `fingerprint` is that of the law that the run began with, by which its evidence is known. `declared` is when the
-        law was, and `earlier` has the laws before it, of a run that has grown, oldest first. Folders that know nothing
-        of the last three have empty ones.
+        law was, and `earlier` has the laws before it, of a run that has grown, oldest first; `merged` names the runs
+        that it was put together from. Folders that know nothing of the last four have empty ones.
 
         Raises:
             StoreError: the folder holds no run, or its manifest is damaged.
@@ -151,7 +152,7 @@ class RunStore:
         earlier = [*before["earlier"], {"law": before["law"], "declared": before["declared"]}]
         self.pictures.copy(examples, expected=added)
         self.pictures.list_records(records, grown=len(earlier))
-        kept = {"fingerprint": before["fingerprint"], "declared": now(), "earlier": earlier}
+        kept = {"fingerprint": before["fingerprint"], "merged": before["merged"], "declared": now(), "earlier": earlier}
         self._publish_manifest({**manifest, **kept}, config_toml)
 
     def _publish_manifest(self, manifest: dict[str, Any], config_toml: str) -> None:
