@@ -1,7 +1,7 @@
 """Evidence to certificates: plain numpy in the driver."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ndc_core.certificates.certificate import Certificate
@@ -49,8 +49,8 @@ def certify_images(
         IncompleteRunError: votes are missing or a draw was counted twice; says of which image, and how to go on.
         UnsoundVotesError: the votes of an earlier version certify nothing.
     """
-    cells = cells_of(declaration, images, evidence, num_classes=num_classes)
-    return _certified(cells.values(), images, declaration, alpha, resume_with)
+    certify = _certifier(declaration, images, alpha=alpha, resume_with=resume_with)
+    return [certify(cell) for cell in cells_of(declaration, images, evidence, num_classes=num_classes).values()]
 
 
 def certify_complete_images(
@@ -66,37 +66,38 @@ def certify_complete_images(
 
     Each certificate is the one that the image will have when the run is complete: its votes are all there (rule S4).
     """
-    cells = cells_of(declaration, images, evidence, num_classes=num_classes)
-    undecided = {cell.image_id for cell in cells.values() if not cell.state().decided}
-    complete = (cells[key] for key in cells if key[1] not in undecided)
-    return _certified(complete, images, declaration, alpha, resume_with)
+    certify = _certifier(declaration, images, alpha=alpha, resume_with=resume_with)
+    undecided, certified = set[str](), []
+    for cell in cells_of(declaration, images, evidence, num_classes=num_classes).values():
+        if cell.image_id in undecided:
+            continue
+        if cell.state().decided:
+            certified.append(certify(cell))
+        else:
+            undecided.add(cell.image_id)
+    return [item for item in certified if item.image_id not in undecided]
 
 
-def _certified(
-    cells: Iterable[Cell],
-    images: Sequence[StoredImage],
-    declaration: Declaration,
-    alpha: float | None,
-    resume_with: str,
-) -> list[CertifiedImage]:
+def _certifier(
+    declaration: Declaration, images: Sequence[StoredImage], *, alpha: float | None, resume_with: str
+) -> Callable[[Cell], CertifiedImage]:
     refuse_unsound_votes(declaration)
     labels = {image.image_id: image.label for image in images}
     methods = {sigma_pixel: declaration.procedure(sigma_pixel, alpha=alpha) for sigma_pixel in declaration.sigma_pixel}
-    certified = []
-    for cell in cells:
+
+    def certify(cell: Cell) -> CertifiedImage:
         tally = cell.finished(resume_with=resume_with)
         items = [item for phase in cell.evidence.values() for item in phase.values()]
-        certified.append(
-            CertifiedImage(
-                cell.image_id,
-                labels[cell.image_id],
-                methods[cell.sigma_pixel].certificate(tally),
-                tuple(tally.looks[-1]),
-                sum(item.evaluations for item in items),
-                sum(item.seconds for item in items),
-            )
+        return CertifiedImage(
+            cell.image_id,
+            labels[cell.image_id],
+            methods[cell.sigma_pixel].certificate(tally),
+            tuple(tally.looks[-1]),
+            sum(item.evaluations for item in items),
+            sum(item.seconds for item in items),
         )
-    return certified
+
+    return certify
 
 
 def largest_of_each_image(certified: Sequence[CertifiedImage]) -> list[CertifiedImage]:

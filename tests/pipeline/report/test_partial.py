@@ -19,15 +19,8 @@ from tests.support.small_runs import declared, small_config, voted
 
 RADII = (0.0, 0.1)
 WINS = {0.25: [40, 40, 20, 40], 0.5: [40, 40, 40, 40]}
-FILES = (
-    "certificates.parquet",
-    "certificates.tsv",
-    "table.md",
-    "table.tex",
-    "summary.json",
-    "report.html",
-    "curve.svg",
-)
+TEXTS = ("table.md", "table.tex", "report.html", "summary.json")
+FILES = (*TEXTS, "certificates.parquet", "certificates.tsv", "curve.svg")
 
 
 def without(folder: Path, *cells: tuple[str, float]) -> RunStore:
