@@ -23,6 +23,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "clusters/README.md", *sorted(DOCS.glob("*.md"))]
 PICTURES = sorted(path for path in DOCS.rglob("*") if path.suffix in (".png", ".svg"))
 LARGEST_PICTURE = 160_000
+MAY_CHANGE = ("force", "shard", "limit", "every")  # of a run that goes on or grows
 NDC = re.compile(r"(?:^|(?<=\s))(?:\.venv/bin/)?(?:ndc|python -m pipeline\.cli) (.*)")
 
 
@@ -127,14 +128,14 @@ def declared_runs() -> Iterator[tuple[str, str, str]]:
         folder = chosen.pop("folder") or f"runs/{Path(source).stem}"
         if chosen.pop("dry_run") or "runs/" in source or source.isupper():
             continue  # nothing is computed, or a run goes on
-        settings = {name: value for name, value in chosen.items() if value not in (None, False, ()) and name != "force"}
+        settings = {n: value for n, value in chosen.items() if value not in (None, False, ()) and n not in MAY_CHANGE}
         if set(settings) == {"assignments"} and all(item.startswith("sweep=") for item in settings["assignments"]):
             settings = {}  # a tag, not of the run's law
         yield page, str(folder), f"{Path(source).stem} {settings}"
 
 
 def test_no_two_runs_that_are_shown_share_a_folder() -> None:
-    """A folder holds one run: the second would be refused."""
+    """A folder holds one run, which may grow: a second would be refused."""
     first: dict[str, tuple[str, str]] = {}
     for page, folder, declared in declared_runs():
         before, where = first.setdefault(folder, (declared, page))

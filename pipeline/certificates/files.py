@@ -15,6 +15,7 @@ from pipeline.store.parquet_io import parquet_bytes, parquet_table
 from pipeline.store.run_store import StoreError
 
 EVIDENCE_KEY = b"ndc.evidence"
+NOTE_MARK = "#"  # begins the line before a log's header: no script takes a partial log for a whole one
 
 CERTIFICATE_SCHEMA = pa.schema(
     [
@@ -80,13 +81,14 @@ def cut_text(number: float, digits: int) -> str:
     return f"{cut(number, digits):.{digits}f}"
 
 
-def certificate_tsv(certified: Sequence[CertifiedImage]) -> str:
+def certificate_tsv(certified: Sequence[CertifiedImage], image_ids: Sequence[str], *, note: str = "") -> str:
     """The log that this field's scripts read (predict is -1 for an abstention), with sigma_pixel as a last column.
 
-    The radius is cut, not rounded, to six digits, so that it never exceeds the certified one (rule S7).
+    `idx` is an image's place among all of the run's. The radius is cut, not rounded, to six digits, so that it never
+    exceeds the certified one (rule S7). A `note` is the first line.
     """
-    index_of = {image_id: index for index, image_id in enumerate(dict.fromkeys(item.image_id for item in certified))}
-    lines = ["idx\tlabel\tpredict\tradius\tcorrect\ttime\tsigma_pixel"]
+    index_of = {image_id: index for index, image_id in enumerate(image_ids)}
+    lines = [*([f"{NOTE_MARK} {note}"] if note else []), "idx\tlabel\tpredict\tradius\tcorrect\ttime\tsigma_pixel"]
     for item in certified:
         certificate = item.certificate
         predict = -1 if certificate.predicted is None else certificate.predicted

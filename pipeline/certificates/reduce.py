@@ -1,11 +1,11 @@
 """Evidence to certificates: plain numpy in the driver."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ndc_core.certificates.certificate import Certificate
-from pipeline.certificates.stopping import cells_of
+from pipeline.certificates.stopping import Cell, cells_of
 from pipeline.declaration.declaration import Declaration, refuse_unsound_votes
 from pipeline.store.evidence import Evidence, EvidenceTable
 from pipeline.store.run_store import StoredImage
@@ -49,24 +49,55 @@ def certify_images(
         IncompleteRunError: votes are missing or a draw was counted twice; says of which image, and how to go on.
         UnsoundVotesError: the votes of an earlier version certify nothing.
     """
+    certify = _certifier(declaration, images, alpha=alpha, resume_with=resume_with)
+    return [certify(cell) for cell in cells_of(declaration, images, evidence, num_classes=num_classes).values()]
+
+
+def certify_complete_images(
+    evidence: EvidenceTable | Iterable[Evidence],
+    images: Sequence[StoredImage],
+    *,
+    declaration: Declaration,
+    num_classes: int,
+    alpha: float | None,
+    resume_with: str,
+) -> list[CertifiedImage]:
+    """The same of the images that are decided at every noise level; none of a run that has no such image yet.
+
+    Each certificate is the one that the image will have when the run is complete: its votes are all there (rule S4).
+    """
+    certify = _certifier(declaration, images, alpha=alpha, resume_with=resume_with)
+    undecided, certified = set[str](), []
+    for cell in cells_of(declaration, images, evidence, num_classes=num_classes).values():
+        if cell.image_id in undecided:
+            continue
+        if cell.state().decided:
+            certified.append(certify(cell))
+        else:
+            undecided.add(cell.image_id)
+    return [item for item in certified if item.image_id not in undecided]
+
+
+def _certifier(
+    declaration: Declaration, images: Sequence[StoredImage], *, alpha: float | None, resume_with: str
+) -> Callable[[Cell], CertifiedImage]:
     refuse_unsound_votes(declaration)
     labels = {image.image_id: image.label for image in images}
     methods = {sigma_pixel: declaration.procedure(sigma_pixel, alpha=alpha) for sigma_pixel in declaration.sigma_pixel}
-    certified = []
-    for cell in cells_of(declaration, images, evidence, num_classes=num_classes).values():
+
+    def certify(cell: Cell) -> CertifiedImage:
         tally = cell.finished(resume_with=resume_with)
         items = [item for phase in cell.evidence.values() for item in phase.values()]
-        certified.append(
-            CertifiedImage(
-                cell.image_id,
-                labels[cell.image_id],
-                methods[cell.sigma_pixel].certificate(tally),
-                tuple(tally.looks[-1]),
-                sum(item.evaluations for item in items),
-                sum(item.seconds for item in items),
-            )
+        return CertifiedImage(
+            cell.image_id,
+            labels[cell.image_id],
+            methods[cell.sigma_pixel].certificate(tally),
+            tuple(tally.looks[-1]),
+            sum(item.evaluations for item in items),
+            sum(item.seconds for item in items),
         )
-    return certified
+
+    return certify
 
 
 def largest_of_each_image(certified: Sequence[CertifiedImage]) -> list[CertifiedImage]:

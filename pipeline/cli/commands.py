@@ -95,27 +95,31 @@ def plan(
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan, as `ndc plan`; compute nothing.")
 @click.option("--retry-failed", is_flag=True, help="Compute nothing but the units that failed.")
 @click.option("--force", is_flag=True, help="Take the run from another driver that works on it.")
-def certify(dry_run: bool, retry_failed: bool, force: bool, **options: Any) -> None:
+@click.option("--shard", metavar="I/N", help="Only the I-th of N shares of the images, beside drivers of the others.")
+def certify(dry_run: bool, retry_failed: bool, force: bool, shard: str | None, **options: Any) -> None:
     """Certify images, going on where a run in the same folder stopped.
 
     The argument is a preset, a TOML file, or the folder of a run that was started before. Left out, it is the preset
-    that goes with --certificate.
+    that goes with --certificate. A run takes more images and more noise levels, and keeps what it has drawn.
     """
     from pipeline.workers.ray_address import check_ray
 
     check_ray()  # ahead of imports that take seconds
+    from pipeline.declaration.shards import WHOLE, Shard
     from pipeline.driver.certify import certify_run, how_to_go_on
+    from pipeline.driver.declare import prepare_together
     from pipeline.driver.plan import plan_lines, plan_run
     from pipeline.driver.prepare import prepare
     from pipeline.driver.services import check_services
 
+    share = Shard.parse(shard) if shard else WHOLE
     config, folder = chosen_run(**options)
     if dry_run:
         click.echo("\n".join(plan_lines(plan_run(config, folder, say=_say))))
         return
     try:
         check_services([config])
-        run = prepare(config, folder, say=_say)
+        run = (prepare if share.is_whole else prepare_together)(config, folder, say=_say)
         for line in run.remarks:
             _say(line)
         cost = run.votes * run.most_evaluations_per_vote
@@ -123,10 +127,14 @@ def certify(dry_run: bool, retry_failed: bool, force: bool, **options: Any) -> N
             f"{len(run.records):,} images, {run.at_most}{len(run.units):,} units, {run.at_most}{run.votes:,} votes, "
             f"at most {cost:,} evaluations, in {folder}"
         )
-        report, tracker = certify_run(run, say=_say, force=force, retry_failed=retry_failed)
+        if not share.is_whole:
+            _say(f"shard {share}: {sum(share.has(record.image_id) for record in run.records):,} of the images")
+        report, tracker = certify_run(run, say=_say, shard=share, force=force, retry_failed=retry_failed)
     except KeyboardInterrupt:
-        _say(f"\nstopped{how_to_go_on(folder)}")
+        _say(f"\nstopped{how_to_go_on(folder, share)}")
         sys.exit(EXIT_INTERRUPTED)
+    if report is None:
+        return
     _print_report(report)
     if tracker:
         click.echo(f"MLflow: {tracker.link}")
@@ -210,10 +218,17 @@ def attack(folder: "UPath", limit: int | None, **settings: int) -> None:
 @click.option("--alpha", type=float, help="Another failure probability than the run's; the votes stay as they are.")
 @click.option("--radii", help="Radii of the table, as 0,0.25,0.5 [default: the run's].")
 @click.option("--out", type=PLACE, help="Where to write [default: RUN, or RUN/alpha-<alpha>].")
+@click.option("--partial", is_flag=True, help="Of the images that are complete so far [default --out: RUN/partial].")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--mlflow-link", is_flag=True, help="Only print the link that opens on the experiment's MLflow charts.")
 def report(
-    folder: "UPath", alpha: float | None, radii: str | None, out: "UPath | None", as_json: bool, mlflow_link: bool
+    folder: "UPath",
+    alpha: float | None,
+    radii: str | None,
+    out: "UPath | None",
+    partial: bool,
+    as_json: bool,
+    mlflow_link: bool,
 ) -> None:
     """Derive certificates, tables and pictures again from a run's evidence. Needs no model."""
     from pipeline.declaration.toml_files import load_config
@@ -222,7 +237,7 @@ def report(
     from pipeline.store.run_store import RunStore
 
     if mlflow_link:
-        if as_json or alpha is not None or radii or out:
+        if as_json or alpha is not None or radii or out or partial:
             raise click.UsageError("--mlflow-link goes with no other option: it prints a link, and derives nothing.")
         link, how_to_open = link_of_run(folder)
         click.echo(link)
@@ -234,12 +249,28 @@ def report(
     overrides = [f"certificate.alpha={alpha}"] if alpha is not None else []
     overrides += [f"certificate.radii=[{radii}]"] if radii else []
     config = load_config(str(folder / "run.toml"), overrides)
-    out = out or (folder if alpha is None else folder / f"alpha-{alpha:g}")
-    written = reduce_and_report(store, alpha=alpha, radii=config.certificate.radii, folder=out)
+    if not out:
+        out = folder / "partial" if partial else folder
+        out = out if alpha is None else out / f"alpha-{alpha:g}"
+    written = reduce_and_report(store, alpha=alpha, radii=config.certificate.radii, folder=out, partial=partial)
     if as_json:
         click.echo(json.dumps(summary_json(written.summary), indent=2))
     else:
         _print_report(written)
+
+
+@main.command()
+@click.argument("sources", metavar="RUN...", nargs=-1, required=True, type=PLACE)
+@click.option("-o", "--out", type=PLACE, required=True, help="Folder of the merged run, here or s3://...")
+def merge(sources: "tuple[UPath, ...]", out: "UPath") -> None:
+    """Make one run of several that were made apart: of the same declaration but for the images.
+
+    The runs stay as they are. Where they share images, their votes must be the same. Needs the data, and no model.
+    """
+    from pipeline.driver.merge import merge_runs
+
+    if report := merge_runs(sources, out, say=_say):
+        _print_report(report)
 
 
 @main.command()

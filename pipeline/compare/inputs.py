@@ -92,7 +92,7 @@ class RunInput:
                 "compare the log with a run that took its images by --offset, --every and --limit"
             )
         first, step = (data.offset, data.every) if in_data else (0, 1)
-        return {first + step * record.index: record.image_id for record in self.records}
+        return {first + step * place: record.image_id for place, record in enumerate(self.records)}
 
     def entries(self, method: str, *, alpha: float | None) -> list[MethodAtLevel]:
         """Certificates of each noise level, from the evidence; alpha None is the declared one.
@@ -113,7 +113,7 @@ class RunInput:
             )
         except IncompleteRunError as error:
             raise IncompleteRunError(f"{self.where} cannot be compared: {error}") from error
-        empirical = empirical_accuracy(self.where, fingerprint=self.fingerprint)
+        empirical = empirical_accuracy(self.where, fingerprint=self.declaration.fingerprint)
         levels = by_level(certified, maximum_over_sigmas=self.declaration.maximum_over_sigmas)
         return [
             MethodAtLevel(
@@ -213,7 +213,7 @@ def open_run(argument: Argument, *, alpha: float | None) -> RunInput:
     if argument.level is not None:
         raise StoreError(f"{where} is a run, and knows its noise levels; leave out @{argument.level:g}")
     store = RunStore(where)
-    manifest, records = store.manifest(), store.pictures.records()
+    manifest, records = store.manifest(), store.records()
     declaration = Declaration.from_json(manifest["law"])
     if Listing(records, declaration.image_shape).digest != declaration.images_sha256:
         raise StoreError(f"{where}/images.parquet is not what the run was declared with; restore it")

@@ -10,6 +10,7 @@ from typing import Any
 
 from upath import UPath
 
+from pipeline.certificates.files import NOTE_MARK
 from pipeline.locations import read_text
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct")
@@ -89,6 +90,9 @@ def _cells(path: UPath) -> dict[int, dict[str, str]]:
         text = read_text(path)
     except UnicodeDecodeError as error:
         raise LogError(f"{path} is no text in UTF-8, so no log; give a run's folder, or a log with {listed}") from error
+    if text.startswith(NOTE_MARK):
+        note = text.splitlines()[0].removeprefix(NOTE_MARK).strip()
+        raise LogError(f"{path} is marked: {note}; finish the run that it is of, and give that")
     lines = {n: line.split("\t") for n, line in enumerate(text.splitlines(), start=1) if line.strip()}
     head = next(iter(lines), 0)
     header = [name.strip() for name in lines.pop(head, [])]

@@ -38,7 +38,7 @@ class Example:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """What a run keeps in mind of an image: its place among the run's, and a hash of its pixels as certified."""
+    """What a run keeps in mind of an image: its place in the run's own copy, and a hash of its pixels as certified."""
 
     index: int
     image_id: str

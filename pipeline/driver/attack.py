@@ -54,7 +54,7 @@ def attack_run(
     run = prepare(config, folder)
     with held(folder, force=False, say=say):
         results = _results(run, store, settings, limit, say)
-        summary = summary_of(results, radii=run.config.certificate.radii, fingerprint=run.fingerprint)
+        summary = summary_of(results, radii=run.config.certificate.radii, fingerprint=run.declaration.fingerprint)
         publish(folder / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
         report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=folder)
         with SideChannel("MLflow", say):

@@ -2,27 +2,29 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from upath import UPath
 
 from pipeline.certificates.reuse import reuse_votes
-from pipeline.data.datasets import examples_of
 from pipeline.declaration.declaration import Declaration
+from pipeline.declaration.shards import WHOLE, Shard
 from pipeline.declaration.units import WorkUnit
-from pipeline.driver.prepare import PreparedRun, refuse_other_declaration
+from pipeline.driver.declare import declare_or_grow
+from pipeline.driver.prepare import PreparedRun, in_folder
 from pipeline.driver.tracked_votes import TrackedVotes
 from pipeline.locations import LocationError, absolute
 from pipeline.progress import VoteProgress
-from pipeline.report.report import Report, reduce_and_report
+from pipeline.report.mlflow_values import partial_scalars
+from pipeline.report.report import Report, reduce_and_report, summary_so_far
 from pipeline.side_channel import Listener, Listeners, Say, SideChannel, in_time, safely
 from pipeline.store.event_log import EventLog
 from pipeline.store.evidence import EvidenceTable
-from pipeline.store.lease import Lease, held
+from pipeline.store.lease import REPORT, Lease, LeaseError, held, name_of
 from pipeline.store.run_store import RunStore
 from pipeline.workers.pools import NoGpuError, Pool, as_begun, kinds_of
 from pipeline.workers.ray_pool import Metrics, connect_ray, stop_on_signals, stream
@@ -43,13 +45,20 @@ class NothingKeptError(UnitsFailedError):
 
 
 def certify_run(
-    run: PreparedRun, *, say: Say, force: bool = False, retry_failed: bool = False, donors: Sequence[UPath] = ()
-) -> tuple[Report, Any]:
+    run: PreparedRun,
+    *,
+    say: Say,
+    shard: Shard = WHOLE,
+    force: bool = False,
+    retry_failed: bool = False,
+    donors: Sequence[UPath] = (),
+) -> tuple[Report | None, Any]:
     """Brings a run to its end from wherever it stands; returns its report and its MLflow tracker, if it has one.
 
-    `force` takes the run from a driver that is at work on it; `retry_failed` computes failed units only. Votes that
-    `lenders` have drawn, folders of other runs, are taken over. A terminal, log, metric or MLflow that fails is said
-    once, and the run goes on.
+    Of a `shard` it computes the images alone, of a run that is declared; there is a report if those of the others are
+    there, too. `force` takes the run from a driver that is at work on it; `retry_failed` computes failed units only.
+    Votes that `donors` have drawn, folders of other runs, are taken over. A terminal, log, metric or MLflow that fails
+    is said once, and the run goes on.
 
     Raises:
         UnitsFailedError: naming the units that failed; the others are done.
@@ -59,39 +68,66 @@ def certify_run(
     store, say = RunStore(run.folder), safely(say)
     if not store.is_declared():
         connect_ray(run.config.compute, say=say)  # actors that cannot be anywhere leave no folder behind
-    with held(run.folder, force=force, say=say) as lease, EventLog(run.folder, say=say) as log:
-        refuse_other_declaration(store, run.declaration)  # another driver may have been here since `prepare`
-        if not store.is_declared():
-            examples = examples_of(run.config.dataset, run.source, channels=run.listing.image_shape[0], corrupt=[])
-            store.declare(run.manifest(), config_toml=run.config.to_toml(), records=run.records, examples=examples)
+    with (
+        held(run.folder, force=force, say=say, name=name_of(shard)) as lease,
+        EventLog(run.folder, say=say) as log,
+    ):
+        run = declare_or_grow(run) if shard.is_whole else in_folder(run)
         tracker, mlflow = None, SideChannel("MLflow", say)
         with mlflow:
-            tracker = tracker_of(run)
+            tracker = tracker_of(run) if shard.number == 1 else None  # one driver tells of all of them
         try:
-            Session(run, store, lease, log, say, donors, tracker).vote(only_failed=retry_failed)
-            report = reduce_and_report(store, alpha=None, radii=run.config.certificate.radii, folder=run.folder)
-            for line in report.devices:
-                say(line)
+            Session(run, store, lease, log, say, shard, donors, tracker).vote(only_failed=retry_failed)
+            if shard.is_whole:
+                return report_on(run, tracker, mlflow, say), tracker
+            return report_of_all(run, shard, tracker, mlflow, say)
         except BaseException as error:
             if tracker:
                 with mlflow:
                     in_time(partial(tracker.stopped, failed=isinstance(error, Exception)))
             raise
-        if tracker:
-            names = ("report.html", "curve.svg", "curve.png", "table.md", "certificates.parquet", "run.toml")
+
+
+def report_on(run: PreparedRun, tracker: Any, mlflow: SideChannel, say: Say) -> Report:
+    """The report of a complete run, which MLflow is told as well."""
+    report = reduce_and_report(RunStore(run.folder), alpha=None, radii=run.config.certificate.radii, folder=run.folder)
+    for line in report.devices:
+        say(line)
+    if tracker:
+        names = ("report.html", "curve.svg", "curve.png", "table.md", "certificates.parquet", "run.toml")
+        with mlflow:
+            tracker.finish(report, [run.folder / name for name in names])
+    return report
+
+
+def report_of_all(
+    run: PreparedRun, shard: Shard, tracker: Any, mlflow: SideChannel, say: Say
+) -> tuple[Report | None, Any]:
+    """The report, by the last of several drivers; None where others have images left, or one of them is at it."""
+    run = in_folder(run)
+    evidence = RunStore(run.folder).all_evidence(fingerprint=run.fingerprint)
+    missing = {unit.image_id for unit in run.missing(evidence).values()}
+    if missing:
+        say(f"shard {shard} is complete; {len(missing):,} images of other shards are not: `ndc status {run.folder}`")
+        return None, None
+    try:
+        with held(run.folder, force=False, say=say, name=REPORT):
             with mlflow:
-                tracker.finish(report, [run.folder / name for name in names])
-        return report, tracker
+                tracker = tracker or tracker_of(run)
+            return report_on(run, tracker, mlflow, say), tracker
+    except LeaseError as error:
+        say(f"the run is complete, and its report is being made: {error}")
+        return None, None
 
 
-def how_to_go_on(folder: UPath) -> str:
+def how_to_go_on(folder: UPath, shard: Shard = WHOLE) -> str:
     """What to say of a run that was stopped. Before its folder is declared there is nothing to go on with."""
     try:
         declared = RunStore(folder).is_declared()
     except ValueError:  # the store is away, and may hold what was published
         declared = True
     if declared:
-        return f"; what was published is kept. Run `ndc certify {folder}` to go on."
+        return f"; what was published is kept. Run `ndc certify {folder}{shard.option}` to go on."
     return f" before any vote was drawn: {folder} holds nothing yet."
 
 
@@ -101,18 +137,19 @@ def tracker_of(run: PreparedRun) -> Any:
         return None
     from pipeline.report.mlflow_tracker import Tracker
 
-    return Tracker(run.config, folder=run.folder, declaration=run.declaration, fingerprint=run.fingerprint)
+    return Tracker(run.config, folder=run.folder, declaration=run.declaration)
 
 
 @dataclass(frozen=True)
 class Session:
-    """What one driver does for a run."""
+    """What one driver does for a run, or a shard of it."""
 
     run: PreparedRun
     store: RunStore
     lease: Lease
     log: EventLog
     tell: Say
+    shard: Shard = WHOLE
     donors: Sequence[UPath] = ()
     tracker: Any = None
 
@@ -128,23 +165,41 @@ class Session:
             LeaseError: another driver has taken the run over.
         """
         evidence, unusable = self.store.sort_out_evidence(
-            fingerprint=self.run.fingerprint, planned=self.run.units.keys()
+            fingerprint=self.run.fingerprint,
+            planned=self.run.units.keys(),
+            of_whole_run=self.shard.is_whole,
+            compact=self.shard.number == 1,
         )
         for path, problem in unusable:
             self.say(f"set aside {path}: {problem}; what it held is computed again")
         for donor in self.donors:
-            if self.run.missing(evidence):
+            if self._missing(evidence):
                 evidence = self._reuse_votes(evidence, donor)
-        votes_done, missing = evidence.draws, self.run.missing(evidence)
+        votes_done, missing = self._votes_of(evidence.unit_ids), self._missing(evidence)
         if only_failed:
             missing = {unit_id: missing[unit_id] for unit_id in self.store.failed_ids() if unit_id in missing}
             self.say(f"trying {len(missing):,} failed units again")
         elif not missing:
             self.say(f"all {votes_done:,} votes are there already")
         elif votes_done:
-            self.say(f"going on at {votes_done:,} of {self.run.at_most}{self.run.votes:,} votes")
+            self.say(f"going on at {votes_done:,} of {self.run.at_most}{self._votes_of(self._units):,} votes")
         if missing:
             self._vote_on(list(missing.values()), evidence, self._pool(kinds_of(evidence.devices)))
+
+    @cached_property
+    def _units(self) -> dict[str, WorkUnit]:
+        """Those that the run may need of the shard's images, by id."""
+        if self.shard.is_whole:
+            return self.run.units
+        images = {record.image_id for record in self.run.records if self.shard.has(record.image_id)}
+        return {unit_id: unit for unit_id, unit in self.run.units.items() if unit.image_id in images}
+
+    def _votes_of(self, unit_ids: Iterable[str]) -> int:
+        return sum(self._units[unit_id].draws for unit_id in unit_ids if unit_id in self._units)
+
+    def _missing(self, evidence: EvidenceTable) -> dict[str, WorkUnit]:
+        missing = self.run.missing(evidence)
+        return {unit_id: unit for unit_id, unit in missing.items() if unit_id in self._units}
 
     def _pool(self, begun: Sequence[str]) -> Pool:
         """Actors on the device that drew the votes so far, unless another one is asked for: never mixed unsaid.
@@ -193,12 +248,19 @@ class Session:
         run = self.run
         listeners: dict[str, Callable[[], Listener[Receipt]]] = {
             "the progress display": lambda: VoteProgress(
-                votes=run.votes, votes_done_before=evidence.draws, at_most=run.at_most
+                votes=self._votes_of(self._units),
+                votes_done_before=self._votes_of(evidence.unit_ids),
+                at_most=run.at_most,
             )
         }
         if self.tracker:
-            listeners["progress in MLflow"] = lambda: TrackedVotes(self.tracker, evidence, say=self.say)
+            listeners["progress in MLflow"] = lambda: TrackedVotes(
+                self.tracker, evidence, results=self._results, say=self.say
+            )
         return listeners
+
+    def _results(self) -> dict[str, float]:
+        return partial_scalars(summary_so_far(self.store, radii=self.run.config.certificate.radii))
 
     def _vote_on(self, units: list[WorkUnit], evidence: EvidenceTable, pool: Pool) -> None:
         run, failed, done = self.run, [], 0
@@ -209,20 +271,21 @@ class Session:
                 listeners.add(receipt)
                 self.log.add("unit", **asdict(receipt))
                 done += 1
-                if done % UNITS_BETWEEN_COMPACTIONS == 0:
+                if done % UNITS_BETWEEN_COMPACTIONS == 0 and self.shard.number == 1:
                     threading.Thread(target=self._compact, daemon=True).start()
                 if receipt.error:
                     failed.append(receipt)
                 if receipt.fatal:
                     raise NothingKeptError(
                         f"{receipt.unit}: {receipt.error}\nstopped, since nothing can be kept; what was published is: "
-                        f"run `{run.resume_command}` to go on"
+                        f"run `{run.resume_command}{self.shard.option}` to go on"
                     )
         if failed:
             listed = "\n".join(f"  {receipt.unit}: {receipt.error}" for receipt in failed)
             raise UnitsFailedError(
                 f"{len(failed)} of {done} units failed, the others are done:\n{listed}\n"
-                f"mend the cause, then run `{run.resume_command}` to finish (`--retry-failed` for these alone)"
+                f"mend the cause, then run `{run.resume_command}{self.shard.option}` to finish (`--retry-failed` for "
+                "these alone)"
             )
 
 
@@ -230,11 +293,12 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
     """Sends units to a pool of actors and yields a receipt for each as soon as it is published.
 
     Where what is drawn depends on the votes, an actor is sent one unit of each image and noise level, and goes on from
-    there; levels on one path go together. Several images at a time, so that their rows share forward passes. What
-    takes longest is sent first, so that no actor is left with much at the end: the more draws a unit has, and where
-    they depend on the votes, the more noise.
+    there; levels on one path go together. Several images at a time, so that their rows share forward passes. Image
+    after image, so that a run that is not finished has complete ones; of an image what takes longest first: the level
+    with the most noise, the unit with the most draws.
     """
     record_of = {record.image_id: record for record in run.records}
+    place_of = {image_id: place for place, image_id in enumerate(record_of)}
     follows, one_path = run.config.follows_images, run.config.one_path
     sent = {
         (
@@ -242,7 +306,7 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
             None if one_path else unit.sigma_pixel,
             None if follows else (unit.phase, unit.draw_start),
         ): unit
-        for unit in sorted(units, key=lambda unit: (unit.sigma_pixel if follows else 0, unit.draws), reverse=True)
+        for unit in sorted(units, key=lambda unit: (place_of[unit.image_id], -unit.sigma_pixel, -unit.draws))
     }
     rows = [unit_row(unit, record_of[unit.image_id]) for unit in sent.values()]
     settings = VoterSettings(

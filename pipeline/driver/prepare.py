@@ -1,7 +1,9 @@
 """What is checked, measured and planned before a run does any work."""
 
 import math
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from upath import UPath
@@ -9,6 +11,7 @@ from upath import UPath
 from pipeline.certificates.stopping import cells_of
 from pipeline.data.datasets import (
     DATASETS,
+    Example,
     ImageRecord,
     Listing,
     examples_of,
@@ -18,11 +21,13 @@ from pipeline.data.datasets import (
 )
 from pipeline.data.source import Source
 from pipeline.declaration.config import RunConfig
-from pipeline.declaration.declaration import Declaration, declare, refuse_changes
+from pipeline.declaration.declaration import Declaration, declare
+from pipeline.declaration.growth import Growth, growth_of
 from pipeline.declaration.units import WorkUnit, draws_a_unit, plan_units
 from pipeline.progress import ReadingProgress
 from pipeline.side_channel import Say
 from pipeline.store.evidence import EvidenceTable
+from pipeline.store.run_images import placed
 from pipeline.store.run_store import RunStore
 from pipeline.workers.measurement import Measured, MeasurementRequest, measure
 from pipeline.workers.models import build_classifier, model_digests
@@ -39,13 +44,18 @@ class PreparedRun:
     folder: UPath
     source: Source
     listing: Listing
-    units: dict[str, WorkUnit]  # by unit id
     declaration: Declaration
-    fingerprint: str
+    fingerprint: str  # by which its evidence is known: that of the first declaration, of a run that has grown
     num_classes: int
     most_evaluations_per_vote: int
     votes_cost_alike: bool  # whether every vote costs that
     measured: Measured | None  # for its sizes, if it was
+    growth: Growth | None = None  # of the run that its folder has
+
+    @cached_property
+    def units(self) -> dict[str, WorkUnit]:
+        """By unit id."""
+        return {unit.unit_id(self.fingerprint): unit for unit in plan_units(self.declaration, self.records)}
 
     @property
     def records(self) -> list[ImageRecord]:
@@ -86,6 +96,7 @@ class PreparedRun:
         resized = f", resized with the filter {data.filter}" if data.resize else ""
         lines = [f"data: {data.name}{guess}: {channels} x {height} x {width} pixels{resized}", self.labels]
         lines += [f"data: {note}" for note in self.listing.notes]
+        lines += [f"the run {self.growth}"] if self.growth else []
         if self.measured is None or self.measured.device:  # a stated rate does not tell the rows
             lines += [
                 f"{self.config.compute.rows_per_pass} rows a forward pass, {self.config.votes.per_unit:,} draws a unit"
@@ -102,6 +113,16 @@ class PreparedRun:
     @property
     def resume_command(self) -> str:
         return f"ndc certify {self.folder}"
+
+    def examples(self, *, without: Set[str]) -> Iterator[Example]:
+        """The images with their pixels, read again, but for those with these ids."""
+        chosen = self.config.dataset
+        if without:
+            ids = tuple(record.image_id for record in self.records if record.image_id not in without)
+            chosen = replace(chosen, ids=ids, offset=0, every=1, limit=None)
+            if not ids:
+                return iter(())
+        return examples_of(chosen, self.source, channels=self.listing.image_shape[0], corrupt=[])
 
     def manifest(self) -> dict[str, Any]:
         plan = {
@@ -185,22 +206,19 @@ def prepare(
     data = replace(config.dataset, label_order=source.label_order)  # run.toml states what was taken
     config = config.model_copy(update={"dataset": data})
     declaration = declare(config, listing, models=inputs.digests)
-    fingerprint = declaration.fingerprint
-    refuse_other_declaration(store, declaration)
-    units = {unit.unit_id(fingerprint): unit for unit in plan_units(declaration, listing.records)}
-    return PreparedRun(
+    run = PreparedRun(
         config,
         folder,
         source,
         listing,
-        units,
         declaration,
-        fingerprint,
+        declaration.fingerprint,
         inputs.num_classes,
         inputs.most_evaluations_per_vote,
         inputs.votes_cost_alike,
         measured,
     )
+    return in_folder(run)
 
 
 @dataclass(frozen=True)
@@ -271,7 +289,17 @@ def with_sizes(
     return config.model_copy(update=chosen), measured
 
 
-def refuse_other_declaration(store: RunStore, declaration: Declaration) -> None:
-    """Raises DeclarationChangedError if the folder holds a run of another law."""
-    if store.is_declared():
-        refuse_changes(store.declaration(), declaration, folder=str(store.folder))
+def in_folder(run: PreparedRun) -> PreparedRun:
+    """The run as its folder has it by now: under which fingerprint, at which places its images are, how it would grow.
+
+    Raises:
+        DeclarationChangedError: the folder holds a run that this one is no growth of.
+    """
+    store = RunStore(run.folder)
+    if not store.is_declared():
+        return run
+    manifest, before = store.manifest(), store.records()
+    declared = Declaration.from_json(manifest["law"])
+    growth = growth_of(declared, run.declaration, before=before, after=run.records, folder=str(run.folder))
+    listing = replace(run.listing, records=placed(before, run.records))
+    return replace(run, listing=listing, fingerprint=manifest["fingerprint"], growth=growth)

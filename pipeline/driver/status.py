@@ -1,18 +1,31 @@
 """How far a run is, read from its folder alone."""
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from upath import UPath
 
 from pipeline.certificates.stopping import cells_of
+from pipeline.declaration.shards import Shard, shard_of
 from pipeline.progress import duration
 from pipeline.store.devices import device_lines
-from pipeline.store.lease import LEASE_FILE, described, holder_of
+from pipeline.store.lease import described, holder_of, lease_path, name_of, names_in, shard_named
 from pipeline.store.run_store import RunStore
 
 RATE_WINDOW_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class ShardStatus:
+    """How far one of several drivers is; `driver` is who works on it, as far as is known."""
+
+    shard: str
+    decided: int
+    to_decide: int
+    driver: str | None
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,7 @@ class RunStatus:
     driver: str | None  # who works on it, as far as is known
     at_most: str  # where certificates may stop early: "at most "
     devices: tuple[str, ...]  # what computed it, a line each, where that needs to be said
+    shards: tuple[ShardStatus, ...] = ()  # of all drivers, if one of several is known of
 
     @property
     def complete(self) -> bool:
@@ -53,13 +67,15 @@ def status_of(folder: UPath, *, now_unix: float | None = None) -> RunStatus:
     evidence = store.all_evidence(fingerprint=manifest["fingerprint"])
     images, classes = store.images(), manifest["plan"]["classes"]
     cells = cells_of(store.declaration(), images, evidence, num_classes=classes).values()
-    decided = sum(cell.state().decided for cell in cells)
+    is_decided = [(cell.image_id, cell.state().decided) for cell in cells]
+    decided = sum(done for _, done in is_decided)
     now = time.time() if now_unix is None else now_unix
     votes, rate, left = manifest["plan"]["votes"], None, None
-    recent = evidence.since(now - RATE_WINDOW_SECONDS)
+    latest = max(now, evidence.last_finished_unix)  # clocks differ between nodes
+    recent = evidence.since(latest - RATE_WINDOW_SECONDS)
     if recent and decided < len(cells):
         draws, evaluations, began = recent
-        window = max(1e-3, now - began)
+        window = max(1e-3, latest - began)
         rate, left = evaluations / window, (votes - evidence.draws) * window / draws
     return RunStatus(
         folder=str(folder),
@@ -76,12 +92,35 @@ def status_of(folder: UPath, *, now_unix: float | None = None) -> RunStatus:
         driver=driver_of(folder, now_unix=now),
         at_most="at most " if manifest["plan"]["stops_early"] else "",
         devices=tuple(device_lines(evidence.devices)),
+        shards=shards_of(folder, is_decided, now_unix=now),
     )
 
 
-def driver_of(folder: UPath, *, now_unix: float) -> str | None:
-    """The holder of the run's lease, and when it was heard of last."""
-    holder = holder_of(folder / LEASE_FILE)
+def shards_of(folder: UPath, is_decided: Sequence[tuple[str, bool]], *, now_unix: float) -> tuple[ShardStatus, ...]:
+    """All shards of a run as its drivers divide it; of several divisions that of which the most drivers are known."""
+    numbers = [shard.of for name in names_in(folder) if (shard := shard_named(name))]
+    if not numbers:
+        return ()
+    of = max(set(numbers), key=lambda number: (numbers.count(number), number))
+    decided, to_decide = Counter[int](), Counter[int]()
+    for image_id, done in is_decided:
+        number = shard_of(image_id, of)
+        decided[number] += done
+        to_decide[number] += 1
+    return tuple(
+        ShardStatus(
+            str(shard),
+            decided[shard.number],
+            to_decide[shard.number],
+            driver_of(folder, name_of(shard), now_unix=now_unix),
+        )
+        for shard in (Shard(number, of) for number in range(1, of + 1))
+    )
+
+
+def driver_of(folder: UPath, name: str = "", *, now_unix: float) -> str | None:
+    """The holder of the run's lease, or of a shard's, and when it was heard of last."""
+    holder = holder_of(lease_path(folder, name))
     if holder is None:
         return None
     return f"{described(holder)}, heard of {max(0.0, now_unix - float(holder['renewed_unix'])):,.0f} s ago"
@@ -103,4 +142,7 @@ def status_lines(found: RunStatus) -> list[str]:
         )
     if found.driver and not found.complete:
         lines.append(f"driver: {found.driver}")
+    for one in () if found.complete else found.shards:
+        who = one.driver or ("done" if one.decided == one.to_decide else "nobody works on it")
+        lines.append(f"shard {one.shard}: {one.decided:,} of {one.to_decide:,} decided; {who}")
     return [*lines, *found.devices]

@@ -1,6 +1,9 @@
-"""How far a run is, told to MLflow while it votes, so that one that is stopped or killed shows there what it has."""
+"""How far a run is and what it proved so far, told to MLflow while it votes, so that one that is stopped or killed
+shows there what it has."""
 
 import threading
+import time
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -9,21 +12,32 @@ from pipeline.store.evidence import EvidenceTable
 from pipeline.workers.rows import Receipt
 
 SECONDS_BETWEEN_POINTS = 30.0
+SECONDS_BETWEEN_RESULTS = 60.0
+SHARE_FOR_RESULTS = 0.02  # of the driver's time, at most: a large run's evidence takes long to read
 LAST_SECONDS = 1.0  # for what is left to tell when votes end or are stopped: Ray kills a job 3 s after it stops it
 
 
 class Progress(Protocol):
-    def progress(self, metrics: dict[str, int], *, step: int) -> None: ...
+    def progress(self, metrics: Mapping[str, float], *, step: int) -> None: ...
 
 
 class TrackedVotes:
     """A point now and then, from a thread of its own: a slow server slows no votes, and one that is away fails alone.
 
-    Counts include what there was before; a point's step is the number of votes.
+    Counts include what there was before; a point's step is the number of votes. `results` gives what the complete
+    images prove, from the evidence.
     """
 
-    def __init__(self, tracker: Progress, before: EvidenceTable, *, say: Say) -> None:
+    def __init__(
+        self,
+        tracker: Progress,
+        before: EvidenceTable,
+        *,
+        results: Callable[[], Mapping[str, float]] = dict,
+        say: Say,
+    ) -> None:
         self.tracker, self.channel = tracker, SideChannel("progress in MLflow", say)
+        self.results, self.results_due = results, time.monotonic() + SECONDS_BETWEEN_RESULTS
         self.units, self.votes, self.evaluations = len(before), before.draws, before.evaluations
         self.images, self.failed = set(before.images), 0
         self.ended, self.lock = threading.Event(), threading.Lock()
@@ -69,3 +83,15 @@ class TrackedVotes:
                 with self.channel:
                     self.tracker.progress(counts, step=counts["progress/votes"])
                     told = counts
+                if not last:
+                    self._tell_results(step=counts["progress/votes"])
+
+    def _tell_results(self, *, step: int) -> None:
+        began = time.monotonic()
+        if began < self.results_due:
+            return
+        with self.channel:
+            if results := self.results():
+                self.tracker.progress(results, step=step)
+        ended = time.monotonic()
+        self.results_due = ended + max(SECONDS_BETWEEN_RESULTS, (ended - began) / SHARE_FOR_RESULTS)

@@ -5,6 +5,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from pipeline.certificates.stopping import Cells, IncompleteRunError, cells_of
 from pipeline.data.datasets import ImageRecord, Listing, list_images, source_of
 from pipeline.declaration.config import RunConfig
 from pipeline.declaration.declaration import VOTE_VERSION, Declaration, declare, differences
+from pipeline.declaration.growth import growth_of
 from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import plan_units
 from pipeline.driver.redraw import Comparison, redrawn
@@ -62,7 +64,11 @@ def verify_run(folder: UPath, *, redraw: int, say: Callable[[str], None]) -> Non
     store, findings = RunStore(folder), Findings(say)
     manifest, config = store.manifest(), load_config(str(folder / "run.toml"))
     declaration, fingerprint = Declaration.from_json(manifest["law"]), manifest["fingerprint"]
-    findings.check("run.json: its fingerprint is that of its law", _declaration_problems(declaration, fingerprint))
+    laws = [Declaration.from_json(law) for law in (*(one["law"] for one in manifest["earlier"]), manifest["law"])]
+    findings.check("run.json: its fingerprint is that of its law", _declaration_problems(laws[0], fingerprint))
+    if len(laws) > 1:
+        what = f"run.json, images.parquet: {len(laws)} laws, each the growth of the one before"
+        findings.check(what, list(_growth_problems(store, laws)))
     same = findings.check("run.toml, model and data are those of the law", _input_problems(config, declaration))
     records, problems = _records(store, declaration)
     if not findings.check("images.parquet, images: ids, labels and pixels are those of the law", problems):
@@ -99,6 +105,18 @@ def _declaration_problems(declaration: Declaration, fingerprint: str) -> list[st
     return []
 
 
+def _growth_problems(store: RunStore, laws: Sequence[Declaration]) -> Iterator[str]:
+    """A run that has grown must have kept the images and noise levels of each earlier law."""
+    try:
+        records = [store.pictures.records(grown=grown) for grown in range(len(laws))]
+        for (before, after), (earlier, later) in zip(pairwise(laws), pairwise(records), strict=True):
+            if Listing(earlier, before.image_shape).digest != before.images_sha256:
+                yield f"run.json: the {len(earlier)} images listed of an earlier law are not those that it declared"
+            growth_of(before, after, before=earlier, after=later, folder=str(store.folder))
+    except ValueError as error:
+        yield f"run.json: an earlier law is none that this run can have grown from: {error}"
+
+
 def _input_problems(config: RunConfig, declaration: Declaration) -> list[str]:
     """A law computed from today's run.toml, models and data must be the declared one."""
     try:
@@ -117,7 +135,7 @@ def _input_problems(config: RunConfig, declaration: Declaration) -> list[str]:
 def _records(store: RunStore, declaration: Declaration) -> tuple[list[ImageRecord], list[str]]:
     """The images of the run's own copy, whose pixels must be those of the law."""
     try:
-        records = store.pictures.records()
+        records = store.records()
         for record in records:
             store.pictures.pixels(record)
     except (ValueError, LookupError, FileNotFoundError) as error:

@@ -30,8 +30,9 @@ def certified_accuracy_steps(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     return np.array([0.0, *curve.radii]), np.array([len(curve.radii), *right]) / curve.images
 
 
-def certified_accuracy_figure(curves: Sequence[Curve]) -> Picture:
-    """Certified accuracy over the L2 radius, a step curve for each level; dashed, what attacks left of each.
+def certified_accuracy_figure(curves: Sequence[Curve], *, note: str = "") -> Picture:
+    """Certified accuracy over the L2 radius, a step curve for each level; dashed, what attacks left of each. A `note`
+    stands below.
 
     Curves of several methods are named with their method.
     """
@@ -64,7 +65,7 @@ def certified_accuracy_figure(curves: Sequence[Curve]) -> Picture:
                     markersize=4,
                     label=f"{label}, {curve.attacked.label}",
                 )
-        axes.set_xlabel("L2 radius (pixels in [0, 1])")
+        axes.set_xlabel(f"L2 radius (pixels in [0, 1]){note and f'; {note}'}")
         attacked = any(curve.attacked for curve in curves)
         axes.set_ylabel("accuracy (%): certified, under attack" if attacked else "certified accuracy (%)")
         axes.set_xlim(left=0)

@@ -59,29 +59,29 @@ CHARTS = "workflowType=machine_learning&compareRunsMode=CHART"
 
 
 class Tracker:
-    """The MLflow run that belongs to one law and one run folder."""
+    """The MLflow run that belongs to one law and one run folder: a run that grows has one for each law."""
 
-    def __init__(self, config: RunConfig, *, folder: UPath, declaration: Declaration, fingerprint: str) -> None:
+    def __init__(self, config: RunConfig, *, folder: UPath, declaration: Declaration) -> None:
         self.folder = absolute(folder)
         self.uri, self.client, self.experiment_id = open_experiment(config.experiment)
-        tags, found = tags_of(config, declaration), find_run(self.client, self.experiment_id, self.folder, fingerprint)
-        self.run_id = found or self._create(
-            f"{tags['method']}: {folder.name}", declaration, fingerprint, config.dataset
-        )
+        tags = tags_of(config, declaration)
+        found = find_run(self.client, self.experiment_id, self.folder, declaration.fingerprint)
+        self.run_id = found or self._create(f"{tags['method']}: {folder.name}", declaration, config.dataset)
         for name, value in tags.items():  # those that are not of the law may have changed
             self.client.set_tag(self.run_id, name, value)
         self.client.update_run(self.run_id, status="RUNNING")
 
-    def progress(self, metrics: Mapping[str, int], *, step: int) -> None:
-        """Logs how far the votes are."""
+    def progress(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Logs how far the votes are, and what they prove so far."""
         self._log_points(
             [(name, step, value) for name, value in metrics.items()], milliseconds=round(1000 * time.time())
         )
 
-    def _create(self, name: str, declaration: Declaration, fingerprint: str, data: DatasetSpec) -> str:
+    def _create(self, name: str, declaration: Declaration, data: DatasetSpec) -> str:
         from mlflow.entities import Dataset, DatasetInput, Param
 
-        tags = {"ndc.fingerprint": fingerprint, "ndc.folder": self.folder, NOTE: description(None, self.folder)}
+        identity = {"ndc.fingerprint": declaration.fingerprint, "ndc.folder": self.folder}
+        tags = {**identity, NOTE: description(None, self.folder)}
         run = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
         params = [Param(key, value) for key, value in flatten(declaration.to_json()).items()]
         self.client.log_batch(run.info.run_id, params=params)
@@ -237,7 +237,7 @@ def link_of_run(folder: UPath) -> tuple[str, str | None]:
         TrackingError: this run was never logged at this tracking address.
         ValueError: the folder holds no run.
     """
-    fingerprint = RunStore(folder).manifest()["fingerprint"]
+    fingerprint = RunStore(folder).declaration().fingerprint
     experiment = load_config(str(folder / "run.toml")).experiment
     uri = tracking_uri()
     database = database_of(uri)

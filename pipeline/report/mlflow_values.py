@@ -65,6 +65,18 @@ def scalars(summary: Summary) -> dict[str, float]:
     return found
 
 
+def partial_scalars(summary: Summary | None) -> dict[str, float]:
+    """What the complete images of a run that is not finished prove; empty as long as there is none."""
+    if summary is None:
+        return {}
+    found: dict[str, float] = {"partial/images": summary.levels[0].images}
+    for level in summary.levels:
+        name = metric_name(level.name)
+        found |= {f"partial/{name}_at_{radius:g}": share for radius, share in level.certified_accuracy.items()}
+        found[f"partial/{name}_average_radius"] = level.average_radius
+    return found
+
+
 def attacked_scalars(summary: Summary) -> dict[str, float]:
     """Accuracy under attack at each radius."""
     names = {True: "attacked", False: "attacked_estimate"}

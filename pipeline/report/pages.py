@@ -120,10 +120,12 @@ def html_page(
     classes: str = "",
     class_names: Sequence[str] = (),
     devices: Sequence[str] = (),
+    stages: Sequence[str] = (),
 ) -> str:
     """One page that needs no other file: curves, costs, table, what was declared, and a gallery of images.
 
-    `classes` lists the names of the classes, `class_names` are those of the gallery, by label.
+    `classes` lists the names of the classes, `class_names` are those of the gallery, by label; `stages` say how the run
+    has grown.
     """
     items = shown_items(certified, images)
     data = charts_data(curves) | {"gallery": gallery_data(items, images=len(images), class_names=class_names)}
@@ -144,6 +146,7 @@ def html_page(
                 warnings=warnings,
                 classes=classes,
                 devices=devices,
+                stages=stages,
                 data=data | {"pictures": pictures},
             )
         )

@@ -9,9 +9,11 @@ from upath import UPath
 
 from pipeline.certificates.attack_results import Attacked, empirical_accuracy
 from pipeline.certificates.files import certificate_rows, certificate_tsv, cut_text, write_certificates
-from pipeline.certificates.reduce import CertifiedImage, by_level, certify_images
+from pipeline.certificates.reduce import CertifiedImage, by_level, certify_complete_images, certify_images
+from pipeline.certificates.stopping import IncompleteRunError
 from pipeline.data.classes import listed
 from pipeline.declaration.declaration import Declaration, refuse_undeclared_radii
+from pipeline.declaration.growth import stage_lines
 from pipeline.locations import publish
 from pipeline.report.chance import chance_warning
 from pipeline.report.curves import curve_of
@@ -55,6 +57,13 @@ class Summary:
     levels: tuple[LevelSummary, ...]
     best_level: dict[float, str]
     warnings: tuple[str, ...] = ()
+    missing: int = 0  # images that are not complete, and in nothing of this
+
+    @property
+    def so_far(self) -> str:
+        """Of a partial summary how many images it is about; of a whole one nothing."""
+        images = self.levels[0].images
+        return f"{images:,} of {images + self.missing:,} images" if self.missing else ""
 
     @property
     def best_accuracy(self) -> dict[float, float]:
@@ -72,6 +81,7 @@ def summarise(
     radii: Sequence[float],
     empirical: Empirical | None = None,
     class_names: Sequence[str] | None = None,
+    missing: int = 0,
 ) -> Summary:
     """Certified accuracy at the radii, average certified radius (a wrong image counts 0), abstentions, cost."""
     found = []
@@ -95,15 +105,26 @@ def summarise(
     first = next(iter(levels.values()))[0]
     guesses = {name: [(item.label, item.most_likely) for item in items] for name, items in levels.items()}
     warning = chance_warning(guesses, classes=len(first.counts), names=class_names)
-    warnings = (warning,) if warning else ()
+    warnings = (*([partial_note(found[0].images, missing)] if missing else []), *([warning] if warning else []))
     terms = first.certificate
-    return Summary(alpha, terms.method, terms.scope, tuple(radii), tuple(found), best, warnings)
+    return Summary(alpha, terms.method, terms.scope, tuple(radii), tuple(found), best, warnings, missing)
+
+
+def partial_note(images: int, missing: int) -> str:
+    return (
+        f"Partial: {images:,} of {images + missing:,} images are complete, {missing:,} are missing. Each certificate "
+        "is the one that the image will keep. Shares and means are of the complete images alone, which are no sample "
+        "of all: the run takes images in their order, and those that need few votes are done first."
+    )
 
 
 def accuracy_table(summary: Summary) -> Table:
     """Certified accuracy, with what attacks left below each level that was attacked."""
     costs = ["average radius", "abstained", "votes per image", "evaluations per image"]
-    header, rows = ["sigma", *(f"r = {r:g}" for r in summary.radii), *costs], []
+    header, rows = (
+        [f"sigma{summary.so_far and f', {summary.so_far}'}", *(f"r = {r:g}" for r in summary.radii), *costs],
+        [],
+    )
     for level in summary.levels:
         rows.append(
             [
@@ -127,7 +148,8 @@ def accuracy_table(summary: Summary) -> Table:
 
 def summary_json(summary: Summary) -> dict[str, Any]:
     """The summary for scripts; radii become strings, as JSON's keys are."""
-    return {**asdict(summary), "best_accuracy": summary.best_accuracy}
+    whole = {key: value for key, value in asdict(summary).items() if key != "missing" or summary.missing}
+    return {**whole, "best_accuracy": summary.best_accuracy}
 
 
 @dataclass(frozen=True)
@@ -155,25 +177,29 @@ def write_report(
     empirical: Empirical | None = None,
     class_names: Sequence[str] | None = None,
     devices: Sequence[str] = (),
+    stages: Sequence[str] = (),
 ) -> Report:
-    """Writes certificates, tables, pictures and the page into a folder; `class_names` are by label, `devices` are
-    remarks for the page."""
+    """Writes certificates, tables, pictures and the page into a folder; `class_names` are by label, `devices` and
+    `stages` are remarks for the page."""
     levels = by_level(certified, maximum_over_sigmas=declaration.maximum_over_sigmas)
-    summary = summarise(levels, alpha=alpha, radii=radii, empirical=empirical, class_names=class_names)
+    missing = len(images) - len({item.image_id for item in certified})
+    summary = summarise(levels, alpha=alpha, radii=radii, empirical=empirical, class_names=class_names, missing=missing)
     write_certificates(folder / "certificates.parquet", certificate_rows(certified), evidence_digest=evidence_digest)
     table = accuracy_table(summary)
     curves = [curve_of(summary.method, name, items, (empirical or {}).get(name)) for name, items in levels.items()]
-    figure = certified_accuracy_figure(curves)
+    figure = certified_accuracy_figure(curves, note=summary.so_far)
     classes = listed(class_names, most=CLASSES_LISTED) if class_names else ""
     notes = [*summary.warnings, *([f"Classes: {classes}"] if classes else [])]
     texts = {
-        "certificates.tsv": certificate_tsv(certified),
+        "certificates.tsv": certificate_tsv(
+            certified, [image.image_id for image in images], note=f"partial: {summary.so_far}" if missing else ""
+        ),
         "table.md": markdown(table) + "".join(f"\n{escape_markdown(note)}\n" for note in notes),
         "table.tex": latex_comments(notes) + latex(table),
         "summary.json": json.dumps(summary_json(summary), indent=2) + "\n",
         "curve.svg": figure.svg,
         "report.html": html_page(
-            title=title,
+            title=f"{title} ({summary.so_far})" if missing else title,
             table=table,
             figure=figure.svg,
             curves=curves,
@@ -186,6 +212,7 @@ def write_report(
             classes=classes,
             class_names=class_names or (),
             devices=devices,
+            stages=stages,
         ),
     }
     for name, text in texts.items():
@@ -194,17 +221,41 @@ def write_report(
     return Report(summary, levels, folder, tuple(devices))
 
 
-def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[float], folder: UPath) -> Report:
+def summary_so_far(store: RunStore, *, radii: Sequence[float]) -> Summary | None:
+    """What the complete images of a run prove, without attacks; None as long as there is none."""
+    manifest, images = store.manifest(), store.images()
+    declaration = Declaration.from_json(manifest["law"])
+    certified = certify_complete_images(
+        store.all_evidence(fingerprint=manifest["fingerprint"]),
+        images,
+        declaration=declaration,
+        num_classes=manifest["plan"]["classes"],
+        alpha=None,
+        resume_with=f"ndc certify {store.folder}",
+    )
+    if not certified:
+        return None
+    levels = by_level(certified, maximum_over_sigmas=declaration.maximum_over_sigmas)
+    complete = len({item.image_id for item in certified})
+    return summarise(levels, alpha=declaration.alpha, radii=radii, missing=len(images) - complete)
+
+
+def reduce_and_report(
+    store: RunStore, *, alpha: float | None, radii: Sequence[float], folder: UPath, partial: bool = False
+) -> Report:
     """Derives certificates and report from a run's evidence alone; another alpha needs no model and no votes.
 
+    A `partial` report is of the images that are complete, and says how many are missing.
+
     Raises:
-        ValueError: the run is incomplete, or a radius is none that a sequential run declared.
+        ValueError: the run is incomplete, or of a partial report has no complete image; or a radius is none that a
+            sequential run declared.
     """
     manifest, images = store.manifest(), store.images(shown=MOST_IMAGES)
     declaration, fingerprint = Declaration.from_json(manifest["law"]), manifest["fingerprint"]
     refuse_undeclared_radii(declaration, radii)
     evidence = store.all_evidence(fingerprint=fingerprint)
-    certified = certify_images(
+    certified = (certify_complete_images if partial else certify_images)(
         evidence,
         images,
         declaration=declaration,
@@ -212,6 +263,11 @@ def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[f
         alpha=alpha,
         resume_with=f"ndc certify {store.folder}",
     )
+    if not certified:
+        raise IncompleteRunError(
+            f"{store.folder}: no image is complete at all noise levels yet; `ndc status {store.folder}` says how far "
+            "it is"
+        )
     return write_report(
         folder,
         certified,
@@ -221,7 +277,8 @@ def reduce_and_report(store: RunStore, *, alpha: float | None, radii: Sequence[f
         radii=radii,
         title=f"Certified robustness: {store.folder.name}",
         evidence_digest=evidence.digest,
-        empirical=empirical_accuracy(store.folder, fingerprint=fingerprint),
+        empirical=empirical_accuracy(store.folder, fingerprint=declaration.fingerprint),
         class_names=manifest["data"].get("classes"),
         devices=device_lines(evidence.devices),
+        stages=stage_lines(manifest),
     )

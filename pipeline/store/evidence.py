@@ -256,6 +256,11 @@ class EvidenceTable:
     def evaluations(self) -> int:
         return int(self._columns["evaluations"].sum())
 
+    @property
+    def last_finished_unix(self) -> float:
+        """By the clock of whoever finished it; 0 if there is none."""
+        return float(self._columns["finished_unix"].max(initial=0.0))
+
     def since(self, unix: float) -> tuple[int, int, float] | None:
         """Draws and evaluations of the units that were finished after a time, and when the first of them began."""
         recent = self._columns["finished_unix"] > unix

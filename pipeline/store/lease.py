@@ -1,46 +1,107 @@
-"""One driver a run, wherever the run's folder is and whichever machine the drivers are on.
+"""Who works on a run: one driver, or one for each shard, wherever its folder is and whichever machine they are on.
 
 On one machine the system's lock says whether another driver lives, and lets go however it dies. Between machines a
-lease does: a file that its holder renews. It is a courtesy, not what soundness rests on: evidence of two drivers of one
-run is the same, and is counted once.
+lease does: a file that its holder renews, and that others watch for a while, by their own clocks alone. It is a
+courtesy, not what soundness rests on: evidence of two drivers of one run is the same, and is counted once.
 """
 
 import hashlib
 import json
 import os
+import re
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from upath import UPath
 
-from pipeline.locations import LocationError, absolute, cache_folder, check_writable, is_local, publish, read, remove
+from pipeline.declaration.shards import WHOLE, Shard
+from pipeline.locations import (
+    LocationError,
+    absolute,
+    cache_folder,
+    check_writable,
+    files_of,
+    is_local,
+    publish,
+    read,
+    remove,
+)
 from pipeline.side_channel import Say, SideChannel
 
-LEASE_FILE = "lease.json"
+LEASE_FILE = "lease.json"  # of the driver of a whole run; those of others are in LEASES
+LEASES = "leases"
+DECLARATION, REPORT = "declaration", "report"  # what one of several drivers does for all
+SHARD = re.compile(r"(\d+)-of-(\d+)")
 RENEWED_EVERY_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 40.0  # without being renewed
 SETTLING_SECONDS = 1.0  # of two that take a lease at once, the one that wrote last has it
+
+Holder = dict[str, str]
 
 
 class LeaseError(ValueError):
     """Another driver works on the run, or has taken it over."""
 
 
+def name_of(shard: Shard) -> str:
+    """Of a shard's lease; that of the whole run has none."""
+    return "" if shard.is_whole else f"{shard.number}-of-{shard.of}"
+
+
+def shard_named(name: str) -> Shard | None:
+    """The shard whose lease has this name."""
+    found = SHARD.fullmatch(name)
+    return Shard(int(found[1]), int(found[2])) if found else None
+
+
+def lease_path(folder: UPath, name: str = "") -> UPath:
+    return folder / LEASES / f"{name}.json" if name else folder / LEASE_FILE
+
+
+def lock_file(folder: UPath, name: str = "") -> Path:
+    """Where drivers on one machine meet: in the run's folder, or for one in an object store in this user's cache."""
+    if is_local(folder):
+        return Path(str(folder)) / (f"{LEASES}/{name}.lock" if name else "run.lock")
+    digest = hashlib.sha256(absolute(folder).encode()).hexdigest()
+    return cache_folder("locks") / f"{digest}{name and f'-{name}'}.lock"
+
+
+def names_in(folder: UPath) -> list[str]:
+    """The leases that lie in a run's folder, living or not."""
+    there = [""] if holder_of(lease_path(folder)) else []
+    return there + [path.stem for path in files_of(folder / LEASES) if path.suffix == ".json"]
+
+
+def may_not_be_beside(name: str, other: str) -> bool:
+    """Whether who wants the first of two leases is refused as long as the other is held.
+
+    Shards of equally many go beside each other, those of different numbers would leave images to both. What is declared
+    changes beside nobody, but a shard may begin while another driver looks whether there is something to declare.
+    """
+    if name == other or REPORT in (name, other):
+        return False
+    own, others = shard_named(name), shard_named(other)
+    if own and others:
+        return own.of != others.of
+    return not (own and other == DECLARATION)
+
+
 class Lease:
     """A held lease; `check` says whether it still is."""
 
-    def __init__(self, path: UPath) -> None:
-        self.path, self.token, self.taken_by = path, uuid.uuid4().hex, ""
+    def __init__(self, folder: UPath, name: str) -> None:
+        self.folder, self.name, self.path = folder, name, lease_path(folder, name)
+        self.token, self.taken_by = uuid.uuid4().hex, ""
 
     def content(self) -> bytes:
         holder = {"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "renewed_unix": time.time()}
-        return json.dumps(holder).encode()
+        return json.dumps({**holder, "name": self.name}).encode()
 
     def renew(self) -> None:
         """Renews it, unless another driver has taken it."""
@@ -54,15 +115,23 @@ class Lease:
         """Raises LeaseError if another driver has taken the run over."""
         if self.taken_by:
             raise LeaseError(
-                f"{self.path.parent} was taken over by {self.taken_by}; what this driver published is kept, and used"
+                f"{self.folder} was taken over by {self.taken_by}; what this driver published is kept, and used"
             )
 
+    def end(self, names: Iterable[str]) -> None:
+        """Removes those of these leases that this driver holds."""
+        for path in (lease_path(self.folder, name) for name in names):
+            with suppress(LocationError):
+                if (holder_of(path) or {}).get("token") == self.token:
+                    remove(path)
 
-def holder_of(path: UPath) -> dict[str, str] | None:
+
+def holder_of(path: UPath) -> Holder | None:
     """What the lease says of its holder; None if there is none, or a torn file."""
     try:
         holder = json.loads(read(path))
-        return {key: str(holder[key]) for key in ("token", "host", "pid", "renewed_unix")}
+        needed = {key: str(holder[key]) for key in ("token", "host", "pid", "renewed_unix")}
+        return needed | {"name": str(holder.get("name", ""))}
     except (FileNotFoundError, KeyError, TypeError):
         return None
     except LocationError:
@@ -71,27 +140,26 @@ def holder_of(path: UPath) -> dict[str, str] | None:
         return None
 
 
-def described(holder: dict[str, str]) -> str:
-    return f"`ndc certify` on {holder['host']} (process {holder['pid']})"
-
-
-def lock_file(folder: UPath) -> Path:
-    """Where drivers on one machine meet: in the run's folder, or for one in an object store in this user's cache."""
-    if is_local(folder):
-        return Path(str(folder)) / "run.lock"
-    return cache_folder("locks") / f"{hashlib.sha256(absolute(folder).encode()).hexdigest()}.lock"
+def described(holder: Holder) -> str:
+    shard = shard_named(holder["name"])
+    does = {DECLARATION: ", which declares it", REPORT: ", which makes its report"}.get(holder["name"], "")
+    return f"`ndc certify{shard.option if shard else ''}` on {holder['host']} (process {holder['pid']}){does}"
 
 
 @contextmanager
-def held(folder: UPath, *, force: bool, say: Say) -> Iterator[Lease]:
-    """Holds a run for this driver. Waits for a lease that is no more renewed; `force` takes it from whomever has it.
+def held(folder: UPath, *, force: bool, say: Say, name: str = name_of(WHOLE)) -> Iterator[Lease]:
+    """Holds a run, or what a lease of another name is for, for this driver.
+
+    Waits for leases that are no more renewed; `force` takes them from whomever has them.
 
     Raises:
         LeaseError: another driver is at work.
         LocationError: the folder cannot be read or written.
     """
     check_writable(folder)
-    lock, lease = FileLock(str(lock_file(folder))), Lease(folder / LEASE_FILE)
+    path = lock_file(folder, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, lease = FileLock(str(path)), Lease(folder, name)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -105,25 +173,29 @@ def held(folder: UPath, *, force: bool, say: Say) -> Iterator[Lease]:
             with renewing:  # tried again the next time, as when a store is away for a while
                 lease.renew()
 
-    renewal = threading.Thread(target=renew, daemon=True)
+    renewal, taken = threading.Thread(target=renew, daemon=True), [name]
     try:
         if not force:
-            _wait_for_holder(folder, lease.path, say)
-        publish(lease.path, lease.content())
+            _refuse_living(folder, [name], say, own_lock=name)
+        publish(lease.path, lease.content())  # before others are looked for: of two at once, one sees the other
         if not is_local(folder):
             time.sleep(SETTLING_SECONDS)
             lease.renew()
             lease.check()
         renewal.start()
+        rivals = [other for other in names_in(folder) if may_not_be_beside(name, other)]
+        if not force:
+            _refuse_living(folder, rivals, say)
+        for other in rivals:  # whose holders are dead, or learn from it that they have lost the run
+            publish(lease_path(folder, other), lease.content())
+            taken.append(other)
         yield lease
     finally:
         ended.set()
         if renewal.is_alive():
             renewal.join()
         with SideChannel("letting go of the run", say):
-            with suppress(LocationError):
-                if (holder_of(lease.path) or {}).get("token") == lease.token:
-                    remove(lease.path)
+            lease.end(taken)
             lock.release()
 
 
@@ -131,17 +203,42 @@ def _in_use(folder: UPath, by: str) -> str:
     return f"{folder} is in use by {by}; wait for it, choose another --run, or take the run over with --force"
 
 
-def _wait_for_holder(folder: UPath, path: UPath, say: Say) -> None:
-    """Returns once nobody holds the lease: a holder on this machine died, having let go of the lock."""
-    first = holder_of(path)
-    if first is None or first["host"] == socket.gethostname():
+def _refuse_living(folder: UPath, names: Sequence[str], say: Say, *, own_lock: str | None = None) -> None:
+    """Returns once nobody holds these leases: of this machine a holder lives as long as it has its lock, of others it
+    is seen to renew its lease.
+
+    Raises:
+        LeaseError: somebody does.
+    """
+    elsewhere: dict[str, Holder] = {}
+    for name in names:
+        holder = holder_of(lease_path(folder, name))
+        if holder is None:
+            continue
+        if holder["host"] != socket.gethostname():
+            elsewhere[name] = holder
+        elif name != own_lock and _is_locked(lock_file(folder, name)):
+            raise LeaseError(_in_use(folder, described(holder)))
+    if not elsewhere:
         return
-    say(f"waiting {DEAD_AFTER_SECONDS:.0f} s to see whether {described(first)} still works on {folder}")
+    watched = ", ".join(described(holder) for holder in elsewhere.values())
+    say(f"waiting {DEAD_AFTER_SECONDS:.0f} s to see whether {watched} still works on {folder}")
     waited_until = time.monotonic() + DEAD_AFTER_SECONDS
-    while time.monotonic() < waited_until:
+    while elsewhere and time.monotonic() < waited_until:
         time.sleep(min(RENEWED_EVERY_SECONDS, DEAD_AFTER_SECONDS) / 2)
-        now = holder_of(path)
-        if now is None:
-            return
-        if now != first:
-            raise LeaseError(_in_use(folder, described(now)))
+        for name, first in list(elsewhere.items()):
+            now = holder_of(lease_path(folder, name))
+            if now is None:
+                del elsewhere[name]
+            elif now != first:
+                raise LeaseError(_in_use(folder, described(now)))
+
+
+def _is_locked(path: Path) -> bool:
+    lock = FileLock(str(path))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False

@@ -1,11 +1,13 @@
 """A run's own copy of its images, as they are certified: actors and reports need the data set no more.
 
-images.parquet             ids, labels and hashes, in the order of the data
-images/00000.parquet       pixels of the first 256 images, and so on
+images.parquet             ids, labels, hashes and places, in the order of the data
+images-1.parquet           those of the run that has grown once, and so on
+images/00000.parquet       pixels of the images with the places 0 to 255, and so on
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from dataclasses import replace
+from itertools import count, islice
 
 import numpy as np
 import pyarrow as pa
@@ -37,31 +39,48 @@ class RunImages:
     def _shard_path(self, number: int) -> UPath:
         return self.folder / "images" / f"{number:05d}.parquet"
 
+    def _records_path(self, grown: int) -> UPath:
+        return self.folder / (f"images-{grown}.parquet" if grown else "images.parquet")
+
     def write(self, examples: Iterable[Example], *, expected: list[ImageRecord]) -> None:
-        """Copies the images shard by shard; `images.parquet` comes last.
+        """Copies the images, and then lists them.
+
+        Raises:
+            ChangedImageError: they are not those that were listed before.
+        """
+        self.copy(examples, expected=expected)
+        self.list_records(expected)
+
+    def copy(self, examples: Iterable[Example], *, expected: Sequence[ImageRecord]) -> None:
+        """Copies images shard by shard to the places that their records name: one after the other, from the beginning
+        of a shard.
 
         Raises:
             ChangedImageError: they are not those that were listed before.
         """
         stream, reached = iter(examples), 0
         while shard := list(islice(stream, IMAGES_OF_A_SHARD)):
-            found = [example.record(index) for index, example in enumerate(shard, start=reached)]
-            if found != expected[reached : reached + len(shard)]:
+            wanted = list(expected[reached : reached + len(shard)])
+            found = [example.record(record.index) for example, record in zip(shard, wanted, strict=False)]
+            if len(shard) != len(wanted) or found != wanted:
                 break
-            publish(self._shard_path(reached // IMAGES_OF_A_SHARD), parquet_bytes(_pixel_table(shard)))
+            publish(self._shard_path(wanted[0].index // IMAGES_OF_A_SHARD), parquet_bytes(_pixel_table(shard)))
             reached += len(shard)
         if shard or reached != len(expected):
             raise ChangedImageError("the data changed while they were read; run the command again")
-        rows = [record.__dict__ for record in expected]
-        publish(self.folder / "images.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=RECORD_SCHEMA)))
 
-    def records(self) -> list[ImageRecord]:
-        """Ids, labels and hashes, in the order of the data.
+    def list_records(self, records: Sequence[ImageRecord], *, grown: int = 0) -> None:
+        """Writes the list of the images of a run that has grown so many times."""
+        table = pa.Table.from_pylist([record.__dict__ for record in records], schema=RECORD_SCHEMA)
+        publish(self._records_path(grown), parquet_bytes(table))
+
+    def records(self, *, grown: int = 0) -> list[ImageRecord]:
+        """Ids, labels, hashes and places, in the order of the data, of a run that has grown so many times.
 
         Raises:
             LocationError: they are missing or damaged.
         """
-        path = self.folder / "images.parquet"
+        path = self._records_path(grown)
         try:
             return [ImageRecord(**row) for row in parquet_table(read(path)).to_pylist()]
         except (ValueError, TypeError, FileNotFoundError) as error:
@@ -87,14 +106,25 @@ class RunImages:
             )
         return image
 
-    def examples(self) -> Iterator[Example]:
-        """All of them again.
+    def examples(self, records: Iterable[ImageRecord]) -> Iterator[Example]:
+        """The images of these records again.
 
         Raises:
             ChangedImageError: one is not the one that the run was declared with.
         """
-        for record in self.records():
+        for record in records:
             yield Example(record.image_id, self.pixels(record), record.label)
+
+
+def placed(before: Sequence[ImageRecord], after: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """The images `after` with the places of those that a run has already; the others come behind, in a new shard."""
+    place_of = {record.image_id: record.index for record in before}
+    last = max(place_of.values(), default=-1)
+    free = count(-(-(last + 1) // IMAGES_OF_A_SHARD) * IMAGES_OF_A_SHARD)
+    return [
+        replace(record, index=place_of[record.image_id] if record.image_id in place_of else next(free))
+        for record in after
+    ]
 
 
 def _pixel_table(shard: Sequence[Example]) -> pa.Table:

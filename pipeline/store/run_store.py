@@ -1,6 +1,7 @@
 """A run's folder: what it was declared to be, and the evidence that its units left.
 
-run.json               the law (all that decides a vote), its fingerprint, the plan, and which class is which
+run.json               the law (all that decides a vote), the fingerprint of the first, the plan, which class is which,
+                       when that was declared, and what was declared earlier, of a run that has grown
 run.toml               the configuration as resolved
 images.parquet images/ ids, labels and pixels: see pipeline/store/run_images.py
 evidence/ab/<id>.parquet   one file a work unit, published whole or not at all
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
@@ -53,6 +55,8 @@ from pipeline.store.run_images import RunImages
 
 MANY_FILES = 5_000
 READINGS = 5
+# Keys of run.json that folders of earlier programs lack, and what stands for each.
+OPTIONAL: dict[str, Any] = {"data": {}, "declared": "", "earlier": [], "merged": []}
 
 
 class StoreError(ValueError):
@@ -66,6 +70,10 @@ class StoredImage:
     image_id: str
     label: int
     pixels: np.ndarray | None
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -86,7 +94,9 @@ class RunStore:
     def manifest(self) -> dict[str, Any]:
         """The declaration of the run: `law`, `fingerprint`, `plan`, and `data`, what labels were taken to mean.
 
-        Folders that know nothing of the last have an empty one.
+        `fingerprint` is that of the law that the run began with, by which its evidence is known. `declared` is when the
+        law was, and `earlier` has the laws before it, of a run that has grown, oldest first; `merged` names the runs
+        that it was put together from. Folders that know nothing of the last four have empty ones.
 
         Raises:
             StoreError: the folder holds no run, or its manifest is damaged.
@@ -94,7 +104,8 @@ class RunStore:
         path = self.folder / "run.json"
         try:
             manifest: dict[str, Any] = json.loads(read(path))
-            return {key: manifest[key] for key in ("law", "fingerprint", "plan")} | {"data": manifest.get("data", {})}
+            needed = {key: manifest[key] for key in ("law", "fingerprint", "plan")}
+            return needed | {key: manifest.get(key, empty) for key, empty in OPTIONAL.items()}
         except FileNotFoundError as error:
             raise StoreError(
                 f"{self.folder} holds no run (no run.json); start one with `ndc certify PRESET --run DIR`"
@@ -121,16 +132,44 @@ class RunStore:
     ) -> None:
         """Writes what the run is; run.json comes last, so that a folder with it is complete."""
         self.pictures.write(examples, expected=records)
+        self._publish_manifest({**manifest, "declared": now()}, config_toml)
+
+    def grow(
+        self,
+        manifest: dict[str, Any],
+        *,
+        config_toml: str,
+        records: list[ImageRecord],
+        examples: Iterable[Example],
+    ) -> None:
+        """Writes what the run is from now on, and keeps what it was; `examples` are the images that it lacks.
+
+        Only for a driver that holds the run. What was there is not touched before run.json names what is new, so that
+        an interruption leaves the run as it was.
+        """
+        before, there = self.manifest(), {record.image_id for record in self.records()}
+        added = [record for record in records if record.image_id not in there]
+        earlier = [*before["earlier"], {"law": before["law"], "declared": before["declared"]}]
+        self.pictures.copy(examples, expected=added)
+        self.pictures.list_records(records, grown=len(earlier))
+        kept = {"fingerprint": before["fingerprint"], "merged": before["merged"], "declared": now(), "earlier": earlier}
+        self._publish_manifest({**manifest, **kept}, config_toml)
+
+    def _publish_manifest(self, manifest: dict[str, Any], config_toml: str) -> None:
         publish(self.folder / "run.toml", config_toml.encode())
         publish(self.folder / "run.json", json.dumps(manifest, indent=2).encode())
 
+    def records(self) -> list[ImageRecord]:
+        """The images of the run, in the order of the data. Raises LocationError if their list is missing or damaged."""
+        return self.pictures.records(grown=len(self.manifest()["earlier"]))
+
     def images(self, *, shown: int = 0) -> list[StoredImage]:
         """All images; at most so many of them, spread evenly over the data, with their pixels."""
-        records = self.pictures.records()
+        records = self.records()
         chosen = set(spread(len(records), shown))
         return [
-            StoredImage(record.image_id, record.label, self.pictures.pixels(record) if record.index in chosen else None)
-            for record in records
+            StoredImage(record.image_id, record.label, self.pictures.pixels(record) if place in chosen else None)
+            for place, record in enumerate(records)
         ]
 
     # Evidence
@@ -223,7 +262,7 @@ class RunStore:
         for _ in range(READINGS):
             with suppress(FileNotFoundError):  # the run's driver has put it into a shard meanwhile
                 return EvidenceTable(list(self._sound_tables(fingerprint)))
-        raise StoreError(f"{self.folder}: its files go while they are read; try again")
+        raise self._restless
 
     def _sound_tables(self, fingerprint: str) -> Iterator[pa.Table]:
         for path, table in self.each_table(fingerprint=fingerprint):
@@ -234,25 +273,41 @@ class RunStore:
             yield table
 
     def sort_out_evidence(
-        self, *, fingerprint: str, planned: Set[str]
+        self, *, fingerprint: str, planned: Set[str], of_whole_run: bool = True, compact: bool = True
     ) -> tuple[EvidenceTable, list[tuple[UPath, str]]]:
         """All evidence of the run, after moving out of its folder what is none: each such file's new place, and why.
 
-        Only for a driver that holds the run: half-written files are removed as well, and where files of single units
-        are many they go into their shards'.
+        Only for a driver that holds the run, or a shard of it. One `of_whole_run` removes half-written files as well:
+        nobody else writes any. One that may `compact`, a single one at a time, puts files of single units into their
+        shards' where they are many.
         """
-        sound, unusable = [], []
-        for path in files_of_shards(self.folder / "evidence"):
+        unusable: list[tuple[UPath, str]] = []
+        for path in files_of_shards(self.folder / "evidence") if of_whole_run else ():
             if path.suffix == ".partial":
                 remove(path)
+        for _ in range(READINGS):
+            with suppress(FileNotFoundError):  # another driver has put it into a shard, or aside
+                sound = list(self._sorted_tables(fingerprint, planned, unusable))
+                break
+        else:
+            raise self._restless
+        if compact:
+            self.compact(fingerprint=fingerprint)
+        return EvidenceTable(sound), unusable
+
+    def _sorted_tables(
+        self, fingerprint: str, planned: Set[str], unusable: list[tuple[UPath, str]]
+    ) -> Iterator[pa.Table]:
         for path, table in self.each_table(fingerprint=fingerprint):
             why = str(table) if isinstance(table, ValueError) else ""
             if not isinstance(table, ValueError) and planned >= set(table["unit_id"].to_pylist()):
-                sound.append(table)
+                yield table
                 continue
             unusable.append((self._set_aside(path), why or "evidence of a unit that this run does not plan"))
-        self.compact(fingerprint=fingerprint)
-        return EvidenceTable(sound), unusable
+
+    @property
+    def _restless(self) -> StoreError:
+        return StoreError(f"{self.folder}: its files go while they are read; try again")
 
     def _set_aside(self, path: UPath) -> UPath:
         target = self.folder / "set-aside" / f"{path.name}.{time.time_ns()}"

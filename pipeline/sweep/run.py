@@ -97,6 +97,7 @@ def run_member(member: Member, members: Sequence[Member], *, say: Say) -> None:
     run = member.prepared()
     say(run.labels)
     report, _ = certify_run(run, say=say, donors=[other.where for other in alike if other is not member])
+    assert report is not None
     for warning in report.summary.warnings:
         say(warning)
 

@@ -88,7 +88,7 @@ def ndc(place: Path, *arguments: object) -> tuple[str, float, float]:
 
 def pictures_of(run: Path) -> list[tuple[int, str]]:
     """Labels and hashes of the pixels that a run certified."""
-    return [(record.label, record.sha256) for record in RunStore(run).pictures.records()]
+    return [(record.label, record.sha256) for record in RunStore(run).records()]
 
 
 def settings(*assignments: str) -> list[str]:

@@ -72,7 +72,7 @@ def log_run(method: str, folder: Path) -> Tracker:
         title=method,
         evidence_digest="",
     )
-    tracker = Tracker(config, folder=place, declaration=Declaration(law), fingerprint=method)
+    tracker = Tracker(config, folder=place, declaration=Declaration(law))
     tracker.finish(report, [place / name for name in FILES])
     return tracker
 

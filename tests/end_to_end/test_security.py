@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,8 +126,7 @@ def test_a_name_in_the_data_leads_nowhere(tiny_model: Path, tmp_path: Path, name
     record = example.record(0)
     store.pictures.write([example], expected=[record])
     renamed = [type(unit)(name, *[getattr(unit, key) for key in unit.__slots__[1:]]) for unit in run.units.values()]
-    rows = {unit.unit_id(run.fingerprint): unit for unit in renamed}
-    changed = type(run)(**{**vars(run), "listing": type(run.listing)([record], run.listing.image_shape), "units": rows})
+    changed = replace(run, listing=replace(run.listing, records=[record]))
     receipts = receipts_of(VoteActor(settings_of(run, inside)), batch_of(changed, renamed))
     assert not any(receipt["error"] for receipt in receipts)
     manifest = {"law": run.declaration.to_json(), "fingerprint": run.fingerprint, "plan": {"classes": 10}}

@@ -4,7 +4,7 @@ import json
 import string
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +13,7 @@ import pytest
 
 from pipeline import progress
 from pipeline.driver import certify as run_module
+from pipeline.driver import tracked_votes
 from pipeline.driver.certify import certify_run
 from pipeline.driver.prepare import PreparedRun, prepare
 from pipeline.driver.tracked_votes import TrackedVotes
@@ -232,6 +233,25 @@ def test_mlflow_is_told_how_far_a_run_came_when_it_is_stopped() -> None:
         "progress/images_begun": 2,
         "progress/units_failed": 1,
     }
+
+
+def test_mlflow_is_told_what_the_complete_images_prove_while_votes_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracked_votes, "SECONDS_BETWEEN_POINTS", 0.01)
+    monkeypatch.setattr(tracked_votes, "SECONDS_BETWEEN_RESULTS", 0.0)
+    told: list[dict[str, float]] = []
+    both = threading.Event()
+
+    class Told(StubTracker):
+        def progress(self, metrics: Mapping[str, float], *, step: int) -> None:
+            told.append(dict(metrics))
+            if len(told) > 1:
+                both.set()
+
+    with TrackedVotes(Told(), EvidenceTable([]), results=lambda: {"partial/images": 1.0}, say=quiet) as tracked:
+        tracked.add(receipt("a"))
+        assert both.wait(30)
+    assert "progress/votes" in told[0]
+    assert told[1] == {"partial/images": 1.0}
 
 
 def test_a_stopped_run_tells_mlflow_what_it_has_and_that_it_was_stopped(

@@ -6,10 +6,12 @@ from pipeline.data.datasets import DatasetSpec, Example, Listing, examples_of, s
 from pipeline.data.source import Split
 from pipeline.declaration.config import RunConfig
 from pipeline.declaration.toml_files import load_config
-from pipeline.driver.prepare import prepare
+from pipeline.driver.declare import declare_or_grow
+from pipeline.driver.prepare import PreparedRun, prepare
 from pipeline.locations import location
 from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
+from pipeline.workers.rows import Receipt
 from pipeline.workers.vote_actor import SequentialVoteActor, VoteActor, VoterSettings
 
 SMALL = [
@@ -61,17 +63,27 @@ def fast_config(model: Path, *assignments: str) -> RunConfig:
     return load_config("fast", [f"model={model}", *small, *assignments])
 
 
+def declared(config: RunConfig, folder: Path) -> PreparedRun:
+    """A run whose folder says what it is, or what it has grown to."""
+    return declare_or_grow(prepare(config, location(folder)))
+
+
+def voted(run: PreparedRun, *, most_units: int | None = None) -> list[Receipt]:
+    """Draws what a run lacks, or of so many images or units only, by one actor in this process; what was drawn."""
+    missing = run.missing(RunStore(run.folder).all_evidence(fingerprint=run.fingerprint))
+    settings = VoterSettings(run.config, str(run.folder), run.declaration, run.fingerprint, run.num_classes)
+    record_of, follows = {record.image_id: record for record in run.records}, run.config.follows_images
+    units = list({unit.cell if follows else unit: unit for unit in missing.values()}.values())[:most_units]
+    actor = (SequentialVoteActor if follows else VoteActor)(settings)
+    receipts = list(actor.receipts((unit, record_of[unit.image_id]) for unit in units))
+    assert not any(receipt.error for receipt in receipts), receipts
+    return [receipt for receipt in receipts if receipt.seconds]
+
+
 def computed(config: RunConfig, folder: Path) -> RunStore:
     """A finished run with its report, by one actor in this process: no Ray, so the sizes must be set."""
-    run = prepare(config, location(folder))
+    run = declared(config, folder)
+    voted(run)
     store = RunStore(run.folder)
-    examples = examples_of(config.dataset, run.source, channels=run.listing.image_shape[0], corrupt=[])
-    store.declare(run.manifest(), config_toml=config.to_toml(), records=run.records, examples=examples)
-    settings = VoterSettings(config, str(folder), run.declaration, run.fingerprint, num_classes=run.num_classes)
-    record_of = {record.image_id: record for record in run.records}
-    units = {unit.cell if config.follows_images else unit: unit for unit in run.units.values()}
-    actor = (SequentialVoteActor if config.follows_images else VoteActor)(settings)
-    errors = [receipt.error for receipt in actor.receipts((unit, record_of[unit.image_id]) for unit in units.values())]
-    assert not any(errors), errors
     reduce_and_report(store, alpha=None, radii=config.certificate.radii, folder=run.folder)
     return store

@@ -97,7 +97,7 @@ def test_rows_say_what_was_certified() -> None:
 
 def test_the_log_for_other_tools_never_rounds_a_radius_up() -> None:
     certified = certify(complete())
-    header, first, second = (line.split("\t") for line in certificate_tsv(certified).splitlines())
+    header, first, second = (line.split("\t") for line in certificate_tsv(certified, ["a", "b"]).splitlines())
     assert header == ["idx", "label", "predict", "radius", "correct", "time", "sigma_pixel"]
     assert first[:3] + first[4:] == ["0", "1", "1", "1", "0:00:04.500000", "0.25"]
     assert 0 <= certified[0].certificate.radius - float(first[3]) < 1e-6

@@ -1,6 +1,5 @@
 """What a run will cost: arithmetic from a rate, and the expected cost of procedures that stop early."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import UNIT_SECONDS, draws_a_unit
 from pipeline.driver import plan as plan_module
 from pipeline.driver import prepare as prepare_module
+from pipeline.driver.declare import declare_or_grow
 from pipeline.driver.plan import Amount, _amounts, plan_lines, plan_of, plan_run
 from pipeline.driver.prepare import CostSample, prepare
 from pipeline.locations import LocationError, location
@@ -122,8 +122,7 @@ def test_units_are_sized_by_the_rate_and_stay_so_on_resume(tiny_model: Path, tmp
     assert first.declaration.votes_per_unit == UNIT_SECONDS / 2
     assert stated(open_ended, tmp_path, 1.5).declaration.votes_per_unit == UNIT_SECONDS / 10
     assert stated(open_ended, tmp_path, 1500.0).declaration.votes_per_unit == 4 * 4010 // 100
-    run_json = {"law": first.declaration.to_json(), "fingerprint": first.fingerprint, "plan": {}}
-    (tmp_path / "run.json").write_text(json.dumps(run_json))
+    declare_or_grow(first)
     assert prepare(open_ended, location(tmp_path)).declaration == first.declaration
 
 

@@ -51,6 +51,13 @@ def test_status_counts_units_votes_rate_and_time_left(store: RunStore) -> None:
     assert [failure["error"] for failure in found.failures] == ["NaN at draw 20"]
 
 
+def test_a_node_whose_clock_is_a_minute_ahead_makes_no_rate_absurd(store: RunStore) -> None:
+    publish(store, 0, finished=1062.0)
+    publish(store, 10, finished=1064.0)
+    found = status_of(store.folder, now_unix=1004.0)
+    assert found.evaluations_per_second == pytest.approx(1600 / 4)
+
+
 def test_a_run_that_stands_still_says_how_to_go_on(store: RunStore) -> None:
     publish(store, 0, finished=1000.0)
     assert f"`ndc certify {store.folder}` goes on" in status_lines(status_of(store.folder, now_unix=9000.0))[1]

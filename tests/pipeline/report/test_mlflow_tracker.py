@@ -45,9 +45,12 @@ def workplace(empty: Path, mlflow_database: Path) -> Path:
     return empty
 
 
-def tracker(folder: str = "runs/a", fingerprint: str = "f", **changes: str) -> Tracker:
+OTHER_LAW = {**LAW, "seed": 9}
+
+
+def tracker(folder: str = "runs/a", law: dict = LAW, **changes: str) -> Tracker:
     config = load_config("demo").model_copy(update=changes)
-    return Tracker(config, folder=location(folder), declaration=Declaration(LAW), fingerprint=fingerprint)
+    return Tracker(config, folder=location(folder), declaration=Declaration(law))
 
 
 def finish(found: Tracker, folder: Path) -> None:
@@ -198,7 +201,7 @@ def test_attacks_are_added_to_level_and_description(workplace: Path) -> None:
 
 
 def test_another_folder_or_law_is_another_run(workplace: Path) -> None:
-    assert len({found.run_id for found in (tracker(), tracker("runs/b"), tracker(fingerprint="g"))}) == 3
+    assert len({found.run_id for found in (tracker(), tracker("runs/b"), tracker(law=OTHER_LAW))}) == 3
 
 
 def test_the_link_opens_on_charts_and_says_how_to_serve_it(workplace: Path) -> None:
@@ -207,22 +210,22 @@ def test_the_link_opens_on_charts_and_says_how_to_serve_it(workplace: Path) -> N
     assert found.how_to_open == f"mlflow ui --backend-store-uri sqlite:///{workplace}/mlflow.db"
 
 
-def declared(folder: Path, fingerprint: str) -> UPath:
+def declared(folder: Path, law: dict = LAW) -> UPath:
     """What of a run folder says which MLflow run is its own."""
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"fingerprint": fingerprint, "law": LAW, "plan": {}}))
+    (folder / "run.json").write_text(json.dumps({"fingerprint": "f", "law": law, "plan": {}}))
     (folder / "run.toml").write_text(load_config("demo").to_toml())
     return location(folder)
 
 
 def test_the_link_of_a_logged_run_is_the_trackers(workplace: Path) -> None:
     found = tracker()
-    assert link_of_run(declared(workplace / "runs/a", "f")) == (found.link, found.how_to_open)
+    assert link_of_run(declared(workplace / "runs/a")) == (found.link, found.how_to_open)
 
 
 def test_a_run_is_found_by_whichever_path_its_folder_is_reached(workplace: Path) -> None:
     found = tracker()
-    declared(workplace / "runs/a", "f")
+    declared(workplace / "runs/a")
     (workplace / "link").symlink_to(workplace / "runs")
     assert link_of_run(location("runs/../runs/a"))[0] == found.link
     assert tracker("link/a").run_id == found.run_id
@@ -230,7 +233,7 @@ def test_a_run_is_found_by_whichever_path_its_folder_is_reached(workplace: Path)
 
 def test_asking_for_the_link_of_a_run_that_was_never_logged_creates_nothing(empty: Path, mlflow_database: Path) -> None:
     workplace = empty
-    folder = declared(workplace / "runs/a", "other")
+    folder = declared(workplace / "runs/a", OTHER_LAW)
     with pytest.raises(TrackingError, match=rf"runs/a was never logged .* sqlite:///{workplace}/mlflow.db; set MLFLOW"):
         link_of_run(folder)
     assert [path.name for path in workplace.iterdir()] == ["runs"]

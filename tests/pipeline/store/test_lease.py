@@ -8,9 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.locations import LocationError, location, publish, read
+from pipeline.locations import LocationError, exists, location, publish, read
 from pipeline.store import lease
-from pipeline.store.lease import LEASE_FILE, LeaseError, held, holder_of, lock_file
+from pipeline.store.lease import (
+    DECLARATION,
+    LEASE_FILE,
+    LeaseError,
+    held,
+    holder_of,
+    lease_path,
+    lock_file,
+    names_in,
+)
 
 ELSEWHERE = {"token": "t", "host": "another-host", "pid": 7, "renewed_unix": 0.0}
 
@@ -87,6 +96,90 @@ def test_who_is_taken_over_by_force_learns_of_it(folder) -> None:
             second.check()
             with pytest.raises(LeaseError, match="was taken over by"):
                 first.check()
+
+
+def renewed_elsewhere(folder, name: str, *, clock: float = 0.0) -> threading.Event:
+    """Another machine's driver, whose clock differs by so many seconds, renews its lease until the event is set."""
+    ended = threading.Event()
+    path = lease_path(folder, name)
+
+    def renew() -> None:
+        while True:
+            holder = {**ELSEWHERE, "name": name, "renewed_unix": time.time() + clock}
+            publish(path, json.dumps(holder).encode())
+            if ended.wait(0.05):
+                return
+
+    threading.Thread(target=renew, daemon=True).start()
+    while not exists(path):
+        time.sleep(0.01)
+    return ended
+
+
+def test_shards_of_as_many_are_held_beside_each_other_and_by_one_driver_each(folder) -> None:
+    with (
+        held(folder, force=False, say=print, name="1-of-2") as first,
+        held(folder, force=False, say=print, name="2-of-2") as second,
+    ):
+        with (
+            pytest.raises(LeaseError, match=r"in use by `ndc certify --shard 2/2` on "),
+            held(folder, force=False, say=print, name="2-of-2"),
+        ):
+            pass
+        first.check()
+        second.check()
+        assert sorted(names_in(folder)) == ["1-of-2", "2-of-2"]
+    assert names_in(folder) == []
+
+
+NOT_BESIDE = [("2-of-8", "2-of-4"), ("2-of-8", ""), ("", "2-of-8"), ("2-of-8", DECLARATION), ("", DECLARATION)]
+
+
+@pytest.mark.parametrize(("at_work", "wanted"), [*NOT_BESIDE, (DECLARATION, "")])
+def test_those_who_may_not_be_beside_each_other_are_not(tmp_path: Path, at_work: str, wanted: str) -> None:
+    folder = location(tmp_path / "run")
+    with held(folder, force=False, say=print, name=at_work):
+        with (
+            pytest.raises(LeaseError, match=r"is in use by `ndc certify"),
+            held(folder, force=False, say=print, name=wanted),
+        ):
+            pass
+        assert names_in(folder) == [at_work], "who is refused leaves nothing"
+    with held(folder, force=False, say=print, name=wanted):
+        assert names_in(folder) == [wanted]
+
+
+@pytest.mark.parametrize("clock", [-60.0, 0.0, 60.0])
+@pytest.mark.parametrize("wanted", ["2-of-8", "2-of-4", ""])
+def test_a_task_that_is_requeued_while_its_old_driver_lives_is_refused_whatever_the_clocks_say(
+    tmp_path: Path, wanted: str, clock: float
+) -> None:
+    folder = location(tmp_path / "run")
+    ended = renewed_elsewhere(folder, "2-of-8", clock=clock)
+    with (
+        pytest.raises(LeaseError, match=r"in use by `ndc certify --shard 2/8` on another-host"),
+        held(folder, force=False, say=print, name=wanted),
+    ):
+        pass
+    ended.set()
+    time.sleep(0.1)
+    with held(folder, force=False, say=print, name=wanted):  # it does not renew its lease any more
+        assert names_in(folder) == sorted({wanted, "2-of-8"})
+
+
+def test_by_force_the_whole_run_is_taken_from_all_shards(tmp_path: Path) -> None:
+    folder = location(tmp_path / "run")
+    with (
+        held(folder, force=False, say=print, name="1-of-2") as first,
+        held(folder, force=False, say=print, name="2-of-2") as second,
+    ):
+        with held(folder, force=True, say=print) as whole:
+            time.sleep(0.5)
+            whole.check()
+            for lease_of_shard in (first, second):
+                with pytest.raises(LeaseError, match="was taken over by `ndc certify` on"):
+                    lease_of_shard.check()
+        assert names_in(folder) == []
 
 
 def test_a_torn_lease_is_nobodys(folder) -> None:
