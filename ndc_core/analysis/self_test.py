@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ndc_core.classifiers.baselines import Baseline
 from ndc_core.classifiers.diffusion import DiffusionClassifier
-from ndc_core.models.denoiser import Denoiser
+from ndc_core.models.denoiser import Denoiser, EveryLoss
 from ndc_core.models.forward_passes import Ask, Inputs, Kind, Task, answer
 from ndc_core.models.image_classifier import ImageClassifier
 
@@ -83,12 +83,18 @@ def passes_of(classifier: DiffusionClassifier | Baseline) -> Iterator[tuple[Kind
         if classifier.estimator:
             yield "forward", classifier.estimator.denoiser
         return
-    yield "every_class" if classifier.all_at_once else "forward", classifier.denoiser
+    yield kind_of_losses(classifier), classifier.denoiser
     estimating = classifier.formula.needs_estimate
     if estimating and (classifier.all_at_once or classifier.estimator.denoiser is not classifier.denoiser):
         yield "forward", classifier.estimator.denoiser
     if classifier.active_label_gradient:
         yield "label_gradient", classifier.denoiser
+
+
+def kind_of_losses(classifier: DiffusionClassifier) -> Kind:
+    if isinstance(classifier.denoiser, EveryLoss):
+        return "every_loss"
+    return "every_class" if classifier.all_at_once else "forward"
 
 
 class _Trial:
@@ -105,7 +111,7 @@ class _Trial:
         self.z = noise * (1 + self.sigma_model**2).sqrt()[:, None, None, None]
         classes = torch.randint(network.num_classes, (rows,), generator=generator) if network.num_classes else None
         labels = torch.zeros(rows, 0) if classes is None else torch.eye(network.num_classes)[classes]
-        self.label = labels.to(device)
+        self.label = self.z[:, None] if kind == "every_loss" else labels.to(device)
 
     def exactness(self, goes_on: Callable[[], bool]) -> Exactness:
         here = torch.arange(self.rows)
@@ -133,8 +139,8 @@ class _Trial:
             return z[rows], sigma_model[rows], label[rows]
 
         def read(found: Tensor, rows: slice) -> Tensor:
-            if self.kind == "classify":
-                return found.double()
+            if self.kind in ("classify", "every_loss"):
+                return found.flatten(1).double()
             target = z[rows] if found.ndim == z.ndim else z[rows][:, None]
             losses = (found - target).square().flatten(-3).sum(-1, dtype=torch.float64)
             return losses if losses.ndim == 2 or self.kind == "label_gradient" else losses[:, None]
