@@ -37,7 +37,7 @@ models/digits/denoiser.safetensors: | .venv/installed
 	$(BIN)/ndc train --dataset digits --out models/digits
 
 models/digits-heads/denoiser.safetensors: models/digits/denoiser.safetensors
-	$(BIN)/ndc distill models/digits models/digits-heads
+	$(BIN)/ndc distill models/digits digits models/digits-heads
 
 models/digits-classifier/classifier.json: | .venv/installed
 	$(BIN)/ndc train --dataset digits --classifier --out models/digits-classifier

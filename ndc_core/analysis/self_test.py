@@ -87,7 +87,7 @@ class _Trial:
         self.z = noise * (1 + self.sigma_model**2).sqrt()[:, None, None, None]
         classes = torch.randint(network.num_classes, (rows,), generator=generator) if network.num_classes else None
         labels = torch.zeros(rows, 0) if classes is None else torch.eye(network.num_classes)[classes]
-        self.label = labels.to(device)
+        self.label = self.z[:, None] if kind == "every_loss" else labels.to(device)
 
     def exactness(self, goes_on: Callable[[], bool]) -> Exactness:
         here = torch.arange(self.rows)
@@ -115,8 +115,8 @@ class _Trial:
             return z[rows], sigma_model[rows], label[rows]
 
         def read(found: Tensor, rows: slice) -> Tensor:
-            if self.kind == "classify":
-                return found.double()
+            if self.kind in ("classify", "every_loss"):
+                return found.flatten(1).double()
             target = z[rows] if found.ndim == z.ndim else z[rows][:, None]
             losses = (found - target).square().flatten(-3).sum(-1, dtype=torch.float64)
             return losses if losses.ndim == 2 or self.kind == "label_gradient" else losses[:, None]

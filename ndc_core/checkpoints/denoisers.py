@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.denoiser import EDMDenoiser
 from ndc_core.models.execution import DTYPES, Execution
+from ndc_core.models.linear_heads import LinearHeadsDenoiser
 from ndc_core.models.networks.diffusers_unet import DiffusersUNet
 from ndc_core.models.networks.edm2 import EDM2UNet
 from ndc_core.models.networks.edm_adm import DhariwalUNet
 from ndc_core.models.networks.edm_song import SongUNet
+from ndc_core.models.networks.linear_heads import LinearHeadsNetwork
 from ndc_core.models.networks.small import SmallHeadsUNet, SmallUNet
 from ndc_core.untrusted_files.file_kinds import foreign_kind, text_kind
 
@@ -32,9 +34,10 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "edm-adm": DhariwalUNet,
     "edm2": EDM2UNet,
     "diffusers-unet2d": DiffusersUNet,
+    "linear-heads": LinearHeadsNetwork,
 }
 # What stands around a network, where that is not an EDMDenoiser.
-DENOISERS: dict[str, type[EDMDenoiser]] = {"small-heads": HeadsDenoiser}
+DENOISERS: dict[str, type[EDMDenoiser]] = {"small-heads": HeadsDenoiser, "linear-heads": LinearHeadsDenoiser}
 
 
 class CheckpointError(ValueError):

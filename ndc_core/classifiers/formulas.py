@@ -18,7 +18,7 @@ from ndc_core.classifiers.losses import Images, Path
 from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.sift import LabelGradientSpec, SiftSpec
 from ndc_core.classifiers.unconditional import Unconditional, null_label
-from ndc_core.models.denoiser import Denoiser, EveryClass
+from ndc_core.models.denoiser import Denoiser, EveryClass, EveryLoss
 from ndc_core.models.forward_passes import Kind
 from ndc_core.models.image_classifier import ImageClassifier
 from ndc_core.noise.grid import WEIGHTS, Grid, GridSpec, Levels, build_grid, path_levels, tau_correction
@@ -134,14 +134,18 @@ class DiffusionScores:
     @property
     def passes(self) -> list[tuple[Kind, Denoiser | ImageClassifier]]:
         """The kinds of passes that scores are made of, each with its network; once, though both may be the same."""
-        kinds: list[tuple[Kind, Denoiser | ImageClassifier]] = [
-            ("every_class" if self.all_at_once else "forward", self.denoiser)
-        ]
+        kinds: list[tuple[Kind, Denoiser | ImageClassifier]] = [(self._kind_of_losses, self.denoiser)]
         if self.formula.needs_estimate and (self.all_at_once or self.estimator.denoiser is not self.denoiser):
             kinds.append(("forward", self.estimator.denoiser))
         if self.active_label_gradient:
             kinds.append(("label_gradient", self.denoiser))
         return kinds
+
+    @property
+    def _kind_of_losses(self) -> Kind:
+        if isinstance(self.denoiser, EveryLoss):
+            return "every_loss"
+        return "every_class" if self.all_at_once else "forward"
 
     @property
     def noise_steps(self) -> tuple[int, int]:

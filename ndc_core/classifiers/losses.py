@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndc_core.classifiers.step_noise import Reach, nothing_to_draw
-from ndc_core.models.denoiser import Denoiser
+from ndc_core.models.denoiser import Denoiser, EveryLoss
 from ndc_core.models.forward_passes import Ask, Inputs
 from ndc_core.models.transfers import to_device
 from ndc_core.noise.grid import Levels
@@ -63,6 +63,10 @@ class Path:
     ) -> Float[Tensor, "rows taus *classes"]:
         """|| found - target_t ||^2 for each noise level, in double precision; differentiable."""
         return torch.stack([_squared_distances(found, target) for target in self._targets(draw, step)], dim=1)
+
+    def targets(self, draw: Rows, step: Rows) -> Float[Tensor, "rows taus c h w"]:
+        """target_t for each noise level."""
+        return torch.stack([*self._targets(draw, step)], dim=1)
 
     def _targets(self, draw: Rows, step: Rows) -> Iterator[Float[Tensor, "rows c h w"]]:
         z = self.noisy(draw, step)[0] if (self.anchor_share != 1).any() else None
@@ -124,6 +128,8 @@ def ask_losses_of_every_class(
 ) -> Ask:
     """Asks for the same of all classes at once, of a network with class heads: (rows, taus, classes)."""
     draws, steps = _on_device(path, draw, step)
+    if isinstance(denoiser, EveryLoss):
+        return _ask_every_loss(denoiser, path, draws, steps)
     unread = torch.zeros(1, 0, device=path.start.device)
 
     def inputs(rows: slice) -> Inputs:
@@ -133,6 +139,18 @@ def ask_losses_of_every_class(
         return path.squared_errors(found, draw=draws[rows], step=steps[rows])
 
     return Ask("every_class", denoiser, len(draw), inputs, read, on_host=True)
+
+
+def _ask_every_loss(denoiser: Denoiser, path: Path, draws: Rows, steps: Rows) -> Ask:
+    """The same of a network that needs no class's image for it, and takes the targets into its passes."""
+
+    def inputs(rows: slice) -> Inputs:
+        return *path.noisy(draws[rows], steps[rows]), path.targets(draws[rows], steps[rows])
+
+    def read(found: Tensor, rows: slice) -> Tensor:
+        return found
+
+    return Ask("every_loss", denoiser, len(draws), inputs, read, on_host=True, targets=len(path.anchors))
 
 
 def ask_label_gradients(

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ndc_core.models.denoiser import EDMDenoiser, clip_to_image_range, preconditioning
+from ndc_core.models.denoiser import EDMDenoiser, preconditioning
 
 
 class HeadsDenoiser(EDMDenoiser):
@@ -38,10 +38,10 @@ class HeadsDenoiser(EDMDenoiser):
     def every_class(
         self, z: Float[Tensor, "rows c h w"], sigma_model: Float[Tensor, " rows"]
     ) -> Float[Tensor, "rows classes c h w"]:
-        """E[z_0 | z, y] for every class y, in [-1, 1] or NaN, from one forward pass."""
+        """E[z_0 | z, y] for every class y from one forward pass; if bounded, in [-1, 1] or NaN."""
         return self.launch(self._every_class, z, sigma_model)
 
     def _every_class(
         self, z: Float[Tensor, "rows c h w"], sigma_model: Float[Tensor, " rows"]
     ) -> Float[Tensor, "rows classes c h w"]:
-        return clip_to_image_range(self.unclipped_heads(z, sigma_model)[:, :-1])
+        return self.clipped(self.unclipped_heads(z, sigma_model)[:, :-1])

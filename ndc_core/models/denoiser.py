@@ -11,10 +11,10 @@ from ndc_core.models.replay import Launch, directly
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A posterior mean h(z, sigma, y) ~ E[z_0 | z, y] with values in [-1, 1] (model space).
+    """A posterior mean h(z, sigma, y) ~ E[z_0 | z, y] (model space), in [-1, 1] where it is `bounded`.
 
     The label is a row of class weights: one-hot for a class, all zero for the unconditional
-    denoiser. A value that is not finite must come out as NaN, never as a bound of the range.
+    denoiser. A value that is not finite must not come out as a bound of the range.
     """
 
     image_shape: tuple[int, int, int]
@@ -30,11 +30,23 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class EveryClass(Protocol):
-    """A denoiser that knows the outputs for all classes, in [-1, 1] or NaN, from one forward pass."""
+    """A denoiser that knows the outputs for all classes from one forward pass."""
 
     def every_class(
         self, z: Float[Tensor, "rows c h w"], sigma_model: Float[Tensor, " rows"]
     ) -> Float[Tensor, "rows classes c h w"]: ...
+
+
+@runtime_checkable
+class EveryLoss(EveryClass, Protocol):
+    """One that knows also how far all of them are from targets, without making them."""
+
+    def every_loss(
+        self,
+        z: Float[Tensor, "rows c h w"],
+        sigma_model: Float[Tensor, " rows"],
+        targets: Float[Tensor, "rows targets c h w"],
+    ) -> Float[Tensor, "rows targets classes"]: ...
 
 
 def clip_to_image_range(estimate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -64,11 +76,13 @@ def preconditioning(sigma_model: Float[Tensor, " rows"], *, sigma_data: float) -
 
 
 class EDMDenoiser(nn.Module):
-    """EDM's preconditioning around a network, with the output clipped.
+    """EDM's preconditioning around a network, with the output clipped where the class is `bounded`.
 
     The network runs in `network_dtype`, all around it in the precision of z. `knows_no_label` says whether the all-zero
     label was trained. The network is called as F(x, c_noise, label). `launch` makes the calls of the whole.
     """
+
+    bounded = True
 
     def __init__(
         self,
@@ -107,13 +121,17 @@ class EDMDenoiser(nn.Module):
         sigma_model: Float[Tensor, " rows"],
         label: Float[Tensor, "rows classes"],
     ) -> Float[Tensor, "rows c h w"]:
-        """E[z_0 | z, label] in [-1, 1]; NaN where the network was not finite."""
-        return self.launch(self._clipped, z, sigma_model, label)
+        """E[z_0 | z, label]; if bounded, in [-1, 1], and NaN where the network was not finite."""
+        return self.launch(self._output, z, sigma_model, label)
 
-    def _clipped(
+    def _output(
         self,
         z: Float[Tensor, "rows c h w"],
         sigma_model: Float[Tensor, " rows"],
         label: Float[Tensor, "rows classes"],
     ) -> Float[Tensor, "rows c h w"]:
-        return clip_to_image_range(self.unclipped(z, sigma_model, label))
+        return self.clipped(self.unclipped(z, sigma_model, label))
+
+    def clipped(self, outputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """What the denoiser answers, given what its network says."""
+        return clip_to_image_range(outputs) if self.bounded else outputs

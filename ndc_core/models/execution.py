@@ -40,7 +40,7 @@ class Execution:
             # torch's stub knows the argument for tensors only.
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.channels_last and not self.compile and device.startswith("cuda"):
-            _fuse(network)
+            _fuse(getattr(network, "trunk", network))
         return torch.compile(network) if self.compile else network  # type: ignore[return-value]
 
     def launch(self, *, device: str) -> Launch:

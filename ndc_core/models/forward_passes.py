@@ -18,14 +18,21 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ndc_core.models.denoiser import Denoiser, EveryClass
+from ndc_core.models.denoiser import Denoiser, EveryClass, EveryLoss
 from ndc_core.models.image_classifier import ImageClassifier
 from ndc_core.models.transfers import OnItsWay, to_host
 
-Inputs = tuple[Float[Tensor, "rows c h w"], Float[Tensor, " rows"], Float[Tensor, "rows classes"]]
-Kind = Literal["forward", "every_class", "label_gradient", "classify"]
+# z, sigma_model and labels; of `every_loss` targets (rows, targets, c, h, w) instead of labels.
+Inputs = tuple[Float[Tensor, "rows c h w"], Float[Tensor, " rows"], Float[Tensor, "rows ..."]]
+Kind = Literal["forward", "every_class", "every_loss", "label_gradient", "classify"]
 # A backward pass to the label costs about as much as a forward one: the weights need no gradient.
-EVALUATIONS_OF_A_ROW: dict[Kind, int] = {"forward": 1, "every_class": 1, "label_gradient": 2, "classify": 1}
+EVALUATIONS_OF_A_ROW: dict[Kind, int] = {
+    "forward": 1,
+    "every_class": 1,
+    "every_loss": 1,
+    "label_gradient": 2,
+    "classify": 1,
+}
 # Passes that are launched at most before the first one's answers are waited for, and passes whose rows are to wait for
 # their turn. A CPU computes when it is asked to.
 PASSES_AHEAD = {"cuda": 3}
@@ -37,7 +44,8 @@ class Ask:
     the network's output for the window: one row of the answer for each.
 
     `forward` is the denoiser at the given labels, `every_class` all classes of a network with class heads (labels are
-    not looked at), `label_gradient` the derivative of what `read` keeps, one number a row, with respect to the label.
+    not looked at), `every_loss` the squared distances of all classes to each of the row's `targets`, `label_gradient`
+    the derivative of what `read` keeps, one number a row, with respect to the label.
     """
 
     kind: Kind
@@ -46,6 +54,7 @@ class Ask:
     inputs: Callable[[slice], Inputs]
     read: Callable[[Tensor, slice], Tensor]
     on_host: bool = False
+    targets: int = 0
 
     @property
     def evaluations_per_row(self) -> int:
@@ -124,8 +133,8 @@ class _Gatherer(Generic[Name, Result]):
     def __init__(self, next_task: NextTask[Name, Result], *, rows_per_pass: int, passes_ahead: int) -> None:
         self.next_task, self.rows_per_pass, self.passes_ahead = next_task, rows_per_pass, passes_ahead
         self.running = 0
-        # Rows of different kinds, or for different networks, cannot share a pass.
-        self.queues: dict[tuple[Kind, int], deque[_Running[Name, Result]]] = defaultdict(deque)
+        # Rows of different kinds, for different networks, or with more targets or fewer cannot share a pass.
+        self.queues: dict[tuple[Kind, int, int], deque[_Running[Name, Result]]] = defaultdict(deque)
         self.ended: deque[tuple[Name, Result | Exception]] = deque()
 
     def run(self) -> Iterator[tuple[Name, Result | Exception]]:
@@ -169,7 +178,7 @@ class _Gatherer(Generic[Name, Result]):
         else:
             assert ask.rows > 0
             running.ask, running.asked, running.answer = ask, ask.rows, []
-            self.queues[ask.kind, id(ask.network)].append(running)
+            self.queues[ask.kind, id(ask.network), ask.targets].append(running)
 
     def _end(self, running: _Running[Name, Result], result: Result | Exception) -> None:
         self.running -= 1
@@ -248,6 +257,8 @@ def _outputs(kind: Kind, network: Denoiser | ImageClassifier, z: Tensor, sigma_m
         return cast(ImageClassifier, network)(z)
     if kind == "every_class":
         return cast(EveryClass, network).every_class(z, sigma_model)
+    if kind == "every_loss":
+        return cast(EveryLoss, network).every_loss(z, sigma_model, label)
     return cast(Denoiser, network)(z, sigma_model, label)
 
 

@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 
-from ndc_core.models.denoiser import Denoiser, EveryClass
+from ndc_core.models.denoiser import Denoiser, EveryClass, EveryLoss
 from ndc_core.models.image_classifier import ImageClassifier, ImageNetwork
 
 FEWEST, MOST = 16, 8192
@@ -149,6 +149,8 @@ def _one_pass(network: Denoiser | ImageClassifier, rows: int, *, device: str) ->
     sigma_model = torch.ones(rows, device=device)
     if isinstance(network, ImageNetwork):
         network(z)
+    elif isinstance(network, EveryLoss):
+        network.every_loss(z, sigma_model, z[:, None])
     elif isinstance(network, EveryClass):
         network.every_class(z, sigma_model)
     else:

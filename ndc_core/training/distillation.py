@@ -1,20 +1,24 @@
 """Distillation: a network with class heads learns what a conditional denoiser says of every class."""
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from ndc_core.models.class_heads import HeadsDenoiser
-from ndc_core.models.denoiser import Denoiser, EDMDenoiser
-from ndc_core.models.networks.small import SmallHeadsUNet, SmallUNet
+from ndc_core.models.denoiser import Denoiser
+from ndc_core.models.execution import placed_for_training
+from ndc_core.models.forward_passes import Ask, Inputs, Task, answer
 from ndc_core.space import pixels_to_model
-from ndc_core.training.augmentation import jitter
+from ndc_core.training.augmentation import AUGMENTATIONS
 from ndc_core.training.denoiser import DenoisingSpec, draw_sigma, loss_weight
-from ndc_core.training.fitting import Fitting, TrainingProgress
+from ndc_core.training.fitting import ONE_CPU, Fitting, Machine, TrainingProgress
+
+ROWS_OF_A_PASS = {"cpu": 256, "cuda": 2048}  # of the teacher, at most
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,10 @@ class DistillationSpec(DenoisingSpec):
     """
 
     steps: int = 3000
-    max_seconds: float = 60.0
+    max_seconds: float | None = 60.0
     batch: int = 32
     learning_rate: float = 4e-3
+    augment: str = "jitter"
     classes: int = 16
     reuse: int = 8
     kept: int = 64
@@ -47,85 +52,115 @@ class Answer:
 
 def distil(
     teacher: Denoiser,
+    student: HeadsDenoiser,
     images: UInt8[Tensor, "n c h w"],
     *,
     knows_no_label: bool,
     spec: DistillationSpec,
+    machine: Machine = ONE_CPU,
+    state: dict[str, Any] | None = None,
     on_step: Callable[[TrainingProgress], None] = lambda progress: None,
+    watch: Callable[[Fitting[HeadsDenoiser]], None] = lambda fitting: None,
 ) -> HeadsDenoiser:
-    """A small network with heads for the teacher's classes, taught on noisy versions of the images.
+    """The student, taught on noisy versions of the images; the teacher is on the machine already.
 
     Its last head learns the teacher without a label; where the teacher `knows_no_label` not, the mean over classes.
-    """
-    torch.manual_seed(spec.seed)  # the network's initialisation has no generator argument
-    classes, image_shape = teacher.num_classes, teacher.image_shape
-    network = SmallHeadsUNet(image_channels=image_shape[0], num_classes=classes, channels=spec.channels)
-    if isinstance(teacher, EDMDenoiser):
-        start_from(network, teacher.network)
-    student = HeadsDenoiser(network, image_shape=image_shape, num_classes=classes)
-    generator = torch.Generator().manual_seed(spec.seed)
-    answers = answers_of(teacher, images, generator, knows_no_label=knows_no_label, spec=spec)
-    fitting = Fitting(student, spec=spec, generator=generator)
-    return fitting.run(lambda: distillation_loss(student, next(answers)), on_step=on_step)
-
-
-def answers_of(
-    teacher: Denoiser,
-    images: UInt8[Tensor, "n c h w"],
-    generator: torch.Generator,
-    *,
-    knows_no_label: bool,
-    spec: DistillationSpec,
-) -> Iterator[Answer]:
-    """An endless lesson: after each new answer, some of the last ones again."""
-    recent: deque[Answer] = deque(maxlen=spec.kept)
-    while True:
-        batch = images[torch.randint(len(images), (spec.batch,), generator=generator)]
-        clean = jitter(pixels_to_model(batch / 255.0), generator, share=spec.augment_share)
-        recent.append(ask(teacher, clean, generator, knows_no_label=knows_no_label, spec=spec))
-        for _ in range(spec.reuse):
-            yield recent[int(torch.randint(len(recent), (), generator=generator))]
-
-
-def start_from(network: SmallHeadsUNet, teacher: nn.Module) -> None:
-    """Takes over the weights of a small network of the same width: every head starts as the teacher without a label."""
-    if not isinstance(teacher, SmallUNet):
-        return
-    known, own = teacher.state_dict(), network.state_dict()
-    del known["label.weight"]
-    for name in ("conv_out.weight", "conv_out.bias"):
-        known[name] = torch.cat([known[name]] * (len(own[name]) // len(known[name])))
-    if all(known[name].shape == weight.shape for name, weight in own.items()):
-        network.load_state_dict(known)
-
-
-@torch.no_grad()
-def ask(
-    teacher: Denoiser,
-    clean: Float[Tensor, "b c h w"],
-    generator: torch.Generator,
-    *,
-    knows_no_label: bool,
-    spec: DistillationSpec,
-) -> Answer:
-    """The teacher's outputs at noisy images, one class after the other: as many rows at a time as there are images.
+    `state`, of `Fitting`, is gone on from: on a CPU to the very bits of a distillation that was not interrupted.
 
     Raises:
-        ValueError: an output is not finite.
+        ValueError: an output of the teacher is not finite.
+        DivergedError: the loss is not finite any more.
     """
-    sigma = draw_sigma(len(clean), generator, spec)
-    z = clean + torch.randn(clean.shape, generator=generator) * sigma.view(-1, 1, 1, 1)
-    classes = torch.randperm(teacher.num_classes, generator=generator)[: spec.classes]
-    null = torch.zeros(1, teacher.num_classes)
-    labels = [*torch.eye(teacher.num_classes)[classes], *(null if knows_no_label else ())]
-    outputs = torch.stack([teacher(z, sigma, label.expand(len(z), -1)) for label in labels], dim=1)
-    if not knows_no_label:
-        outputs = torch.cat([outputs, outputs.mean(dim=1, keepdim=True)], dim=1)
-    if not outputs.isfinite().all():
-        raise ValueError(
-            "the teacher's output is not finite: nothing can be learned from it; convert or train it again"
-        )
-    return Answer(z, sigma, torch.cat([classes, torch.tensor([teacher.num_classes])]), outputs)
+    answers = Answers(teacher, images, knows_no_label=knows_no_label, spec=spec, machine=machine)
+    generator = machine.generator(spec.seed)
+    placed = placed_for_training(student, device=machine.device, channels_last=machine.channels_last)
+    fitting = Fitting(placed, spec=spec, generator=generator, machine=machine)
+    if state:
+        fitting.resume(state)
+
+    def batch_loss() -> Float[Tensor, ""]:
+        lesson = answers.for_step(fitting.step, generator)
+        with machine.mixed():
+            return distillation_loss(placed, lesson)
+
+    return fitting.run(batch_loss, on_step=on_step, watch=watch).to("cpu")
+
+
+class Answers:
+    """The teacher's answers by number. Each is a function of the seed and of its number, so that whoever goes on with a
+    distillation asks again for what it needs, and nothing of them lies on disk."""
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        images: UInt8[Tensor, "n c h w"],
+        *,
+        knows_no_label: bool,
+        spec: DistillationSpec,
+        machine: Machine,
+    ) -> None:
+        self.teacher, self.images, self.knows_no_label = teacher, images, knows_no_label
+        self.spec, self.machine = spec, machine
+        self.recent: dict[int, Answer] = {}
+
+    def for_step(self, step: int, generator: torch.Generator) -> Answer:
+        """One of the last answers; every few steps there is a new one."""
+        newest = step // self.spec.reuse
+        oldest = max(0, newest - self.spec.kept + 1)
+        back = torch.randint(newest - oldest + 1, (), generator=generator, device=generator.device)
+        number = newest - int(back)
+        if number not in self.recent:
+            self.recent = {known: given for known, given in self.recent.items() if known >= oldest}
+            self.recent[number] = self.ask(number)
+        return self.recent[number]
+
+    def ask(self, number: int) -> Answer:
+        """The teacher's outputs at noisy images, all images for all classes in full passes.
+
+        Raises:
+            ValueError: an output is not finite.
+        """
+        seed = int(np.random.SeedSequence([self.spec.seed, number]).generate_state(1, np.uint64)[0])
+        generator, device = self.machine.generator(seed), torch.device(self.machine.device)
+        spec, teacher = self.spec, self.teacher
+        batch = torch.randint(len(self.images), (spec.batch,), generator=generator, device=device)
+        clean = pixels_to_model(self.images[batch.to(self.images.device)].to(device) / 255.0)
+        clean = AUGMENTATIONS[spec.augment](clean, generator, share=spec.augment_share)
+        sigma = draw_sigma(len(clean), generator, spec)
+        z = clean + torch.randn(clean.shape, generator=generator, device=device) * sigma.view(-1, 1, 1, 1)
+        classes = torch.randperm(teacher.num_classes, generator=generator, device=device)[: spec.classes]
+        labels = torch.eye(teacher.num_classes, device=device)[classes]
+        if self.knows_no_label:
+            labels = torch.cat([labels, torch.zeros_like(labels[:1])])
+        outputs = asked_in_full_passes(teacher, z, sigma, labels)
+        if not self.knows_no_label:
+            outputs = torch.cat([outputs, outputs.mean(dim=1, keepdim=True)], dim=1)
+        if not outputs.isfinite().all():
+            raise ValueError(
+                "the teacher's output is not finite: nothing can be learned from it; convert or train it again"
+            )
+        return Answer(z, sigma, torch.cat([classes, classes.new_tensor([teacher.num_classes])]), outputs)
+
+
+def asked_in_full_passes(
+    teacher: Denoiser,
+    z: Float[Tensor, "b c h w"],
+    sigma_model: Float[Tensor, " b"],
+    labels: Float[Tensor, "labels classes"],
+) -> Float[Tensor, "b labels c h w"]:
+    """The teacher's outputs for every image with each label, in as few passes as there may be, all of one size."""
+    rows = len(z) * len(labels)
+    passes = -(-rows // ROWS_OF_A_PASS[z.device.type])
+
+    def inputs(window: slice) -> Inputs:
+        row = torch.arange(window.start, window.stop, device=z.device)
+        return z[row // len(labels)], sigma_model[row // len(labels)], labels[row % len(labels)]
+
+    def task() -> Task[Tensor]:
+        return (yield Ask("forward", teacher, rows, inputs, lambda outputs, window: outputs))
+
+    outputs = answer(task(), rows_per_pass=-(-rows // passes), device=z.device)
+    return outputs.clone().unflatten(0, (len(z), len(labels)))  # not of inference mode: autograd is to meet it
 
 
 def distillation_loss(student: HeadsDenoiser, answer: Answer) -> Float[Tensor, ""]:

@@ -133,27 +133,54 @@ def train(
 
 @click.command()
 @click.argument("teacher")
+@click.argument("data")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--data", default="digits", show_default=True, help="Images to learn on: digits, or a path or URI.")
+@click.option(
+    "--network",
+    type=click.Choice(["own", "small"]),
+    help="own: TEACHER's with heads [default for edm-song, edm-adm, edm2]; small: the embedded one.",
+)
+@click.option("--channels", type=click.IntRange(min=8), help="Width of the small network, instead of the default.")
+@click.option("--augment", help="none, jitter (drawn digits) or flip-and-shift (photographs).")
+@click.option("--batch", type=click.IntRange(min=1), help="Images of a step.")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="At its highest.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of the default.")
+@click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End at this time, if it comes first.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cuda", "cpu"]),
+    default="auto",
+    show_default=True,
+    help="auto takes CUDA where torch can use it.",
+)
 @click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most N images.")
-@click.option("--channels", type=click.IntRange(min=8), help="Width of the network, instead of the default.")
-@click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of the default.")
-@click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End earlier on a slow machine.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
+@click.option("--resize", type=click.IntRange(min=1), help="As a run's dataset.resize, with --filter.")
+@click.option("--filter", "resample", help="As a run's dataset.filter.")
 def distill(
-    teacher: str, out: Path, data: str, data_format: str | None, limit: int | None, **settings: float | None
+    teacher: str,
+    data: str,
+    out: Path,
+    network: Any,
+    device: Any,
+    data_format: str | None,
+    limit: int | None,
+    resize: int | None,
+    resample: str | None,
+    **settings: Any,
 ) -> None:
-    """Teach a small network with an output for each class what TEACHER, a checkpoint of any kind, says of each.
+    """Teach a network with an output for each class what TEACHER, a checkpoint of any kind, says of images of DATA.
 
-    The classes are TEACHER's, in its order. Labels of the images play no part.
+    The classes are TEACHER's, in its order; labels of the images play no part. The same command goes on with a
+    distillation that was stopped, from the last of the checkpoints that it keeps every few minutes.
     """
     from pipeline.data.datasets import DatasetSpec
     from pipeline.model_tools.distill import distill as distill_model
 
-    images = DatasetSpec(data, format=data_format, split="train", limit=limit)
+    images = DatasetSpec(data, format=data_format, split="train", limit=limit, resize=resize, filter=resample)
     given = {name: value for name, value in settings.items() if value is not None}
-    distill_model(teacher, out, data=images, settings=given, say=click.echo)
+    distill_model(teacher, out, data=images, network=network, settings=given, device=device, say=click.echo)
     click.echo(f"distilled {out}")
 
 

@@ -1,23 +1,39 @@
 """Distillation of a conditional checkpoint into one with class heads, on any data that can be read."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
 
-from ndc_core.checkpoints.denoisers import CheckpointError, denoiser_digest, load_denoiser
+from ndc_core.checkpoints.denoisers import (
+    CheckpointError,
+    denoiser_digest,
+    describe_denoiser,
+    load_denoiser,
+    save_denoiser,
+)
+from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.denoiser import EDMDenoiser
-from ndc_core.training.denoiser import save_trained
+from ndc_core.models.execution import Execution
 from ndc_core.training.distillation import DistillationSpec, distil
+from ndc_core.training.fitting import DivergedError, Machine
+from ndc_core.training.students import heads_arguments, linear_student, small_student
 from pipeline.data.datasets import DatasetSpec, Example, examples_of, source_of
 from pipeline.data.source import DataError
-from pipeline.model_tools.train import TrainingBar, refuse_to_overwrite
+from pipeline.declaration.config import Device
+from pipeline.model_tools.distillation_settings import StudentNetwork, distillation_spec, student_network
+from pipeline.model_tools.train import TrainingBar, place_of_images, refuse_to_overwrite, where
 from pipeline.model_tools.training_images import data_notes, stacked
-from pipeline.workers.compute import set_up_process, threads_for
+from pipeline.model_tools.training_state import SECONDS_BETWEEN_CHECKPOINTS, TrainingState
+from pipeline.workers.compute import pick_device, set_up_process, threads_for
 from pipeline.workers.models import local_checkpoint
 
-CHANNELS_STEP = 8  # of a group in the network's normalisations
+# What the last head learns.
+WITHOUT_LABEL, MEAN_OF_CLASSES = "the teacher without a label", "the teacher's mean over classes"
 
 
 def distill(
@@ -25,63 +41,147 @@ def distill(
     out: Path,
     *,
     data: DatasetSpec,
+    network: StudentNetwork | None = None,
     settings: dict[str, Any],
+    device: Device = "auto",
     say: Callable[[str], None] = print,
+    seconds_between_checkpoints: float = SECONDS_BETWEEN_CHECKPOINTS,
 ) -> None:
-    """Teaches a small network with class heads what a checkpoint says of noisy images, and writes it.
+    """Teaches a network with class heads what a checkpoint says of noisy images, and writes it.
+
+    A distillation that was stopped goes on from its last checkpoint; on a CPU, where steps end it, to the very weights
+    of one that was not stopped.
 
     Raises:
         ValueError: a teacher that cannot be used, images that do not fit it, settings that make no network, or a
-            folder that holds a checkpoint already.
+            folder that holds a checkpoint or another distillation.
+        TrainingError: the distillation diverged, or the disk is full; names the last good checkpoint.
     """
     refuse_to_overwrite(out)
-    spec = DistillationSpec(**settings)
-    if spec.channels % CHANNELS_STEP:
-        raise ValueError(f"{spec.channels} channels make no network; take a multiple of {CHANNELS_STEP}")
     folder = local_checkpoint(teacher)
+    description = describe_denoiser(folder)
+    kind = student_network(network, description["network"])
+    spec = distillation_spec(kind, settings)
     denoiser = load_denoiser(folder)
-    check_teacher(teacher, denoiser)
-    examples = fitting_images(data, denoiser.image_shape, say)
+    check_teacher(teacher, denoiser, kind)
+    images = fitting_images(data, denoiser, say)
+    refuse_few(data.name, images, spec)
+    machine = machine_of(pick_device(device))
+    student, name, arguments = student_of(denoiser, description, kind, spec)
+    say(f"{name} for {denoiser.num_classes:,} classes on {len(images):,} images, {where(machine)}")
+    notes = {
+        "training": asdict(spec),
+        "teacher_sha256": denoiser_digest(folder),
+        "head_for_no_class": WITHOUT_LABEL if denoiser.knows_no_label else MEAN_OF_CLASSES,
+        **data_notes(data, images),
+        "trained_on": where(machine),
+    }
+
+    def write(folder: Path, distilled: EDMDenoiser, more: dict[str, object]) -> None:
+        save_denoiser(folder, distilled, network=name, arguments=arguments, notes={**notes, **more})
+
+    declaration = {"network": name, "arguments": arguments, **notes}
+    state = TrainingState(out, declaration, write=write, seconds_between=seconds_between_checkpoints)
+    if begun := state.load():
+        say(f"going on after step {begun['step']:,}")
     out.mkdir(parents=True, exist_ok=True)
     set_up_process(threads=threads_for(denoiser.image_shape))
-    with TrainingBar(spec.steps, "distilling") as bar:
-        student = distil(
-            denoiser, stacked(examples), knows_no_label=denoiser.knows_no_label, spec=spec, on_step=bar.add
-        )
-    no_class = "the teacher without a label" if denoiser.knows_no_label else "the teacher's mean over classes"
-    notes = {"teacher_sha256": denoiser_digest(folder), "head_for_no_class": no_class, **data_notes(data, examples)}
-    save_trained(out, student, spec=spec, notes=notes, network="small-heads")
+    if machine.device == "cuda":  # products of TF32: what classes differ in is little, and to be learned
+        denoiser = load_denoiser(folder, device="cuda", execution=Execution("tf32", channels_last=True))
+    write(out, taught(denoiser, student, stacked(images), spec, machine, state, begun), {})
+    state.clear()
 
 
-def check_teacher(teacher: str, denoiser: EDMDenoiser) -> None:
+def taught(
+    teacher: EDMDenoiser,
+    student: HeadsDenoiser,
+    images: UInt8[Tensor, "n c h w"],
+    spec: DistillationSpec,
+    machine: Machine,
+    state: TrainingState,
+    begun: dict[str, Any] | None,
+) -> HeadsDenoiser:
+    """The distillation itself; raises TrainingError if it diverges."""
+    with TrainingBar(spec.steps, "distilling", device=machine.device) as bar:
+        try:
+            return distil(
+                teacher,
+                student,
+                images.to(place_of_images(images, machine)),
+                knows_no_label=teacher.knows_no_label,
+                spec=spec,
+                machine=machine,
+                state=begun,
+                on_step=bar.add,
+                watch=state.watch,
+            )
+        except DivergedError as error:
+            raise state.ended(error) from error
+
+
+def student_of(
+    teacher: EDMDenoiser, description: dict[str, Any], kind: StudentNetwork, spec: DistillationSpec
+) -> tuple[HeadsDenoiser, str, dict[str, Any]]:
+    """The network before its distillation, and the name and arguments by which a checkpoint builds it."""
+    if kind == "own":
+        arguments = heads_arguments(description["network"], description["arguments"])
+        return linear_student(teacher, arguments, seed=spec.seed), "linear-heads", arguments
+    sizes = {"image_channels": teacher.image_shape[0], "num_classes": teacher.num_classes, "channels": spec.channels}
+    return small_student(teacher, channels=spec.channels, seed=spec.seed), "small-heads", sizes
+
+
+def machine_of(device: str) -> Machine:
+    return Machine(device, channels_last=device == "cuda")
+
+
+def check_teacher(teacher: str, denoiser: EDMDenoiser, kind: StudentNetwork) -> None:
     if denoiser.num_classes < 2:
         raise CheckpointError(
             f"{teacher} knows {denoiser.num_classes} classes, and heads tell classes apart: distil a model that was "
             "trained with at least two"
         )
-    if any(side % 2 for side in denoiser.image_shape[1:]):
+    if kind == "small" and any(side % 2 for side in denoiser.image_shape[1:]):
         raise CheckpointError(
             f"{teacher} makes images of shape {denoiser.image_shape} (channels, height, width); the network with heads "
             "halves height and width, which must be even: distil another model"
         )
 
 
-def fitting_images(data: DatasetSpec, image_shape: tuple[int, int, int], say: Callable[[str], None]) -> list[Example]:
-    """All images of the data, which need no meaningful labels. Says what was decided about the data by rule."""
+def fitting_images(data: DatasetSpec, teacher: EDMDenoiser, say: Callable[[str], None]) -> list[Example]:
+    """All images of the data, which need no meaningful labels. Says what was decided about the data by rule.
+
+    Raises:
+        DataError: there are none, or they are of another size or, as far as the data name their classes, of other
+            classes than the teacher's.
+    """
     corrupt: list[str] = []
-    examples, source = [], source_of(data)
+    examples, source, image_shape = [], source_of(data), teacher.image_shape
+    if source.class_names is not None and len(source.class_names) != teacher.num_classes:
+        raise DataError(
+            f"{data.name} names {len(source.class_names):,} classes, and the teacher knows {teacher.num_classes:,}: "
+            "it would be asked about images that it does not know; choose other data or another teacher"
+        )
     for example in examples_of(data, source, channels=image_shape[0], corrupt=corrupt):
         image = example.image
         if image.shape != image_shape or image.dtype != np.uint8:
             raise DataError(
                 f"image {example.image_id} of {data.name} is {image.dtype} of shape {image.shape} (channels, height, "
-                f"width), the teacher takes uint8 of shape {image_shape}; choose other --data or another teacher"
+                f"width), the teacher takes uint8 of shape {image_shape}; choose other data or another teacher, or "
+                "declare a --resize"
             )
         examples.append(example)
     if corrupt:
         raise DataError(f"{len(corrupt):,} images of {data.name} cannot be decoded, first {corrupt[0]}; mend them")
     if not examples:
-        raise DataError(f"{data.name} has no images to learn from; choose other --data")
+        raise DataError(f"{data.name} has no images to learn from; choose other data")
     for note in source.notes.lines():
         say(f"data: {note}")
     return examples
+
+
+def refuse_few(name: str, images: list[Example], spec: DistillationSpec) -> None:
+    """Raises DataError for fewer images than a batch."""
+    if len(images) < spec.batch:
+        raise DataError(
+            f"{name} has {len(images):,} images, fewer than a batch of {spec.batch}; name more, or a smaller --batch"
+        )

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from torch import Tensor
 from upath import UPath
 
 from ndc_core.checkpoints.denoisers import WEIGHTS_FILE, save_denoiser
@@ -24,7 +25,7 @@ from ndc_core.training.image_classifier import ClassifierSpec, train_classifier
 from pipeline.data.datasets import DATASETS, DatasetSpec, source_of
 from pipeline.declaration.config import Device
 from pipeline.model_tools.training_images import TrainingImages, labelled_images
-from pipeline.model_tools.training_presets import PRESETS, TrainingPreset
+from pipeline.model_tools.training_presets import NO_STEPS_LIMIT, PRESETS, TrainingPreset
 from pipeline.model_tools.training_state import SECONDS_BETWEEN_CHECKPOINTS, TrainingState
 from pipeline.model_tools.training_tracker import TrainingTracker
 from pipeline.progress import SECONDS_BETWEEN_LINES, duration, show
@@ -35,7 +36,6 @@ from pipeline.workers.cores import usable_cores
 
 # A cold compilation takes two minutes; this many images take longer than ten without it.
 WORTH_COMPILING_SECONDS, WORTH_COMPILING_IMAGES = 600.0, 5_000_000
-NO_STEPS_LIMIT = 10**9
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,7 @@ def run(
     on_step: Callable[[TrainingProgress], None],
 ) -> EDMDenoiser:
     """The training itself; raises TrainingError if it diverges."""
-    near = machine.device == "cuda" and images.pixels.numel() < torch.cuda.mem_get_info()[0] / 4
-    place = machine.device if near else "cpu"
+    place = place_of_images(images.pixels, machine)
     try:
         return train_denoiser(
             images.pixels.to(place),
@@ -164,6 +163,12 @@ def run(
         )
     except DivergedError as error:
         raise state.ended(error) from error
+
+
+def place_of_images(pixels: Tensor, machine: Machine) -> str:
+    """On the GPU, if they leave most of its memory free."""
+    near = machine.device == "cuda" and pixels.numel() < torch.cuda.mem_get_info()[0] / 4
+    return machine.device if near else "cpu"
 
 
 def fitting_arguments(plan: TrainingPlan, images: TrainingImages) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+NO_STEPS_LIMIT = 10**9
+
 
 @dataclass(frozen=True)
 class TrainingPreset:

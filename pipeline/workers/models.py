@@ -151,6 +151,11 @@ def build_classifier(config: RunConfig, *, device: str) -> Voter:
         network = load_classifier(local_classifier(config.model), device=device, execution=execution)
         return Baseline(network, rows_per_pass=rows_per_pass, device=device)
     denoiser, unconditional = load_models(config, device=device)
+    if config.certificate.method == "lipschitz" and not denoiser.bounded:
+        raise CheckpointError(
+            f"the outputs of {config.model} are not clipped, and the lipschitz certificate needs outputs in [-1, 1]: "
+            "take the model that it was distilled from, heads of `ndc distill --network small`, or another certificate"
+        )
     if isinstance(config.classifier, DenoiseConfig):
         where, steps, paths = config.classifier.network, config.classifier.steps, config.classifier.paths
         network = load_classifier(local_classifier(where), device=device, execution=execution)

@@ -252,7 +252,7 @@ def rows_stand_alone(bench: Bench, net: Net) -> None:
         moved = denoiser(z[order], sigma[order], label[order])
         lonely = torch.arange(net.rows, device=bench.device) % 2 == 0
         company = denoiser(torch.where(lonely.view(-1, 1, 1, 1), z, -z), sigma, label)
-        plain = denoiser._clipped(z, sigma, label)
+        plain = denoiser._output(z, sigma, label)
         bench.note(
             part="rows",
             network=net.name,

@@ -130,7 +130,8 @@ class Block(nn.Module):
 class EDM2UNet(nn.Module):
     """EDM2's network, without its loss's uncertainty head.
 
-    The label enters as a continuous vector; all zero is "no label".
+    The label enters as a continuous vector; all zero is "no label". Outputs are as many as channels of the image unless
+    said otherwise.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class EDM2UNet(nn.Module):
         *,
         img_resolution: int,
         img_channels: int,
+        out_channels: int | None = None,
         label_dim: int,
         model_channels: int = 192,
         channel_mult: Sequence[int] = (1, 2, 3, 4),
@@ -167,7 +169,7 @@ class EDM2UNet(nn.Module):
             img_resolution, img_channels + 1, channels, num_blocks, self._encoder, first=channels[0]
         )
         self.dec = decoder_layers(img_resolution, channels, num_blocks, self._decoder, skips=skips)
-        self.out_conv = Magnitude(channels[0], img_channels, 3, 3)
+        self.out_conv = Magnitude(channels[0], out_channels or img_channels, 3, 3)
 
     def _encoder(self, kind: str, channels_in: int, channels_out: int, side: int) -> nn.Module:
         if kind == "conv":

@@ -2,25 +2,39 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 from torch import Tensor
 
 from ndc_core.checkpoints.denoisers import denoiser_digest, load_denoiser, write_checkpoint
 from ndc_core.models.class_heads import HeadsDenoiser
-from ndc_core.models.denoiser import EveryClass
+from ndc_core.models.denoiser import EDMDenoiser, EveryClass
+from ndc_core.models.networks.edm2 import EDM2UNet
 from ndc_core.models.networks.edm_song import SongUNet
+from ndc_core.models.networks.linear_heads import TRUNKS
 from ndc_core.models.networks.small import SmallHeadsUNet
-from ndc_core.training.distillation import DistillationSpec, distil, start_from
-from ndc_core.training.fitting import TrainingProgress
+from ndc_core.training.distillation import (
+    Answer,
+    Answers,
+    DistillationSpec,
+    asked_in_full_passes,
+    distil,
+    distillation_loss,
+)
+from ndc_core.training.fitting import ONE_CPU, TrainingProgress
+from ndc_core.training.students import heads_arguments, linear_student, small_student, start_from
 from pipeline.cli import main
+from tests.support.linear_heads import ARGUMENTS, CLASSES
 from tests.support.small_runs import digits, listing_of
 
+SHORT = ("--steps", "1", "--batch", "4")
 SPEC = DistillationSpec(steps=300, batch=32, channels=16, learning_rate=5e-3, augment_share=0.0)
 
 
@@ -35,17 +49,25 @@ class PointMasses:
     """Exact denoiser of classes with one image each: the class's image, or without a label their posterior mean."""
 
     images: Tensor  # classes, c, h, w
-    asked: int = 0
+    rows_asked: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.num_classes = len(self.images)
         self.image_shape = (int(self.images.shape[1]), int(self.images.shape[2]), int(self.images.shape[3]))
 
     def __call__(self, z: Tensor, sigma_model: Tensor, label: Tensor) -> Tensor:
-        self.asked += 1
+        self.rows_asked.append(len(z))
         distance = torch.cdist(z.flatten(1), self.images.flatten(1)) ** 2
         posterior = torch.softmax(-distance / (2 * sigma_model[:, None] ** 2), dim=1)
-        return torch.einsum("rk,kchw->rchw", label if label.any() else posterior, self.images)
+        share = torch.where(label.any(dim=1, keepdim=True), label, posterior)
+        return torch.einsum("rk,kchw->rchw", share, self.images)
+
+
+def distilled(
+    teacher: PointMasses, images: Tensor, *, spec: DistillationSpec, knows_no_label: bool = True, **more: Any
+) -> HeadsDenoiser:
+    student = small_student(teacher, channels=spec.channels, seed=spec.seed)
+    return distil(teacher, student, images, knows_no_label=knows_no_label, spec=spec, **more)
 
 
 def teacher_and_images() -> tuple[PointMasses, Tensor]:
@@ -62,7 +84,7 @@ def noisy(images: Tensor) -> tuple[Tensor, Tensor]:
 def test_a_known_teacher_is_learned_with_the_differences_of_its_classes() -> None:
     teacher, images = teacher_and_images()
     seen: list[TrainingProgress] = []
-    student = distil(teacher, images, knows_no_label=True, spec=SPEC, on_step=seen.append)
+    student = distilled(teacher, images, spec=SPEC, on_step=seen.append)
     assert seen[-1].loss < 0.2 * seen[0].loss
     z, sigma = noisy(teacher.images)
     every = student.every_class(z, sigma)
@@ -76,33 +98,57 @@ def test_a_known_teacher_is_learned_with_the_differences_of_its_classes() -> Non
 
 def test_where_the_teacher_knows_no_null_label_the_last_head_learns_the_mean() -> None:
     teacher, images = teacher_and_images()
-    student = distil(teacher, images, knows_no_label=False, spec=SPEC)
+    student = distilled(teacher, images, knows_no_label=False, spec=SPEC)
     z, sigma = noisy(teacher.images)
     error = student(z, sigma, torch.zeros(len(z), 3)) - teacher.images.mean(dim=0)
     assert error.square().mean() < 0.1 * teacher.images.var()
     assert student.knows_no_label
 
 
-def test_the_teacher_is_asked_for_few_of_many_classes_and_seldom() -> None:
+def test_the_teacher_is_asked_for_few_of_many_classes_seldom_and_in_full_passes() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (1000, 1, 4, 4), generator=generator).byte()
     teacher = PointMasses(images / 127.5 - 1)
     spec = DistillationSpec(steps=8, batch=4, channels=8, classes=5, reuse=4)
-    distil(teacher, images, knows_no_label=True, spec=spec)
-    assert teacher.asked == 2 * (5 + 1)
+    distilled(teacher, images, spec=spec)
+    assert teacher.rows_asked in ([4 * (5 + 1)], [4 * (5 + 1)] * 2)  # the second answer, if a step drew it
+    teacher.rows_asked.clear()
+    z = torch.zeros(100, 1, 4, 4)
+    found = asked_in_full_passes(teacher, z, torch.ones(100), torch.eye(1000)[:6])
+    assert teacher.rows_asked == [200] * 3
+    assert torch.equal(found, teacher.images[:6].expand(100, -1, -1, -1, -1))
+
+
+def test_answers_are_a_function_of_their_number() -> None:
+    teacher, images = teacher_and_images()
+    spec = DistillationSpec(batch=4, reuse=2, kept=2)
+
+    def answers() -> Answers:
+        return Answers(teacher, images, knows_no_label=True, spec=spec, machine=ONE_CPU)
+
+    generator, known, late = torch.Generator().manual_seed(0), answers(), answers()
+    for step in range(12):
+        before = generator.get_state()
+        one = known.for_step(step, generator)
+        if step >= 7:
+            generator.set_state(before)
+            other = late.for_step(step, generator)
+            assert torch.equal(one.z, other.z)
+            assert torch.equal(one.outputs, other.outputs)
+    assert sorted(known.recent) == [4, 5]  # no others are kept
 
 
 def test_a_teacher_whose_output_is_not_finite_teaches_nothing() -> None:
     teacher, images = teacher_and_images()
     teacher.images[1, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="the teacher's output is not finite"):
-        distil(teacher, images, knows_no_label=True, spec=DistillationSpec(steps=2, batch=4, channels=8))
+        distilled(teacher, images, spec=DistillationSpec(steps=2, batch=4, channels=8))
 
 
 def test_distillation_is_reproducible() -> None:
     teacher, images = teacher_and_images()
     spec = DistillationSpec(steps=5, batch=4, channels=8)
-    one, two = (distil(teacher, images, knows_no_label=True, spec=spec) for _ in range(2))
+    one, two = (distilled(teacher, images, spec=spec) for _ in range(2))
     for name, weight in one.state_dict().items():
         assert torch.equal(weight, two.state_dict()[name])
 
@@ -128,7 +174,7 @@ def ndc(*arguments: str | Path) -> Result:
 
 
 def test_a_checkpoint_is_distilled_from_the_command_line(tiny_model: Path, tmp_path: Path) -> None:
-    done = ndc("distill", tiny_model, tmp_path / "heads", "--steps", "3", "--channels", "8", "--limit", "50")
+    done = ndc("distill", tiny_model, "digits", tmp_path / "heads", "--steps", "3", "--channels", "8", "--limit", "50")
     assert done.exit_code == 0, done.output
     student = load_denoiser(tmp_path / "heads")
     assert isinstance(student, EveryClass)
@@ -137,12 +183,12 @@ def test_a_checkpoint_is_distilled_from_the_command_line(tiny_model: Path, tmp_p
     assert notes["teacher_sha256"] == denoiser_digest(tiny_model)
     assert notes["sha256"] == listing_of(digits("train", limit=50)).digest
     assert notes["head_for_no_class"] == "the teacher without a label"
-    again = ndc("distill", tiny_model, tmp_path / "heads")
+    again = ndc("distill", tiny_model, "digits", tmp_path / "heads")
     assert again.exit_code == 1
     assert "holds a checkpoint already" in again.output
 
 
-def song_checkpoint(folder: Path, *, classes: int) -> Path:
+def song_checkpoint(folder: Path, *, classes: int, seed: int = 0) -> Path:
     arguments = {
         "img_resolution": 16,
         "in_channels": 3,
@@ -153,7 +199,7 @@ def song_checkpoint(folder: Path, *, classes: int) -> Path:
         "num_blocks": 1,
         "attn_resolutions": [],
     }
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     write_checkpoint(
         folder,
         SongUNet(**arguments).state_dict(),
@@ -173,7 +219,8 @@ def test_a_teacher_of_another_kind_is_distilled_on_files(tmp_path: Path) -> None
     images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=images, labels=np.full(20, 7))
     data = tmp_path / "images.npz"
-    done = ndc("distill", teacher, tmp_path / "heads", "--data", data, "--steps", "2", "--channels", "8")
+    small = ["--network", "small", "--channels", "8"]
+    done = ndc("distill", teacher, data, tmp_path / "heads", "--steps", "2", "--batch", "4", *small)
     assert done.exit_code == 0, done.output
     student = load_denoiser(tmp_path / "heads")
     assert isinstance(student, EveryClass)
@@ -182,20 +229,59 @@ def test_a_teacher_of_another_kind_is_distilled_on_files(tmp_path: Path) -> None
     assert notes["head_for_no_class"] == "the teacher's mean over classes"
 
 
+def folders_of_classes(folder: Path, classes: int) -> Path:
+    for name in range(classes):
+        (folder / f"class-{name}").mkdir(parents=True)
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(folder / f"class-{name}/image.png")
+    return folder
+
+
+@pytest.mark.parametrize("trunk", ARGUMENTS)
+@pytest.mark.parametrize("knows_no_label", [True, False])
+def test_a_student_on_its_teachers_network_starts_as_the_teacher_without_a_label(
+    trunk: str, knows_no_label: bool
+) -> None:
+    torch.manual_seed(1)
+    network = TRUNKS[trunk](**ARGUMENTS[trunk])
+    if isinstance(network, EDM2UNet):
+        torch.nn.init.ones_(network.out_gain)
+    teacher = EDMDenoiser(network, image_shape=(3, 8, 8), num_classes=CLASSES, knows_no_label=knows_no_label).eval()
+    student = linear_student(teacher, heads_arguments(trunk, ARGUMENTS[trunk]), seed=0)
+    z, sigma = noisy(torch.zeros(2, 3, 8, 8))
+    label = torch.zeros(2, CLASSES) if knows_no_label else torch.full((2, CLASSES), 1 / CLASSES)
+    with torch.no_grad():
+        expected = teacher.unclipped(z, sigma, label)
+        heads = student.unclipped_heads(z, sigma)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(heads, expected[:, None].expand_as(heads), rtol=0, atol=1e-5)
+    distillation_loss(student, Answer(z, sigma, torch.tensor([1, CLASSES]), heads[:, [1, CLASSES]] + 1)).backward()
+    gradient = student.network.heads.grad
+    assert isinstance(gradient, torch.Tensor)
+    assert gradient[1].abs().min() > 0  # of every feature
+
+
 def test_what_cannot_be_distilled_is_refused_before_any_work(tiny_model: Path, tmp_path: Path) -> None:
-    one_class, colour = song_checkpoint(tmp_path / "one", classes=1), song_checkpoint(tmp_path / "colour", classes=3)
+    one_class, colour = song_checkpoint(tmp_path / "one", classes=1), song_checkpoint(tmp_path / "colour", classes=10)
+    nine = folders_of_classes(tmp_path / "nine", 9)
     odd = shutil.copytree(tiny_model, tmp_path / "odd")
     description = json.loads((odd / "denoiser.json").read_text()) | {"image_shape": [1, 7, 8]}
     (odd / "denoiser.json").write_text(json.dumps(description))
     for arguments, message in [
-        ((tmp_path / "nowhere",), "nowhere is no checkpoint"),
-        ((one_class,), "knows 1 classes, and heads tell classes apart"),
-        ((odd,), "which must be even"),
-        ((colour,), r"is uint8 of shape (3, 8, 8)"),
-        ((tiny_model, "--data", "emnist"), "dataset 'emnist' is unknown"),
-        ((tiny_model, "--channels", "20"), "20 channels make no network; take a multiple of 8"),
+        ((tmp_path / "nowhere", "digits"), "nowhere is no checkpoint"),
+        ((one_class, "digits", *SHORT), "knows 1 classes, and heads tell classes apart"),
+        ((odd, "digits"), "which must be even"),
+        ((colour, "digits", *SHORT), "is uint8 of shape (3, 8, 8)"),
+        ((colour, nine, *SHORT), "names 9 classes, and the teacher knows 10"),
+        ((colour, "digits"), "say how long to distil: --steps or --max-seconds"),
+        ((colour, "digits", *SHORT, "--channels", "8"), "--channels is of the small network"),
+        ((tiny_model, "digits", "--network", "own"), "no class heads stand on the network small"),
+        ((tiny_model, "digits", "--limit", "31"), "has 31 images, fewer than a batch of 32"),
+        ((tiny_model, "digits", "--augment", "mixup"), "augment 'mixup' is unknown"),
+        ((tiny_model, "emnist"), "dataset 'emnist' is unknown"),
+        ((tiny_model, "digits", "--channels", "20"), "20 channels make no network; take a multiple of 8"),
+        ((tiny_model, "digits", "--device", "cuda"), "sees no CUDA device"),
     ]:
-        done = ndc("distill", arguments[0], tmp_path / "heads", *arguments[1:])
+        done = ndc("distill", *arguments[:2], tmp_path / "heads", *arguments[2:])
         assert done.exit_code == 1, done.output
-        assert message in done.output
+        assert message in " ".join(done.output.split()), done.output
         assert not (tmp_path / "heads").exists()

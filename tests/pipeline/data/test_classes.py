@@ -271,7 +271,7 @@ def test_a_diagnosis_reads_labels_as_a_run_does_and_distillation_needs_none(tmp_
     found = spread_images(DatasetSpec(images, classes="numeric"), denoiser, say=said.append)
     assert {example.image_id: example.label for example in found}["10/a.png"] == 9
     assert said == ["classes, as dataset.classes declares: " + listed(ONE_TO_TEN)]
-    assert len(fitting_images(DatasetSpec(images), denoiser.image_shape, said.append)) == 10
+    assert len(fitting_images(DatasetSpec(images), denoiser, said.append)) == 10
 
 
 def test_names_are_listed_as_long_as_they_are_few() -> None:

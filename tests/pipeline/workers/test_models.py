@@ -18,8 +18,10 @@ from ndc_core.checkpoints.denoisers import (
 )
 from ndc_core.models.networks.small import SmallUNet
 from pipeline.declaration.toml_files import load_config
+from pipeline.driver.prepare import prepare
 from pipeline.locations import location
 from pipeline.workers.models import cache_folder, keep_compiled, load_models, local_checkpoint, model_digests
+from tests.support.linear_heads import saved
 from tests.support.small_runs import small_config
 
 
@@ -118,6 +120,13 @@ def test_an_unconditional_model_of_other_images_is_refused(tiny_model: Path, tmp
     ):
         with pytest.raises(CheckpointError, match=rf"{name} cannot stand for"):
             load_models(small_config(tiny_model, f"unconditional={other}"), device="cpu")
+
+
+def test_a_lipschitz_run_refuses_outputs_that_are_not_clipped_before_any_work(tmp_path: Path) -> None:
+    config = load_config("lipschitz", [f"model={saved(tmp_path / 'heads')}"])
+    with pytest.raises(CheckpointError, match="not clipped, and the lipschitz certificate needs outputs in"):
+        prepare(config, location(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_precision_and_layout_are_the_configurations(tiny_model: Path) -> None:
