@@ -10,15 +10,17 @@ from typing import Any
 
 from upath import UPath
 
+from pipeline.certificates.remaining import RemainingWork
 from pipeline.certificates.reuse import reuse_votes
+from pipeline.certificates.stopping import cells_of
 from pipeline.declaration.declaration import Declaration
 from pipeline.declaration.shards import WHOLE, Shard
 from pipeline.declaration.units import WorkUnit
 from pipeline.driver.declare import declare_or_grow
 from pipeline.driver.prepare import PreparedRun, in_folder
 from pipeline.driver.tracked_votes import TrackedVotes
+from pipeline.driver.vote_progress import VoteProgress
 from pipeline.locations import LocationError, absolute
-from pipeline.progress import VoteProgress
 from pipeline.report.mlflow_values import partial_scalars
 from pipeline.report.report import Report, reduce_and_report, summary_so_far
 from pipeline.side_channel import Listener, Listeners, Say, SideChannel, in_time, safely
@@ -248,9 +250,12 @@ class Session:
         run = self.run
         listeners: dict[str, Callable[[], Listener[Receipt]]] = {
             "the progress display": lambda: VoteProgress(
-                votes=self._votes_of(self._units),
-                votes_done_before=self._votes_of(evidence.unit_ids),
-                at_most=run.at_most,
+                RemainingWork.of_evidence(
+                    cells_of(run.declaration, run.records, evidence, num_classes=run.num_classes),
+                    evidence,
+                    stops_early=run.stops_early,
+                    has=self.shard.has,
+                )
             )
         }
         if self.tracker:

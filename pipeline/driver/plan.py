@@ -11,13 +11,15 @@ from upath import UPath
 
 from ndc_core.analysis.self_test import Exactness
 from ndc_core.certificates.certificate import Procedure, Tally
+from pipeline.certificates.remaining import Left, RemainingWork
+from pipeline.certificates.stopping import cells_of
 from pipeline.declaration.config import RunConfig
 from pipeline.driver.prepare import CostSample, PreparedRun, prepare, read_inputs
 from pipeline.driver.services import say_services
 from pipeline.progress import duration
 from pipeline.side_channel import Say
 from pipeline.store.devices import DeviceRecord
-from pipeline.store.evidence import Evidence, evidence_content
+from pipeline.store.evidence import Evidence, EvidenceTable, evidence_content
 from pipeline.store.run_store import RunStore
 from pipeline.workers.measurement import SampledCell
 from pipeline.workers.ray_pool import connect_ray
@@ -51,7 +53,8 @@ class Plan:
     """Amounts that are not known, for want of a sample of votes, are the most there can be; hours go by evaluations.
 
     `device` is empty for a stated rate. Hours are of GPUs, or of actors where they hold none. Storage counts images and
-    evidence. Of a run that `stops_early` units and storage are the most too.
+    evidence. Of a run that `stops_early` units and storage are the most too. Of a run under way `seconds_left` is
+    what its decided images tell.
     """
 
     images: int
@@ -71,6 +74,7 @@ class Plan:
     wall_hours: Amount
     price: Amount | None
     storage_bytes: float
+    seconds_left: Left | None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -99,7 +103,7 @@ def plan_run(
     for line in run.remarks:
         say(line)
     store = RunStore(folder)
-    done = len(store.all_evidence(fingerprint=run.fingerprint)) if store.is_declared() else 0
+    evidence = store.all_evidence(fingerprint=run.fingerprint) if store.is_declared() else EvidenceTable([])
     workers, each = gpus or 1, config.compute.gpus_per_actor or 0.0
     if not evaluations_per_second:
         pool = connect_ray(config.compute, say=say)
@@ -109,22 +113,23 @@ def plan_run(
             say("one actor was measured, with the GPU to itself: those that share one take longer than the plan says")
         each = pool.gpus_per_actor
         workers = gpus or max(1, round(pool.most * (each or 1)))
-    return plan_of(run, units_done=done, gpus=workers, gpus_per_actor=each, price_per_hour=price_per_hour)
+    return plan_of(run, evidence, gpus=workers, gpus_per_actor=each, price_per_hour=price_per_hour)
 
 
 def plan_of(
-    run: PreparedRun, *, units_done: int, gpus: int, gpus_per_actor: float, price_per_hour: float | None
+    run: PreparedRun, evidence: EvidenceTable, *, gpus: int, gpus_per_actor: float, price_per_hour: float | None
 ) -> Plan:
     assert run.measured is not None
     votes, evaluations = _amounts(run, run.measured.cells)
     sampled = bool(run.measured.cells)
     share = gpus_per_actor or 1
     hours = evaluations.times(share / (3600 * run.measured.evaluations_per_second))
+    wall_hours = hours.times(1 / gpus)
     return Plan(
         images=len(run.records),
         levels=len(run.config.sigma_pixel),
         units=len(run.units),
-        units_done=units_done,
+        units_done=len(evidence),
         stops_early=run.stops_early,
         votes=votes,
         votes_known=sampled or not run.stops_early,
@@ -135,10 +140,19 @@ def plan_of(
         hours=hours,
         gpus_per_actor=gpus_per_actor,
         workers=gpus,
-        wall_hours=hours.times(1 / gpus),
+        wall_hours=wall_hours,
         price=hours.times(price_per_hour) if price_per_hour else None,
         storage_bytes=_storage(run),
+        seconds_left=_seconds_left(run, evidence, of_an_evaluation=3600 * wall_hours.expected / evaluations.expected),
     )
+
+
+def _seconds_left(run: PreparedRun, evidence: EvidenceTable, *, of_an_evaluation: float) -> Left | None:
+    if not len(evidence):
+        return None
+    cells = cells_of(run.declaration, run.records, evidence, num_classes=run.num_classes)
+    work = RemainingWork.of_evidence(cells, evidence, stops_early=run.stops_early)
+    return work.evaluations_left().times(of_an_evaluation)
 
 
 def _amounts(run: PreparedRun, cells: Sequence[SampledCell]) -> tuple[Amount, Amount]:
@@ -253,6 +267,8 @@ def plan_lines(plan: Plan) -> list[str]:
         f"time         {at_most}{_times(plan.wall_hours)} on {plan.workers} {what}{'s' * (plan.workers != 1)}",
         f"storage      {'at most ' * plan.stops_early}{_size(plan.storage_bytes)}",
     ]
+    if plan.seconds_left is not None:
+        lines.insert(-1, f"of that      {plan.seconds_left.text()}")
     if plan.price is not None:
         lines.insert(-1, f"price        {at_most}{_range(plan.price, '{:,.2f}'.format)}")
     return lines

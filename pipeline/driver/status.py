@@ -8,9 +8,9 @@ from typing import Any
 
 from upath import UPath
 
+from pipeline.certificates.remaining import Left, RemainingWork
 from pipeline.certificates.stopping import cells_of
 from pipeline.declaration.shards import Shard, shard_of
-from pipeline.progress import duration
 from pipeline.store.devices import device_lines
 from pipeline.store.lease import described, holder_of, lease_path, name_of, names_in, shard_named
 from pipeline.store.run_store import RunStore
@@ -41,7 +41,7 @@ class RunStatus:
     to_decide: int
     evaluations: int
     evaluations_per_second: float | None
-    seconds_left: float | None
+    seconds_left: Left | None
     failures: list[dict[str, Any]]
     driver: str | None  # who works on it, as far as is known
     at_most: str  # where certificates may stop early: "at most "
@@ -53,7 +53,11 @@ class RunStatus:
         return self.decided == self.to_decide
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        left = self.seconds_left
+        return asdict(self) | {
+            "seconds_left": left.expected if left else None,
+            "seconds_left_range": [left.low, left.high] if left else None,
+        }
 
 
 def status_of(folder: UPath, *, now_unix: float | None = None) -> RunStatus:
@@ -66,25 +70,24 @@ def status_of(folder: UPath, *, now_unix: float | None = None) -> RunStatus:
     manifest = store.manifest()
     evidence = store.all_evidence(fingerprint=manifest["fingerprint"])
     images, classes = store.images(), manifest["plan"]["classes"]
-    cells = cells_of(store.declaration(), images, evidence, num_classes=classes).values()
-    is_decided = [(cell.image_id, cell.state().decided) for cell in cells]
-    decided = sum(done for _, done in is_decided)
+    cells = cells_of(store.declaration(), images, evidence, num_classes=classes)
+    work = RemainingWork.of_evidence(cells, evidence, stops_early=manifest["plan"]["stops_early"])
     now = time.time() if now_unix is None else now_unix
-    votes, rate, left = manifest["plan"]["votes"], None, None
+    rate, left = None, None
     latest = max(now, evidence.last_finished_unix)  # clocks differ between nodes
     recent = evidence.since(latest - RATE_WINDOW_SECONDS)
-    if recent and decided < len(cells):
-        draws, evaluations, began = recent
-        window = max(1e-3, latest - began)
-        rate, left = evaluations / window, (votes - evidence.draws) * window / draws
+    if recent and work.decided < work.cells:
+        evaluations, began = recent
+        rate = evaluations / max(1e-3, latest - began)
+        left = work.evaluations_left().times(1 / rate) if rate else None
     return RunStatus(
         folder=str(folder),
         units=manifest["plan"]["units"],
         units_done=len(evidence),
-        votes=votes,
+        votes=manifest["plan"]["votes"],
         votes_done=evidence.draws,
-        decided=decided,
-        to_decide=len(cells),
+        decided=work.decided,
+        to_decide=work.cells,
         evaluations=evidence.evaluations,
         evaluations_per_second=rate,
         seconds_left=left,
@@ -92,7 +95,7 @@ def status_of(folder: UPath, *, now_unix: float | None = None) -> RunStatus:
         driver=driver_of(folder, now_unix=now),
         at_most="at most " if manifest["plan"]["stops_early"] else "",
         devices=tuple(device_lines(evidence.devices)),
-        shards=shards_of(folder, is_decided, now_unix=now),
+        shards=shards_of(folder, work.is_decided(image.image_id for image in images), now_unix=now),
     )
 
 
@@ -137,9 +140,7 @@ def status_lines(found: RunStatus) -> list[str]:
     elif found.evaluations_per_second is None or found.seconds_left is None:
         lines.append(f"nothing published in the last {RATE_WINDOW_SECONDS:.0f} s; `ndc certify {found.folder}` goes on")
     else:
-        lines.append(
-            f"{found.evaluations_per_second:,.0f} evaluations/s, {found.at_most}{duration(found.seconds_left)} left"
-        )
+        lines.append(f"{found.evaluations_per_second:,.0f} evaluations/s, {found.seconds_left.text()}")
     if found.driver and not found.complete:
         lines.append(f"driver: {found.driver}")
     for one in () if found.complete else found.shards:

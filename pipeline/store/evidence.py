@@ -181,6 +181,14 @@ class EvidenceTable:
         first, last = self.span.get(cell, (0, 0))
         return [self._item(row) for row in range(first, last)]
 
+    def totals(self) -> Iterator[tuple[tuple[float, str], int, int]]:
+        """Draws and evaluations of each noise level and image that there is evidence of."""
+        columns = self._columns
+        each = columns["draw_stop"] - columns["draw_start"], columns["evaluations"]
+        draws, evaluations = (np.concatenate([[0], np.cumsum(column)]).tolist() for column in each)
+        for key, (first, last) in self.span.items():
+            yield key, draws[last] - draws[first], evaluations[last] - evaluations[first]
+
     @cached_property
     def _columns(self) -> dict[str, np.ndarray]:
         names = ("label", "draw_start", "draw_stop", "evaluations", "seconds", "finished_unix")
@@ -261,14 +269,14 @@ class EvidenceTable:
         """By the clock of whoever finished it; 0 if there is none."""
         return float(self._columns["finished_unix"].max(initial=0.0))
 
-    def since(self, unix: float) -> tuple[int, int, float] | None:
-        """Draws and evaluations of the units that were finished after a time, and when the first of them began."""
+    def since(self, unix: float) -> tuple[int, float] | None:
+        """Evaluations of the units that were finished after a time, and when the first of them began."""
         recent = self._columns["finished_unix"] > unix
         if not recent.any():
             return None
         of = {name: column[recent] for name, column in self._columns.items()}
         began = float((of["finished_unix"] - of["seconds"]).min())
-        return int((of["draw_stop"] - of["draw_start"]).sum()), int(of["evaluations"].sum()), began
+        return int(of["evaluations"].sum()), began
 
     @property
     def digest(self) -> str:

@@ -14,7 +14,10 @@ Columns = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of a unit; `error` is empty unless it failed, and no other's votes can be kept either if `fatal`."""
+    """What became of a unit; `error` is empty unless it failed, and no other's votes can be kept either if `fatal`.
+
+    `decided` says that with it the image is known to need no more draws at its noise level.
+    """
 
     unit_id: str
     unit: str
@@ -26,6 +29,7 @@ class Receipt:
     host: str
     error: str
     fatal: bool
+    decided: bool = False
 
 
 RECEIPT_COLUMNS = tuple(field.name for field in fields(Receipt))

@@ -63,6 +63,11 @@ class UnitGroup:
     candidates: tuple[int, ...]
     schedule: ImageSchedule | None = None
 
+    def decided_levels(self) -> set[float]:
+        """The noise levels at which its image's draws so far decide, where a schedule follows them."""
+        cells = self.schedule.cells if self.schedule else []
+        return {cell.sigma_pixel for cell in cells if cell.state().decided}
+
     def request(self, config: RunConfig, image: np.ndarray) -> VoteRequest:
         first = self.units[0]
         return VoteRequest(

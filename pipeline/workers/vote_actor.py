@@ -126,6 +126,7 @@ class VoteActor:
                     raise found
                 done.extend(self._publish(missing, found))
                 waiting.extend(self.next_groups(group))
+                _mark_decided(done, missing)
             except Exception as error:
                 done.extend(self._failed(missing, error))
             while done:
@@ -193,6 +194,13 @@ class VoteActor:
             self.heartbeat.end(str(unit))
             self._log("failed", unit, error=message)
             yield self._receipt(unit, error=message, fatal=away or isinstance(error, NoSpaceError))
+
+
+def _mark_decided(receipts: deque[Receipt], group: UnitGroup) -> None:
+    """The last receipts, which are the group's, of images that need no more draws."""
+    decided = group.decided_levels()
+    for place in range(-len(group.units), 0):
+        receipts[place] = replace(receipts[place], decided=receipts[place].sigma_pixel in decided)
 
 
 class SequentialVoteActor(VoteActor):

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline import progress
 from pipeline.driver import certify as run_module
-from pipeline.driver import tracked_votes
+from pipeline.driver import tracked_votes, vote_progress
 from pipeline.driver.certify import certify_run
 from pipeline.driver.prepare import PreparedRun, prepare
 from pipeline.driver.tracked_votes import TrackedVotes
+from pipeline.driver.vote_progress import VoteProgress
 from pipeline.locations import location
 from pipeline.side_channel import Listeners, SideChannel, in_time, safely
 from pipeline.store import event_log as run_log
@@ -166,8 +166,8 @@ def fail_at(place: object, *names: str) -> Callable[[pytest.MonkeyPatch], None]:
 
 BREAKS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "metrics": ("Ray's metrics", fail_at(Metrics, "add")),
-    "no progress display": ("the progress display", fail_at(progress.VoteProgress, "__enter__")),
-    "progress display": ("the progress display", fail_at(progress.VoteProgress, "add", "__exit__")),
+    "no progress display": ("the progress display", fail_at(VoteProgress, "__enter__")),
+    "progress display": ("the progress display", fail_at(VoteProgress, "add", "__exit__")),
     "a log that cannot be written": ("the run's log", fail_at(run_log, "publish")),
     "a line that cannot be made": ("the run's log", fail_at(run_log, "line")),
     "no MLflow": ("MLflow", fail_at(run_module, "tracker_of")),
@@ -196,7 +196,7 @@ def test_a_run_goes_on_without_a_terminal(run: PreparedRun, monkeypatch: pytest.
 
         write = flush = panic
 
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)
+    monkeypatch.setattr(vote_progress, "SECONDS_BETWEEN_LINES", -1)
     with monkeypatch.context() as patch:
         patch.setattr("sys.stderr", Gone())
         assert certify_run(run, say=panic)[0].units == 3

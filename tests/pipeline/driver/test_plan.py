@@ -18,6 +18,7 @@ from pipeline.driver.plan import Amount, _amounts, plan_lines, plan_of, plan_run
 from pipeline.driver.prepare import CostSample, prepare
 from pipeline.locations import LocationError, location
 from pipeline.report.mlflow_address import TrackingError
+from pipeline.store.evidence import EvidenceTable
 from pipeline.workers import measurement as measure_module
 from pipeline.workers.measurement import Measured, MeasurementRequest, SampledCell, measure
 from tests.support.small_runs import digits, fast_config, small_config
@@ -65,7 +66,7 @@ def stated(config, folder: Path, rate: float):
 
 def test_a_stated_rate_gives_hours_price_and_time_by_arithmetic(tiny_model: Path, tmp_path: Path) -> None:
     run = stated(small_config(tiny_model, "compute.gpus_per_actor=0.5"), tmp_path, 10.0)
-    found = plan_of(run, units_done=0, gpus=4, gpus_per_actor=0.5, price_per_hour=2.0)
+    found = plan_of(run, EvidenceTable([]), gpus=4, gpus_per_actor=0.5, price_per_hour=2.0)
     assert found.evaluations == Amount.exactly(200 * 15)
     assert found.hours.expected == pytest.approx(0.5 * 3000 / 10 / 3600)
     assert found.wall_hours.expected == pytest.approx(found.hours.expected / 4)
@@ -153,7 +154,7 @@ def test_what_no_vote_can_change_is_known_without_a_sample(tiny_model: Path, tmp
     known = {}
     for name, config in (("full", full), ("sifted", sifted), ("raced", raced)):
         run = stated(config, tmp_path / name, 10.0)
-        found = plan_of(run, units_done=0, gpus=1, gpus_per_actor=0.0, price_per_hour=None)
+        found = plan_of(run, EvidenceTable([]), gpus=1, gpus_per_actor=0.0, price_per_hour=None)
         known[name] = (found.votes_known, found.evaluations_known)
         assert ("evaluations  at most" in "\n".join(plan_lines(found))) != found.evaluations_known
     assert known == {"full": (True, True), "sifted": (True, False), "raced": (False, False)}

@@ -1,0 +1,158 @@
+"""How much work a run has left, judged by the images that are decided: one estimate for plan, progress and status.
+
+A certificate that may stop early takes as many draws as its image needs. Those of decided images tell the law of that
+number, with images under way as cases that are known only to need more (Kaplan and Meier 1958). What that law does not
+tell, for want of decided images, counts as the most there can be.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from pipeline.certificates.stopping import Cells
+from pipeline.progress import duration
+from pipeline.store.evidence import EvidenceTable
+
+RESAMPLES = 200
+QUANTILES = (0.05, 0.95)
+CELLS_THAT_TELL = 1000  # of a level, at most
+FEWEST_DECIDED = 5  # of a level, before they tell anything
+Key = tuple[float, str]  # sigma_pixel and image
+
+
+@dataclass(frozen=True)
+class Left:
+    """Evaluations, or seconds, that are left: expected, and between what bounds nine times in ten.
+
+    Not `known` where too few images are decided: all three are then the most there can be.
+    """
+
+    expected: float
+    low: float
+    high: float
+    known: bool
+
+    def times(self, factor: float) -> "Left":
+        return Left(self.expected * factor, self.low * factor, self.high * factor, self.known)
+
+    def text(self) -> str:
+        """Of seconds."""
+        expected, low, high = (duration(seconds) for seconds in (self.expected, self.low, self.high))
+        if not self.known:
+            return f"at most {expected} left"
+        return f"{expected} left" if low == high else f"{expected} left ({low} to {high})"
+
+
+@dataclass
+class _Cell:
+    draws: int = 0
+    evaluations: int = 0
+    decided: bool = False
+
+
+class RemainingWork:
+    """An account of images at noise levels, whose number at each level is `to_decide`."""
+
+    def __init__(self, to_decide: Mapping[float, int], *, most_draws: int, stops_early: bool) -> None:
+        self.to_decide, self.most_draws, self.stops_early = dict(to_decide), most_draws, stops_early
+        self.begun: dict[float, dict[str, _Cell]] = {sigma_pixel: {} for sigma_pixel in to_decide}
+        self.decided = 0
+
+    @classmethod
+    def of_evidence(
+        cls, cells: Cells, evidence: EvidenceTable, *, stops_early: bool, has: Callable[[str], bool] = lambda _: True
+    ) -> "RemainingWork":
+        """Of a run's images, or of those that a shard has."""
+        to_decide = Counter(sigma_pixel for sigma_pixel, image_id in cells if has(image_id))
+        most = cells.selection_votes + max(method.looks[-1] for method in cells.methods.values())
+        work = cls({sigma: to_decide[sigma] for sigma in cells.methods}, most_draws=most, stops_early=stops_early)
+        for key, draws, evaluations in evidence.totals():
+            if has(key[1]):
+                decided = stops_early and cells[key].state().decided
+                work.add(key, draws=draws, evaluations=evaluations, decided=decided)
+        return work
+
+    @property
+    def cells(self) -> int:
+        return sum(self.to_decide.values())
+
+    def add(self, key: Key, *, draws: int, evaluations: int, decided: bool) -> None:
+        """Draws of an image at a noise level that were published. Without early stops all of them decide it."""
+        sigma_pixel, image_id = key
+        cell = self.begun[sigma_pixel].setdefault(image_id, _Cell())
+        cell.draws += draws
+        cell.evaluations += evaluations
+        if (decided or cell.draws >= self.most_draws) and not cell.decided:
+            cell.decided = True
+            self.decided += 1
+
+    def is_decided(self, image_ids: Iterable[str]) -> list[tuple[str, bool]]:
+        """Whether each image is, at each noise level."""
+        nothing = _Cell()
+        return [(image, level.get(image, nothing).decided) for image in image_ids for level in self.begun.values()]
+
+    def evaluations_left(self) -> Left:
+        rng = np.random.default_rng(0)
+        expected, resampled, known = 0.0, np.zeros(RESAMPLES), True
+        for sigma_pixel in self.to_decide:
+            draws, level_known = self._draws_left(sigma_pixel, rng)
+            each = self._evaluations_of_a_draw(sigma_pixel)
+            expected, resampled, known = expected + each * draws[0], resampled + each * draws[1:], known and level_known
+        low, high = np.quantile(resampled, QUANTILES)
+        return Left(expected, min(low, expected), max(high, expected), known)
+
+    def _evaluations_of_a_draw(self, sigma_pixel: float) -> float:
+        """As at this level so far, or at all of them; 1 before the first."""
+        for cells in ([self.begun[sigma_pixel]], self.begun.values()):
+            begun = [cell for level in cells for cell in level.values()]
+            if draws := sum(cell.draws for cell in begun):
+                return sum(cell.evaluations for cell in begun) / draws
+        return 1.0
+
+    def _draws_left(self, sigma_pixel: float, rng: np.random.Generator) -> tuple[Float[np.ndarray, " results"], bool]:
+        """Expected first, then as the decided images may deceive and the others differ; and whether it is known."""
+        begun = list(self.begun[sigma_pixel].values())
+        under_way = np.array([cell.draws for cell in begun if not cell.decided], dtype=int)
+        waiting = self.to_decide[sigma_pixel] - len(begun)
+        under_way = np.concatenate([under_way, np.zeros(waiting, dtype=int)])
+        decided = len(begun) + waiting - len(under_way)
+        most = np.full(1 + RESAMPLES, float((self.most_draws - under_way).sum()))
+        if not self.stops_early or not len(under_way):
+            return most, True
+        if decided < FEWEST_DECIDED:
+            return most, False
+        some = [begun[place] for place in rng.permutation(len(begun))[:CELLS_THAT_TELL]]
+        law = _LawOfDraws(some, most=self.most_draws, rng=rng)
+        groups = zip(*np.unique(under_way, return_counts=True), strict=True)
+        return np.sum([law.rest(int(draws), int(count), rng) for draws, count in groups], axis=0), True
+
+
+class _LawOfDraws:
+    """How many draws an image takes: the product-limit estimate, and as many again with the images weighted at random
+    (Rubin 1981), which tell how far the first may be off."""
+
+    def __init__(self, cells: list[_Cell], *, most: int, rng: np.random.Generator) -> None:
+        cells = sorted(cells, key=lambda cell: (cell.draws, not cell.decided))
+        weights = np.concatenate([np.ones((1, len(cells))), rng.exponential(size=(RESAMPLES, len(cells)))])
+        at_risk = np.cumsum(weights[:, ::-1], axis=1)[:, ::-1]
+        ends = np.array([cell.decided for cell in cells])
+        survival = np.cumprod(np.where(ends, 1 - weights / at_risk, 1.0).clip(0), axis=1)
+        before = np.concatenate([np.ones((1 + RESAMPLES, 1)), survival], axis=1)
+        self.draws = np.array([*(cell.draws for cell in cells), most], dtype=float)
+        self.mass = np.concatenate([-np.diff(before, axis=1), survival[:, -1:]], axis=1)  # what is left over: the most
+
+    def rest(self, draws: int, count: int, rng: np.random.Generator) -> Float[np.ndarray, " results"]:
+        """What so many images need together that each have had some draws."""
+        later = self.draws > draws
+        rest, mass = self.draws[later] - draws, self.mass[:, later]
+        total = mass.sum(axis=1)
+        share = np.where(total[:, None] > 0, mass / np.where(total > 0, total, 1)[:, None], 0.0)
+        share[total == 0, -1] = 1.0  # all decided images took fewer
+        mean = share @ rest
+        spread = np.sqrt(count * np.maximum(share @ rest**2 - mean**2, 0))
+        noise = rng.standard_normal(len(mean))
+        noise[0] = 0.0
+        return np.clip(count * mean + spread * noise, 0.0, count * rest[-1])
