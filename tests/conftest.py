@@ -70,6 +70,15 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_database: 
 
 
 @pytest.fixture
+def workplace_without_ray(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, where a run's actor is in this process."""
+    from tests.support.in_process import replace_ray
+
+    replace_ray(monkeypatch)
+    return workplace
+
+
+@pytest.fixture
 def ray_workplace(workplace: Path, ray_node: RayNode) -> Iterator[Path]:
     """The same, with a Ray for what runs in this process."""
     import ray

@@ -127,12 +127,12 @@ def test_a_full_disk_leaves_no_half_file_and_says_so(tmp_path: Path, monkeypatch
 
 
 def test_a_full_disk_stops_a_run_which_goes_on_when_there_is_room(
-    tiny_model: Path, ray_workplace: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, workplace_without_ray: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = declared(small_config(tiny_model), ray_workplace / "run")
+    run = declared(small_config(tiny_model), workplace_without_ray / "run")
 
     def on_a_disk_that_fills(run, units, *, pool, say):
-        actor = run_module.VoteActor(settings_of(run, ray_workplace / "run"))
+        actor = run_module.VoteActor(settings_of(run, workplace_without_ray / "run"))
         for index, unit in enumerate(units):
             with monkeypatch.context() as patch:
                 if index >= 3:
@@ -144,7 +144,7 @@ def test_a_full_disk_stops_a_run_which_goes_on_when_there_is_room(
         patch.setattr(run_module, "stream_receipts", on_a_disk_that_fills)
         with pytest.raises(UnitsFailedError, match=r"(?s)no space is left there.*stopped, since nothing can be kept"):
             certify_run(run, say=print)
-    found = status_of(location(ray_workplace / "run"))
+    found = status_of(location(workplace_without_ray / "run"))
     assert (found.units_done, found.units) == (3, 12), "it stopped at once, and kept what it had"
 
 
@@ -154,7 +154,7 @@ def test_gpus_that_are_nowhere_are_an_error_at_once_and_not_a_wait() -> None:
         connect_ray(ComputeConfig(gpus_per_actor=1), say=print)
 
 
-@pytest.mark.usefixtures("ray_workplace")
+@pytest.mark.usefixtures("workplace_without_ray")
 def test_a_run_that_asks_for_gpus_where_there_are_none_writes_nothing(tiny_model: Path) -> None:
     before = set(Path().iterdir())
     with pytest.raises(ValueError, match="Ray sees no GPU here"):
@@ -162,7 +162,7 @@ def test_a_run_that_asks_for_gpus_where_there_are_none_writes_nothing(tiny_model
     assert set(Path().iterdir()) == before
 
 
-@pytest.mark.usefixtures("ray_workplace")
+@pytest.mark.usefixtures("workplace_without_ray")
 def test_failed_units_alone_are_tried_again(tiny_model: Path) -> None:
     run = prepare(small_config(tiny_model, "dataset.limit=1"), location("run"))
     with pytest.MonkeyPatch.context() as patch:

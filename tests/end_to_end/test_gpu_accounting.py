@@ -29,6 +29,7 @@ from pipeline.workers.vote_actor import VoteActor
 from pipeline.workers.watchdog import LOADING
 from tests.end_to_end.test_run import evidence_of
 from tests.pipeline.workers.test_vote_actor import batch_of, declared, receipts_of, settings_of
+from tests.support.in_process import replace_ray
 from tests.support.nodes import RayNode
 from tests.support.small_runs import small_arguments, small_config
 
@@ -205,8 +206,9 @@ def test_auto_goes_to_cpus_where_torch_cannot_use_the_gpus_that_ray_sees_and_say
 
 @no_cuda
 def test_a_run_that_began_on_another_device_does_not_go_on_without_a_word(
-    finished: tuple[RunStore, list[str]], tiny_model: Path
+    finished: tuple[RunStore, list[str]], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    replace_ray(monkeypatch, gpus=2)
     store, _ = finished
     fingerprint = store.manifest()["fingerprint"]
     first, *others = store.all_evidence(fingerprint=fingerprint)
