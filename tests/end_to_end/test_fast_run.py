@@ -12,7 +12,7 @@ from pipeline.locations import location
 from pipeline.store.run_store import RunStore
 from tests.support.small_runs import computed, fast_config
 
-in_this_process = pytest.mark.usefixtures("workplace_without_ray")
+pytestmark = pytest.mark.usefixtures("workplace_without_ray")
 
 ONE_PATH = ("classifier.name='apndc'", "classifier.one_path=true")
 GRADIENT = ("classifier.label_gradient={steps=2, keep=3}",)
@@ -29,16 +29,17 @@ def votes_of(store: RunStore) -> dict[str, dict[int, int]]:
     return {str(item.unit): item.votes for item in evidence}
 
 
-@in_this_process
 @pytest.mark.parametrize(
     "levers", [(*ONE_PATH, *GRADIENT), (*ONE_PATH, *FIXED), GRADIENT], ids=["path", "fixed", "apart"]
 )
 def test_an_interrupted_run_ends_with_the_votes_of_an_undisturbed_one(
     tiny_model: Path, levers: tuple[str, ...]
 ) -> None:
-    whole = computed(fast_config(tiny_model, *levers), Path("whole"))
-    without_a_third(whole)
-    assert votes_of(certify(tiny_model, "run", *levers)) == votes_of(whole)
+    store = computed(fast_config(tiny_model, *levers), Path("run"))
+    whole = votes_of(store)
+    for path in store.evidence_files()[::3]:
+        path.unlink()
+    assert votes_of(certify(tiny_model, "run", *levers)) == whole
     verify_run(location("run"), redraw=8, say=print)
 
 
@@ -48,22 +49,6 @@ def one_path(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunS
     return computed(fast_config(tiny_model, *ONE_PATH), tmp_path_factory.mktemp("one-path") / "run")
 
 
-def without_a_third(run: RunStore) -> RunStore:
-    """A copy of a run from which evidence was lost."""
-    shutil.copytree(str(run.folder), "run")
-    store = RunStore(Path("run"))
-    for path in store.evidence_files()[::3]:
-        path.unlink()
-    return store
-
-
-@pytest.mark.usefixtures("ray_workplace")
-def test_two_actors_on_ray_finish_what_one_began_with_its_votes(tiny_model: Path, one_path: RunStore) -> None:
-    without_a_third(one_path)
-    assert votes_of(certify(tiny_model, "run", *ONE_PATH, "compute.actors=2")) == votes_of(one_path)
-
-
-@in_this_process
 def test_one_level_of_a_path_that_was_lost_is_drawn_again_by_itself(tiny_model: Path, one_path: RunStore) -> None:
     shutil.copytree(str(one_path.folder), "run")
     store = RunStore(Path("run"))
@@ -86,7 +71,6 @@ def test_a_level_that_is_decided_is_not_drawn_further(one_path: RunStore) -> Non
     assert any(len({drawn[image, sigma] for sigma in (0.125, 0.25)}) == 2 for image in images), "levels end apart"
 
 
-@in_this_process
 def test_a_vote_moved_from_the_candidate_is_found(tiny_model: Path) -> None:
     store = computed(fast_config(tiny_model, *FIXED), Path("run"))
     fingerprint = store.manifest()["fingerprint"]

@@ -1,4 +1,4 @@
-"""Whole runs: votes by two actors on Ray, and what a driver does around its votes by one in this process."""
+"""Whole runs by one actor in this process: what a driver does around its votes."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from pipeline.store.run_store import RunStore
 from pipeline.workers.models import build_classifier
 from tests.support.small_runs import computed, digits, small_config
 
-in_this_process = pytest.mark.usefixtures("workplace_without_ray")
+pytestmark = pytest.mark.usefixtures("workplace_without_ray")
 
 
 def evidence_of(folder: Path) -> dict[str, tuple]:
@@ -33,12 +33,8 @@ def certify(model: Path, folder: str, *assignments: str) -> list[str]:
     return said
 
 
-@pytest.mark.usefixtures("ray_workplace")
-def test_votes_are_the_same_for_one_actor_for_two_on_ray_and_for_none(tiny_model: Path) -> None:
-    computed(small_config(tiny_model), Path("one"))
-    folder = "größe\n2"  # Ray's metrics take ASCII only
-    assert certify(tiny_model, folder, "compute.actors=2") == [], "nothing failed beside the votes"
-    assert evidence_of(Path("one")) == evidence_of(Path(folder))
+def test_votes_are_the_same_for_one_actor_and_for_none(tiny_model: Path) -> None:
+    certify(tiny_model, "one")
     run = prepare(small_config(tiny_model), location("none"))
     classifier = build_classifier(run.config, device="cpu")
     for unit in run.units.values():
@@ -58,7 +54,6 @@ def test_votes_are_the_same_for_one_actor_for_two_on_ray_and_for_none(tiny_model
         assert counts.evaluations == evaluations
 
 
-@in_this_process
 def test_a_run_goes_on_where_it_stopped_and_mends_its_evidence(tiny_model: Path) -> None:
     certify(tiny_model, "whole")
     whole = evidence_of(Path("whole"))
@@ -74,7 +69,6 @@ def test_a_run_goes_on_where_it_stopped_and_mends_its_evidence(tiny_model: Path)
     assert certify(tiny_model, "whole") == ["all 200 votes are there already"]
 
 
-@in_this_process
 def test_a_changed_run_is_refused_with_the_difference_named(tiny_model: Path) -> None:
     certify(tiny_model, "run", "dataset.limit=1")
     for change, message in (("seed=5", "seed: 0 -> 5"), ("dataset.limit=2", "dataset.images: 1 -> 2")):
@@ -82,7 +76,6 @@ def test_a_changed_run_is_refused_with_the_difference_named(tiny_model: Path) ->
             prepare(small_config(tiny_model, "dataset.limit=1", change), location("run"))
 
 
-@in_this_process
 def test_a_checkpoint_that_changed_between_start_and_resume_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     certify(model, "run", "dataset.limit=1")
@@ -94,7 +87,6 @@ def test_a_checkpoint_that_changed_between_start_and_resume_is_refused(tiny_mode
         prepare(small_config(model, "dataset.limit=1"), location("run"))
 
 
-@in_this_process
 def test_a_driver_that_prepared_before_another_declared_is_refused_too(tiny_model: Path) -> None:
     late = prepare(small_config(tiny_model, "dataset.limit=1", "seed=5"), location("run"))
     certify(tiny_model, "run", "dataset.limit=1")
@@ -104,7 +96,6 @@ def test_a_driver_that_prepared_before_another_declared_is_refused_too(tiny_mode
     assert evidence_of(Path("run")) == before
 
 
-@in_this_process
 def test_failed_units_are_listed_and_the_others_are_done(tiny_model: Path) -> None:
     run = prepare(small_config(tiny_model), location("run"))
     store = RunStore(run.folder)
@@ -123,7 +114,6 @@ def test_failed_units_are_listed_and_the_others_are_done(tiny_model: Path) -> No
     assert not list(store.failures())
 
 
-@in_this_process
 def test_another_alpha_needs_neither_model_nor_votes(tiny_model: Path) -> None:
     store = computed(small_config(tiny_model), Path("run"))
     (strict,), (loose,) = (
