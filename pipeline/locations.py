@@ -101,11 +101,11 @@ def reaching(path: UPath) -> Iterator[None]:
 
 
 def _causes(error: BaseException | None) -> str:
-    found = []
+    causes = []
     while error is not None:
-        found.append(f"{type(error).__name__}: {error}")
+        causes.append(f"{type(error).__name__}: {error}")
         error = error.__cause__ or error.__context__
-    return "; ".join(found)
+    return "; ".join(causes)
 
 
 def _reason(path: UPath, error: Exception) -> str:
@@ -155,8 +155,8 @@ def read_each(paths: Sequence[UPath]) -> Iterator[bytes]:
             yield from (read(path) for path in some)
         else:
             with reaching(some[0]):
-                found = some[0].fs.cat([path.path for path in some])
-                contents = found if isinstance(found, dict) else {some[0].path: found}
+                fetched = some[0].fs.cat([path.path for path in some])
+                contents = fetched if isinstance(fetched, dict) else {some[0].path: fetched}
                 yield from (contents[path.path] for path in some)
 
 
@@ -226,10 +226,10 @@ def files_of(folder: UPath) -> list[UPath]:
     """The files in a folder, sorted; empty if there is no such folder."""
     with reaching(folder):
         try:
-            found = folder.fs.ls(folder.path, detail=True)
+            items = folder.fs.ls(folder.path, detail=True)
         except FileNotFoundError:
             return []
-    return sorted(folder / Path(item["name"]).name for item in found if item["type"] == "file")
+    return sorted(folder / Path(item["name"]).name for item in items if item["type"] == "file")
 
 
 def files_of_shards(folder: UPath) -> list[UPath]:

@@ -22,15 +22,11 @@ from filelock import FileLock
 from hypothesis import settings
 
 from ndc_core.training.denoiser import TrainingSpec, save_trained, train_denoiser
-from tests.support.nodes import RayNode
 from tests.support.servers import s3_environment
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
-
-# What a test uses that takes long.
-LONG = {"ray_node", "workplace", "s3", "s3_endpoint", "mlflow_database", "head", "logged", "browser"}
 
 
 @pytest.fixture(scope="session")
@@ -51,14 +47,6 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
     return made
 
 
-@pytest.fixture(scope="session")
-def ray_node() -> Iterator[RayNode]:
-    """A Ray of three CPUs, for tests that do not hurt it: each start is many seconds of a core."""
-    node = RayNode(cpus=3)
-    yield node
-    node.stop()
-
-
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_database: Path) -> Path:
     """A folder of its own to run in, in which MLflow's database is made already."""
@@ -70,13 +58,12 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_database: 
 
 
 @pytest.fixture
-def ray_workplace(workplace: Path, ray_node: RayNode) -> Iterator[Path]:
-    """The same, with a Ray for what runs in this process."""
-    import ray
+def workplace_without_ray(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, where a run's actor is in this process."""
+    from tests.support.in_process import replace_ray
 
-    ray_node.join()
-    yield workplace
-    ray.shutdown()
+    replace_ray(monkeypatch)
+    return workplace
 
 
 @pytest.fixture(scope="session")
@@ -135,6 +122,5 @@ def tiny_model(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with runs, servers or processes come first, so that no long one is left alone at the end."""
-    long = {item.path for item in items if LONG & set(getattr(item, "fixturenames", ()))}
-    items.sort(key=lambda item: item.path not in long)
+    """Whole runs, servers and browsers come first, so that no long file is left alone at the end."""
+    items.sort(key=lambda item: "end_to_end" not in item.path.parts)

@@ -131,16 +131,18 @@ def measure(
         z = noisy_images(classifier.grid, images[index], sigma_pixel, name=str(index), draws=draws, seed=seed)
         return index, _ask_about(classifier, *z, taus_model=taus_model)
 
-    found: dict[int, _Image] = {}
-    for index, one in gather(next_task, rows_per_pass=classifier.rows_per_pass, device=torch.device(classifier.device)):
-        if isinstance(one, Exception):
-            raise one
-        found[index] = one
+    outcome_of: dict[int, _Image] = {}
+    for index, outcome in gather(
+        next_task, rows_per_pass=classifier.rows_per_pass, device=torch.device(classifier.device)
+    ):
+        if isinstance(outcome, Exception):
+            raise outcome
+        outcome_of[index] = outcome
         on_image()
-    of_all = [found[index] for index in range(len(images))]
-    likeness = np.mean([one.likeness for one in of_all], axis=0)
-    losses = np.stack([one.losses for one in of_all])
-    return Measured(classifier.grid.levels, labels, losses, of_all[0].counts, likeness[:, 0], np.sqrt(likeness[:, 1]))
+    outcomes = [outcome_of[index] for index in range(len(images))]
+    likeness = np.mean([outcome.likeness for outcome in outcomes], axis=0)
+    losses = np.stack([outcome.losses for outcome in outcomes])
+    return Measured(classifier.grid.levels, labels, losses, outcomes[0].counts, likeness[:, 0], np.sqrt(likeness[:, 1]))
 
 
 def noisy_images(
@@ -179,7 +181,7 @@ def _ask_about(
     classifier: DiffusionClassifier, z: list[np.ndarray], later: np.ndarray, *, taus_model: tuple[float, ...]
 ) -> Task[_Image]:
     denoiser, device = classifier.denoiser, classifier.device
-    on_device = [torch.from_numpy(one).to(device) for one in z]
+    on_device = [torch.from_numpy(array).to(device) for array in z]
     clean = None
     if classifier.formula.needs_estimate:
         clean = []
@@ -196,9 +198,9 @@ def _ask_about(
     losses, likeness = [], []
     for places in torch.cartesian_prod(*map(torch.arange, shape)).to(device).split(at_once):
         draw, step = places.unbind(1)
-        found = yield from _outputs(denoiser, *path.noisy(draw, step), labels)
-        losses.append(_losses(path, found, draw, step))
-        likeness.append(likeness_of(found).cpu().numpy())
+        outputs = yield from _outputs(denoiser, *path.noisy(draw, step), labels)
+        losses.append(_losses(path, outputs, draw, step))
+        likeness.append(likeness_of(outputs).cpu().numpy())
     taus_before_levels = np.concatenate(losses).reshape(*shape, len(z), -1).swapaxes(1, 2)
     return _Image(taus_before_levels, weight > 0, np.concatenate(likeness).reshape(*shape, 2).mean(axis=0))
 
@@ -214,23 +216,23 @@ def _outputs(denoiser: Denoiser, z: Images, level: Tensor, labels: Tensor | None
         row = torch.arange(rows.start, rows.stop, device=z.device)
         return z[row // count], level[row // count], labels[row % count]
 
-    found = yield Ask("forward", denoiser, len(z) * count, inputs, _keep)
-    return found.unflatten(0, (len(z), count))
+    outputs = yield Ask("forward", denoiser, len(z) * count, inputs, _keep)
+    return outputs.unflatten(0, (len(z), count))
 
 
-def _keep(found: Tensor, rows: slice) -> Tensor:
-    return found
+def _keep(outputs: Tensor, rows: slice) -> Tensor:
+    return outputs
 
 
-def _losses(path: Path, found: Tensor, draw: Tensor, step: Tensor) -> Float[np.ndarray, "rows taus classes"]:
-    losses = path.squared_errors(found, draw=draw, step=step).cpu().numpy()
+def _losses(path: Path, outputs: Tensor, draw: Tensor, step: Tensor) -> Float[np.ndarray, "rows taus classes"]:
+    losses = path.squared_errors(outputs, draw=draw, step=step).cpu().numpy()
     refuse_non_finite(losses, path, draw=draw.cpu().numpy(), step=step.cpu().numpy(), class_id=None)
     return losses
 
 
-def likeness_of(found: Float[Tensor, "rows classes c h w"]) -> Float[Tensor, "rows 2"]:
+def likeness_of(denoised: Float[Tensor, "rows classes c h w"]) -> Float[Tensor, "rows 2"]:
     """Over pairs of classes: the mean cosine of outputs, and the mean squared difference over the mean square."""
-    outputs = found.flatten(2).double()
+    outputs = denoised.flatten(2).double()
     classes = outputs.shape[1]
     lengths = outputs.square().sum(-1)
     unit = outputs / lengths.sqrt().clamp_min(torch.finfo(torch.float64).tiny)[..., None]

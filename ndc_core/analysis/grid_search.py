@@ -72,11 +72,11 @@ class GridSearch:
         def best(options: Iterable[Levels]) -> Levels:
             return max(options, key=lambda levels: self.merit(levels, images))
 
-        found = [best(combinations(beyond, 2))]
-        while len(found) < min(most, len(candidates) - 1):
-            left = sorted(set(candidates) - set(found[-1]))
-            found.append(best(tuple(sorted((*found[-1], level))) for level in left))
-        return found
+        chosen = [best(combinations(beyond, 2))]
+        while len(chosen) < min(most, len(candidates) - 1):
+            left = sorted(set(candidates) - set(chosen[-1]))
+            chosen.append(best(tuple(sorted((*chosen[-1], level))) for level in left))
+        return chosen
 
     def proposal(self, grown: Sequence[Levels], budget: int) -> Levels:
         """The best of those within the budget, the shortest of equals."""
@@ -86,11 +86,11 @@ class GridSearch:
     def evenly_spaced(self, most: int) -> list[Levels]:
         """Grids evenly spaced in ln sigma over all measured levels, where every tau has a term: to compare with."""
         candidates = np.array(self.measured.levels)
-        found = [
+        grids = [
             tuple(candidates[np.linspace(0, len(candidates) - 1, size).round().astype(int)].tolist())
             for size in range(2, min(most, len(candidates) - 1) + 2)
         ]
-        return [levels for levels in found if levels[-2] > max(self.taus_model)]
+        return [levels for levels in grids if levels[-2] > max(self.taus_model)]
 
     def judged(self, levels: Levels) -> Choice:
         chosen_on, others = (self.accuracy_of_images(levels, images) for images in self.halves())
@@ -100,5 +100,5 @@ class GridSearch:
         )
 
     def accuracy_of_images(self, levels: Levels, images: np.ndarray) -> Float[np.ndarray, "images taus"]:
-        found: np.ndarray = credit(self.losses(levels, images), self.measured.labels[images]).mean(axis=1)
-        return found
+        accuracy: np.ndarray = credit(self.losses(levels, images), self.measured.labels[images]).mean(axis=1)
+        return accuracy

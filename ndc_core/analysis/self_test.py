@@ -53,8 +53,8 @@ class Exactness:
         )
 
 
-def _larger(one: float | None, other: float | None) -> float | None:
-    known = [value for value in (one, other) if value is not None]
+def _larger(first: float | None, second: float | None) -> float | None:
+    known = [value for value in (first, second) if value is not None]
     return max(known) if known else None
 
 
@@ -66,11 +66,11 @@ def self_test(classifier: Voter, *, patience_seconds: float = float("inf"), seed
     taken as they come: they are for votes to refuse.
     """
     ends = time.process_time() + patience_seconds
-    found = Exactness()
+    largest = Exactness()
     for kind, network in classifier.passes:
         trial = _Trial(kind, network, rows=classifier.rows_per_pass, device=torch.device(classifier.device), seed=seed)
-        found = found.merged(trial.exactness(lambda: time.process_time() < ends))
-    return found
+        largest = largest.merged(trial.exactness(lambda: time.process_time() < ends))
+    return largest
 
 
 class _Trial:
@@ -114,11 +114,11 @@ class _Trial:
         def inputs(rows: slice) -> Inputs:
             return z[rows], sigma_model[rows], label[rows]
 
-        def read(found: Tensor, rows: slice) -> Tensor:
+        def read(outputs: Tensor, rows: slice) -> Tensor:
             if self.kind in ("classify", "every_loss"):
-                return found.flatten(1).double()
-            target = z[rows] if found.ndim == z.ndim else z[rows][:, None]
-            losses = (found - target).square().flatten(-3).sum(-1, dtype=torch.float64)
+                return outputs.flatten(1).double()
+            target = z[rows] if outputs.ndim == z.ndim else z[rows][:, None]
+            losses = (outputs - target).square().flatten(-3).sum(-1, dtype=torch.float64)
             return losses if losses.ndim == 2 or self.kind == "label_gradient" else losses[:, None]
 
         def task() -> Task[Tensor]:

@@ -52,12 +52,12 @@ class Sequential:
     @cached_property
     def targets(self) -> tuple[Target, ...]:
         """Those of the declared radii that votes could prove."""
-        most, found = self.terms.votes, []
+        most, targets = self.terms.votes, []
         for radius in sorted(self.terms.radii):
             p = self._probability(radius)
             if self._proves(most, most, p):
-                found.append(Target(p, self._wins_to_prove(p)))
-        return tuple(found)
+                targets.append(Target(p, self._wins_to_prove(p)))
+        return tuple(targets)
 
     def _probability(self, radius: float) -> float:
         """Phi(r / sigma), rounded up, and for radius 0 just above 1/2."""

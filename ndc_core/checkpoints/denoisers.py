@@ -229,9 +229,9 @@ def _weights(folder: Path, description: dict[str, Any], network: nn.Module) -> d
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in weights.items()}
-    if found != expected:
-        odd = sorted(set(expected.items()) ^ set(found.items()))
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    if shapes != expected:
+        odd = sorted(set(expected.items()) ^ set(shapes.items()))
         raise CheckpointError(f"{path} does not fit the network: {odd[0][0]} is missing, unexpected or misshapen")
     return weights
 

@@ -139,7 +139,7 @@ def take_in_classifier(
     refuse_foreign(source)
     refuse_weights(source)
     kind = "torch.export" if source.suffix == ".pt2" else "torchscript"
-    found = ClassifierDescription(
+    description = ClassifierDescription(
         kind,
         f"classifier{'.pt2' if kind == 'torch.export' else '.pt'}",
         image_shape,
@@ -149,8 +149,8 @@ def take_in_classifier(
         file_sha256(source),
         notes={**notes, "source": source.name},
     )
-    classes = check_scores(source, _built(source, found, Execution(), device="cpu"))
-    return _write(out, found, classes, lambda path: shutil.copyfile(source, path))
+    classes = check_scores(source, _built(source, description, Execution(), device="cpu"))
+    return _write(out, description, classes, lambda path: shutil.copyfile(source, path))
 
 
 def save_small_classifier(
@@ -158,10 +158,10 @@ def save_small_classifier(
 ) -> None:
     """Writes a classifier around our own small network."""
     mean, std = (tuple(values.flatten().tolist()) for values in (classifier.mean, classifier.std))
-    found = ClassifierDescription(
+    description = ClassifierDescription(
         "small", "classifier.safetensors", classifier.image_shape, 0, mean, std, "", arguments, notes
     )
-    _write(out, found, classifier.num_classes, lambda path: save_file(classifier.network.state_dict(), path))
+    _write(out, description, classifier.num_classes, lambda path: save_file(classifier.network.state_dict(), path))
 
 
 def refuse_to_replace(out: Path) -> None:
@@ -185,14 +185,14 @@ def refuse_weights(source: Path) -> None:
 
 
 def _write(
-    out: Path, found: ClassifierDescription, num_classes: int, write: Callable[[Path], object]
+    out: Path, description: ClassifierDescription, num_classes: int, write: Callable[[Path], object]
 ) -> ClassifierDescription:
     """The description comes last, so that no half is taken."""
     partial = out / f"{CLASSIFIER_DESCRIPTION}.partial"
-    with whole_or_nothing(out, found.file, partial.name):
-        write(out / found.file)
+    with whole_or_nothing(out, description.file, partial.name):
+        write(out / description.file)
         described = ClassifierDescription(
-            **{**asdict(found), "num_classes": num_classes, "sha256": file_sha256(out / found.file)}
+            **{**asdict(description), "num_classes": num_classes, "sha256": file_sha256(out / description.file)}
         )
         partial.write_text(json.dumps(asdict(described), indent=2) + "\n")
         partial.replace(out / CLASSIFIER_DESCRIPTION)
@@ -266,16 +266,16 @@ def parse_classifier(content: bytes, *, where: str) -> ClassifierDescription:
         if values.get("format") != CLASSIFIER_FORMAT:
             raise ValueError(f"it does not say format {CLASSIFIER_FORMAT!r}")
         lists = {name: tuple(values.get(name, ())) for name in ("image_shape", "mean", "std")}
-        found = ClassifierDescription(**{**values, **lists})
-        if found.kind not in KINDS:
-            raise ValueError(f"unknown kind {found.kind!r}; there are: {', '.join(KINDS)}")
-        if Path(found.file).name != found.file:
-            raise ValueError(f"its file {found.file!r} is not in its folder")
+        description = ClassifierDescription(**{**values, **lists})
+        if description.kind not in KINDS:
+            raise ValueError(f"unknown kind {description.kind!r}; there are: {', '.join(KINDS)}")
+        if Path(description.file).name != description.file:
+            raise ValueError(f"its file {description.file!r} is not in its folder")
     except (ValueError, TypeError) as error:
         raise CheckpointError(
             f"{where} does not describe an image classifier of this version of ndc: {error}"
         ) from error
-    return found
+    return description
 
 
 def load_classifier(folder: Path, *, device: str = "cpu", execution: Execution | None = None) -> ImageNetwork:

@@ -150,7 +150,7 @@ class Baseline:
             count = rows.stop - rows.start
             return images[rows], unread.expand(count), unread.expand(count, 1)
 
-        return Ask("classify", self.network, len(images), inputs, lambda found, rows: found, on_host=True)
+        return Ask("classify", self.network, len(images), inputs, lambda answers, rows: answers, on_host=True)
 
 
 def refuse_steps(steps: int, paths: int) -> None:

@@ -48,10 +48,10 @@ class Path:
     anchor_share: Float[np.ndarray, "taus steps"]
     reach: Reach = nothing_to_draw
 
-    def of(self, tau: int) -> "Path":
+    def at_level(self, tau: int) -> "Path":
         """The same noisy images with the targets of one noise level."""
-        one = slice(tau, tau + 1)
-        return replace(self, anchors=self.anchors[one], anchor_share=self.anchor_share[one])
+        level = slice(tau, tau + 1)
+        return replace(self, anchors=self.anchors[level], anchor_share=self.anchor_share[level])
 
     def noisy(self, draw: Rows, step: Rows) -> tuple[Float[Tensor, "rows c h w"], Float[Tensor, " rows"]]:
         """z_t and sigma_t of each row's draw and step."""
@@ -59,10 +59,10 @@ class Path:
         return torch.addcmul(self.start[draw], self.noise[draw, step], scale[:, None, None, None]), level
 
     def squared_errors(
-        self, found: Float[Tensor, "rows *classes c h w"], *, draw: Rows, step: Rows
+        self, denoised: Float[Tensor, "rows *classes c h w"], *, draw: Rows, step: Rows
     ) -> Float[Tensor, "rows taus *classes"]:
-        """|| found - target_t ||^2 for each noise level, in double precision; differentiable."""
-        return torch.stack([_squared_distances(found, target) for target in self._targets(draw, step)], dim=1)
+        """|| denoised - target_t ||^2 for each noise level, in double precision; differentiable."""
+        return torch.stack([_squared_distances(denoised, target) for target in self._targets(draw, step)], dim=1)
 
     def targets(self, draw: Rows, step: Rows) -> Float[Tensor, "rows taus c h w"]:
         """target_t for each noise level."""
@@ -85,13 +85,13 @@ class Path:
 
 
 def _squared_distances(
-    found: Float[Tensor, "rows *classes c h w"], target: Float[Tensor, "rows c h w"]
+    denoised: Float[Tensor, "rows *classes c h w"], target: Float[Tensor, "rows c h w"]
 ) -> Float[Tensor, "rows *classes"]:
     """In double precision; of outputs for all classes a few at a time."""
-    if found.ndim == target.ndim:
-        return (found - target).square().flatten(-3).sum(-1, dtype=torch.float64)
-    classes_at_once = max(1, NUMBERS_AT_ONCE.get(found.device.type, 2**27) // target.numel())
-    pieces = found.split(classes_at_once, dim=1)
+    if denoised.ndim == target.ndim:
+        return (denoised - target).square().flatten(-3).sum(-1, dtype=torch.float64)
+    classes_at_once = max(1, NUMBERS_AT_ONCE.get(denoised.device.type, 2**27) // target.numel())
+    pieces = denoised.split(classes_at_once, dim=1)
     return torch.cat(
         [(piece - target[:, None]).square().flatten(-3).sum(-1, dtype=torch.float64) for piece in pieces], 1
     )
@@ -111,8 +111,8 @@ def ask_losses(
     def inputs(rows: slice) -> Inputs:
         return *path.noisy(draws[rows], steps[rows]), labels[classes[rows]]
 
-    def read(found: Tensor, rows: slice) -> Tensor:
-        return path.squared_errors(found, draw=draws[rows], step=steps[rows])
+    def read(denoised: Tensor, rows: slice) -> Tensor:
+        return path.squared_errors(denoised, draw=draws[rows], step=steps[rows])
 
     return Ask("forward", denoiser, len(draw), inputs, read, on_host=True)
 
@@ -135,8 +135,8 @@ def ask_losses_of_every_class(
     def inputs(rows: slice) -> Inputs:
         return *path.noisy(draws[rows], steps[rows]), unread.expand(rows.stop - rows.start, 0)
 
-    def read(found: Tensor, rows: slice) -> Tensor:
-        return path.squared_errors(found, draw=draws[rows], step=steps[rows])
+    def read(denoised: Tensor, rows: slice) -> Tensor:
+        return path.squared_errors(denoised, draw=draws[rows], step=steps[rows])
 
     return Ask("every_class", denoiser, len(draw), inputs, read, on_host=True)
 
@@ -147,8 +147,8 @@ def _ask_every_loss(denoiser: Denoiser, path: Path, draws: Rows, steps: Rows) ->
     def inputs(rows: slice) -> Inputs:
         return *path.noisy(draws[rows], steps[rows]), path.targets(draws[rows], steps[rows])
 
-    def read(found: Tensor, rows: slice) -> Tensor:
-        return found
+    def read(denoised: Tensor, rows: slice) -> Tensor:
+        return denoised
 
     return Ask("every_loss", denoiser, len(draws), inputs, read, on_host=True, targets=len(path.anchors))
 
@@ -168,8 +168,8 @@ def ask_label_gradients(
     def inputs(rows: slice) -> Inputs:
         return *path.noisy(draws[rows], steps[rows]), mean.expand(rows.stop - rows.start, classes)
 
-    def read(found: Tensor, rows: slice) -> Tensor:
-        return path.squared_errors(found, draw=draws[rows], step=steps[rows])[:, 0]
+    def read(denoised: Tensor, rows: slice) -> Tensor:
+        return path.squared_errors(denoised, draw=draws[rows], step=steps[rows])[:, 0]
 
     return Ask("label_gradient", denoiser, len(draw), inputs, read, on_host=True)
 

@@ -133,7 +133,7 @@ class _BatchScoring:
     ) -> None:
         self.classifier, self.taus_model = classifier, taus_model
         self.device = torch.device(classifier.device)
-        self.z = tuple(self.on_device(one) for one in z)
+        self.z = tuple(self.on_device(images) for images in z)
         self.dimension = self.z[0][0].numel()
         shape = (len(z), len(z[0]))
         self.candidates = np.full(shape, NO_CLASS) if candidates is None else candidates
@@ -155,11 +155,13 @@ class _BatchScoring:
         """The clean image behind each z without a label, if the classifier's formula needs it."""
         if not self.classifier.formula.needs_estimate:
             return None
-        found, rows_per_pass = [], self.classifier.rows_per_pass
+        by_level, rows_per_pass = [], self.classifier.rows_per_pass
         for z, tau_model in zip(self.z, self.taus_model, strict=True):
             self.cost += self.classifier.estimator.evaluations
-            found.append((yield from estimates(self.classifier.estimator, z, tau_model, rows_per_pass=rows_per_pass)))
-        return tuple(found)
+            by_level.append(
+                (yield from estimates(self.classifier.estimator, z, tau_model, rows_per_pass=rows_per_pass))
+            )
+        return tuple(by_level)
 
     def path(
         self, clean: tuple[Images, ...] | None, grid: GridSpec, noise: StepValues
@@ -209,10 +211,10 @@ class _BatchScoring:
         for tau, order in enumerate(self.order):
             steps = order[: spec.steps]
             draw, step = (ids.ravel() for ids in np.indices((len(self.z[0]), len(steps))))
-            ask = ask_label_gradients(self.classifier.denoiser, self.scored.of(tau), draw, steps[step])
-            found = yield from self.ask(ask, draw)
-            refuse_non_finite(found, self.scored, draw=draw, step=steps[step], class_id=None)
-            weighted = found.reshape(len(self.z[0]), len(steps), -1) * self.weight[tau, steps][:, None]
+            ask = ask_label_gradients(self.classifier.denoiser, self.scored.at_level(tau), draw, steps[step])
+            losses = yield from self.ask(ask, draw)
+            refuse_non_finite(losses, self.scored, draw=draw, step=steps[step], class_id=None)
+            weighted = losses.reshape(len(self.z[0]), len(steps), -1) * self.weight[tau, steps][:, None]
             self.alive[tau] = smallest(weighted.sum(axis=1), spec.keep)
 
     # Scoring
@@ -237,13 +239,13 @@ class _BatchScoring:
     def race(self, gap: float) -> Answers:
         """A step of each vote at a time, until one class is left or the candidate is not; at first as many steps as it
         takes for anyone to leave."""
-        asked, reached, most = 0, 0, max(map(len, self.order))
+        turns_done, reached, most = 0, 0, max(map(len, self.order))
         for turns in range(min(turns_to_leave(gap), most), most + 1):
             if turns > reached:
-                reached = max(turns, 2 * asked)
-                self._reach(slice(asked, reached))
-            racing = [tau for tau, order in enumerate(self.order) if asked < len(order)]
-            own = {tau: self.order[tau][asked:turns] for tau in racing}
+                reached = max(turns, 2 * turns_done)
+                self._reach(slice(turns_done, reached))
+            racing = [tau for tau, order in enumerate(self.order) if turns_done < len(order)]
+            own = {tau: self.order[tau][turns_done:turns] for tau in racing}
             steps = np.unique(np.concatenate(list(own.values())))
             wanted = np.zeros((len(self.known), len(steps), self.known.shape[2]), dtype=bool)
             for tau in racing:
@@ -254,7 +256,7 @@ class _BatchScoring:
             yield from self._learn(steps, wanted)
             for tau in racing:
                 self._judge(tau, min(turns, len(self.order[tau])), gap)
-            asked = turns
+            turns_done = turns
 
     def _reach(self, turns: slice) -> None:
         """Lets the noise of some turns be drawn for the votes that are open: for many at once it takes less time."""
@@ -283,9 +285,9 @@ class _BatchScoring:
         self, tau: int, turns: int | None, draws: Int[np.ndarray, " some"] | None = None
     ) -> Float[np.ndarray, "some turns classes"]:
         """The losses of a vote's first turns, of all draws or of some."""
-        of = np.arange(len(self.known)) if draws is None else draws
-        found: np.ndarray = self.losses[tau][of[:, None], self.order[tau][:turns]]
-        return found
+        rows = np.arange(len(self.known)) if draws is None else draws
+        losses: np.ndarray = self.losses[tau][rows[:, None], self.order[tau][:turns]]
+        return losses
 
     def _learn(self, steps: Int[np.ndarray, " some"], wanted: Bool[np.ndarray, "draws some classes"]) -> Answers:
         """Asks for those losses of some steps that are wanted and not known; what one tau asks for, all know then."""
@@ -295,13 +297,13 @@ class _BatchScoring:
         if self.classifier.all_at_once:
             draw, place = np.nonzero(missing.any(axis=2))
             step = steps[place]
-            found = yield from self._losses(self.scored, self.weight, draw, step, None)
-            self.losses[:, draw, step], self.known[draw, step] = found, True
+            losses = yield from self._losses(self.scored, self.weight, draw, step, None)
+            self.losses[:, draw, step], self.known[draw, step] = losses, True
         else:
             draw, place, class_id = missing.nonzero()
             step = steps[place]
-            found = yield from self._losses(self.scored, self.weight, draw, step, class_id)
-            self.losses[:, draw, step, class_id], self.known[draw, step, class_id] = found, True
+            losses = yield from self._losses(self.scored, self.weight, draw, step, class_id)
+            self.losses[:, draw, step, class_id], self.known[draw, step, class_id] = losses, True
 
     def _losses(
         self, path: Path, weight: np.ndarray, draw: np.ndarray, step: np.ndarray, class_id: np.ndarray | None
@@ -313,17 +315,17 @@ class _BatchScoring:
             if class_id is None
             else ask_losses(denoiser, path, draw, step, class_id)
         )
-        found = yield from self.ask(ask, draw)
-        refuse_non_finite(found, path, draw=draw, step=step, class_id=class_id)
-        found = found if cap is None else np.minimum(found, cap * self.dimension)
-        weights = weight[:, step].reshape(len(weight), len(step), *[1] * (found.ndim - 2))
-        return np.moveaxis(found, 1, 0) * weights
+        losses = yield from self.ask(ask, draw)
+        refuse_non_finite(losses, path, draw=draw, step=step, class_id=class_id)
+        losses = losses if cap is None else np.minimum(losses, cap * self.dimension)
+        weights = weight[:, step].reshape(len(weight), len(step), *[1] * (losses.ndim - 2))
+        return np.moveaxis(losses, 1, 0) * weights
 
     def predictions(self) -> list[Prediction]:
         """One for each tau; the cost, which they share, is counted with the first."""
-        found = []
+        predictions = []
         for tau, (alive, winners) in enumerate(zip(self.alive, self.winners, strict=True)):
             contested = alive & (alive.sum(axis=1, keepdims=True) > 1)
             sums = np.where(contested, -self._so_far(tau, None).sum(axis=1), 0.0)
-            found.append(Prediction(winners, np.where(alive, sums, -np.inf), self.cost * (tau == 0)))
-        return found
+            predictions.append(Prediction(winners, np.where(alive, sums, -np.inf), self.cost * (tau == 0)))
+        return predictions

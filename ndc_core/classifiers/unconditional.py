@@ -44,7 +44,7 @@ def estimates(
             level = torch.full((rows.stop - rows.start,), sigma_model, device=z.device)
             return some[draw[rows]], level, labels[label[rows]]
 
-        each = yield Ask("forward", estimator.denoiser, len(row), inputs, lambda found, rows: found)
+        each = yield Ask("forward", estimator.denoiser, len(row), inputs, lambda estimate, rows: estimate)
         means.append(each.unflatten(0, (len(some), len(labels))).mean(dim=1))
     return torch.cat(means)
 

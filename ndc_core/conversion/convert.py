@@ -132,12 +132,12 @@ def check_fit(model: Model) -> None:
     with torch.device("meta"):
         network = _built(model)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in model.weights.items()}
-    odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.weights.items()}
+    odd = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
     if odd:
         name = odd[0]
         raise ConversionError(
-            f"{len(odd)} tensors do not fit a {model.network} network: {name} is {found.get(name, 'missing')}, "
+            f"{len(odd)} tensors do not fit a {model.network} network: {name} is {shapes.get(name, 'missing')}, "
             f"should be {expected.get(name, 'absent')}"
         )
 

@@ -153,11 +153,11 @@ def _weights_file(folder: Path) -> Path:
     if any(folder.glob(f"{WEIGHTS}*{SHARDS}")):
         raise DiffusersError(f"{folder} has its weights in several files: save it with a larger max_shard_size")
     variants = {suffix: sorted(folder.glob(f"{WEIGHTS}.*{suffix}")) for suffix in SUFFIXES}
-    for suffix, found in variants.items():
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(path.name for path in found)
+    for suffix, paths in variants.items():
+        if len(paths) == 1:
+            return paths[0]
+        if paths:
+            names = ", ".join(path.name for path in paths)
             raise DiffusersError(f"{folder} has the variants {names}: rename the one that is meant {WEIGHTS}{suffix}")
     raise DiffusersError(f"{folder / WEIGHTS}.safetensors is missing; save the model with safe_serialization")
 

@@ -12,16 +12,16 @@ PLACED = dict.fromkeys(("Precond", "UNet"), ("img_resolution", "img_channels", "
 KINDS = {"SongUNet": "edm-song", "DhariwalUNet": "edm-adm", "UNet": "edm2"}
 
 
-def from_preconditioned(found: Instance, notes: dict[str, Any]) -> Model:
+def from_preconditioned(outer: Instance, notes: dict[str, Any]) -> Model:
     """A model of EDM's or EDM2's, with its constructors' arguments."""
-    inner, prefix = {"EDMPrecond": ("model", "model."), "Precond": ("unet", "unet.")}.get(found.class_name, ("", ""))
-    module = _modules(found).get(inner)
+    inner, prefix = {"EDMPrecond": ("model", "model."), "Precond": ("unet", "unet.")}.get(outer.class_name, ("", ""))
+    module = _modules(outer).get(inner)
     if not isinstance(module, Instance) or module.class_name not in KINDS:
         raise ConversionError(
-            f"it holds a {found.class_name} around {getattr(module, 'class_name', 'nothing known')}; there are: "
+            f"it holds a {outer.class_name} around {getattr(module, 'class_name', 'nothing known')}; there are: "
             "EDMPrecond around SongUNet or DhariwalUNet, and EDM2's Precond around UNet"
         )
-    wrapper, given = (_arguments(one) for one in (found, module))
+    wrapper, given = (_arguments(instance) for instance in (outer, module))
     if wrapper.get("img_channels", given.get("img_channels")) not in (1, 3):
         raise ConversionError(
             "a model of latents, not of pixels: a certificate speaks of pixels, and the encoder in front of the model "
@@ -33,16 +33,16 @@ def from_preconditioned(found: Instance, notes: dict[str, Any]) -> Model:
     arguments = {name: _plain(value) for name, value in given.items() if name not in TRAINING_ONLY}
     dropped = given.get("label_dropout", wrapper.get("label_dropout", 0)) or 0
     weights = {
-        name.removeprefix(prefix): value.tensor() for name, value in flatten(found).items() if name.startswith(prefix)
+        name.removeprefix(prefix): value.tensor() for name, value in flatten(outer).items() if name.startswith(prefix)
     }
     knows_no_label = not arguments.get("label_dim") or dropped > 0
-    notes = {**notes, "kind": found.class_name, "class": module.class_name}
+    notes = {**notes, "kind": outer.class_name, "class": module.class_name}
     return Model(KINDS[module.class_name], arguments, weights, knows_no_label, notes)
 
 
 def _modules(module: Instance) -> dict[str, Any]:
-    found = module.state.get("_modules", {})
-    return found if isinstance(found, dict) else {}
+    modules = module.state.get("_modules", {})
+    return modules if isinstance(modules, dict) else {}
 
 
 def _arguments(module: Instance) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def flatten(module: Instance) -> dict[str, StoredTensor]:
     Raises:
         ConversionError: a module occurs twice, as it does in a tree that would take for ever to walk.
     """
-    found: dict[str, StoredTensor] = {}
+    flat: dict[str, StoredTensor] = {}
     seen: set[int] = set()
     ahead = [("", module)]
     while ahead:
@@ -80,7 +80,7 @@ def flatten(module: Instance) -> dict[str, StoredTensor]:
             tensors = module.state.get(kind)
             for name, value in tensors.items() if isinstance(tensors, dict) else ():
                 if isinstance(value, StoredTensor) and name not in skipped:
-                    found[f"{prefix}{name}"] = value
+                    flat[f"{prefix}{name}"] = value
         children = _modules(module).items()
         ahead += [(f"{prefix}{name}.", child) for name, child in children if isinstance(child, Instance)]
-    return found
+    return flat

@@ -34,17 +34,17 @@ def try_out(denoiser: EDMDenoiser) -> float:
     try:
         # One after the other: what is held between layers grows with the rows of a pass.
         rows = zip(*((part.split(1)) for part in (clean + noise, sigma, label)), strict=True)
-        found = torch.cat([denoiser.unclipped(*row) for row in rows])
+        denoised = torch.cat([denoiser.unclipped(*row) for row in rows])
     except Exception as error:  # whatever a network makes of images that it was not built for
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise TrialError(f"its network does not run on images of shape {denoiser.image_shape}: {first}") from error
-    if found.shape != clean.shape:
-        raise TrialError(f"its network makes images of shape {tuple(found.shape[1:])} of {denoiser.image_shape}")
-    bad = dict.fromkeys(sigma[~found.isfinite().flatten(1).all(dim=1)].tolist())
+    if denoised.shape != clean.shape:
+        raise TrialError(f"its network makes images of shape {tuple(denoised.shape[1:])} of {denoiser.image_shape}")
+    bad = dict.fromkeys(sigma[~denoised.isfinite().flatten(1).all(dim=1)].tolist())
     if bad:
         raise TrialError(
             f"its outputs are not finite at noise sigma_model {', '.join(f'{level:g}' for level in bad)}: damaged "
             "weights, or a schedule that is not the network's"
         )
-    left = ((found - clean) ** 2).flatten(1).mean(dim=1) / (noise**2).flatten(1).mean(dim=1)
+    left = ((denoised - clean) ** 2).flatten(1).mean(dim=1) / (noise**2).flatten(1).mean(dim=1)
     return float(left[: len(PLAIN)].min())

@@ -58,7 +58,7 @@ class WeightSet:
         }
 
 
-def take_network(found: Any, *, anchor: str) -> tuple[WeightSet, list[str]]:
+def take_network(content: Any, *, anchor: str) -> tuple[WeightSet, list[str]]:
     """The network of plain data as a file holds them, the averaged one of two; and the places of those it leaves.
 
     `anchor` is the name of a weight that every network of the kind has.
@@ -66,7 +66,7 @@ def take_network(found: Any, *, anchor: str) -> tuple[WeightSet, list[str]]:
     Raises:
         ConversionError: there is none, it cannot be told which is meant, or what a wrapper around it does.
     """
-    networks, rest = _networks(list(_entries(found)), anchor)
+    networks, rest = _networks(list(_entries(content)), anchor)
     averages = [network for network in networks if network.averaged]
     unread = [name for name in rest if _is_average(name) and not COUNTER.search(name)]
     if unread and not averages:
@@ -76,7 +76,7 @@ def take_network(found: Any, *, anchor: str) -> tuple[WeightSet, list[str]]:
             "ema.copy_to does) and save the model's state_dict()"
         )
     if not networks:
-        raise ConversionError(f"no network that is known here is in it; {_described(found, rest)}")
+        raise ConversionError(f"no network that is known here is in it; {_described(content, rest)}")
     candidates = averages or networks
     if len(candidates) > 1:
         what, places = "averages" if averages else "networks", [network.place for network in candidates]
@@ -97,9 +97,9 @@ def _is_average(place: str) -> bool:
     return any(AVERAGE.search(part) for part in parts) and not any(RAW.search(part) for part in parts)
 
 
-def _entries(found: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _entries(content: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Tensors and modules of nested dicts and lists with the keys that lead to them, but for an optimizer's."""
-    ahead: list[tuple[tuple[str, ...], Any]] = [((), found)]
+    ahead: list[tuple[tuple[str, ...], Any]] = [((), content)]
     for _ in range(MOST_ENTRIES):
         if not ahead:
             return
@@ -154,13 +154,13 @@ def _split(weights: Weights, anchor: str) -> tuple[dict[str, Weights], list[str]
     return sets, beside
 
 
-def _described(found: Any, names: list[str]) -> str:
+def _described(content: Any, names: list[str]) -> str:
     for part, meaning in FOREIGN_NAMES.items():
         if any(part in name for name in names):
             return meaning
-    if isinstance(found, dict):
-        return f"it has {_listed([str(key) for key in found])}"
-    return f"it is a {type(found).__name__}"
+    if isinstance(content, dict):
+        return f"it has {_listed([str(key) for key in content])}"
+    return f"it is a {type(content).__name__}"
 
 
 def _listed(names: list[str] | tuple[str, ...]) -> str:

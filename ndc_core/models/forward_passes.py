@@ -72,7 +72,7 @@ Item = TypeVar("Item")
 class _Running(Generic[Name, Result]):
     name: Name
     task: Task[Result]
-    asked: int = 0  # rows of its ask that are in no pass yet
+    rows_left: int = 0  # of its ask, that are in no pass yet
     ask: Ask | None = None
     answer: list[Tensor] = field(default_factory=list)
 
@@ -113,17 +113,17 @@ def answer_differentiably(task: Task[Result], *, rows_at_once: int) -> Result:
     Of more rows than `rows_at_once`, what autograd needs of a pass is computed again when it is needed: memory does not
     grow with the rows.
     """
-    found: Tensor | None = None
+    answer: Tensor | None = None
     while True:
         try:
-            ask = task.send(cast(Tensor, found))  # a generator's first `send` takes None
+            ask = task.send(cast(Tensor, answer))  # a generator's first `send` takes None
         except StopIteration as stop:
             return cast(Result, stop.value)
         windows = [slice(first, min(first + rows_at_once, ask.rows)) for first in range(0, ask.rows, rows_at_once)]
         if len(windows) == 1:
-            found = _read_of(ask, windows[0])
+            answer = _read_of(ask, windows[0])
         else:
-            found = torch.cat([checkpoint(_read_of, ask, window, use_reentrant=False) for window in windows])
+            answer = torch.cat([checkpoint(_read_of, ask, window, use_reentrant=False) for window in windows])
 
 
 _Part = tuple[_Running[Name, Result], OnItsWay]
@@ -177,7 +177,7 @@ class _Gatherer(Generic[Name, Result]):
             self._end(running, error)
         else:
             assert ask.rows > 0
-            running.ask, running.asked, running.answer = ask, ask.rows, []
+            running.ask, running.rows_left, running.answer = ask, ask.rows, []
             self.queues[ask.kind, id(ask.network), ask.targets].append(running)
 
     def _end(self, running: _Running[Name, Result], result: Result | Exception) -> None:
@@ -196,19 +196,20 @@ class _Gatherer(Generic[Name, Result]):
         room, askers, parts = self.rows_per_pass, [], []
         for running in queue:
             assert running.ask is not None
-            start, taken = running.ask.rows - running.asked, min(room, running.asked)
+            start, taken = running.ask.rows - running.rows_left, min(room, running.rows_left)
             askers.append(running)
             parts.append((running.ask, slice(start, start + taken)))
-            running.asked -= taken
+            running.rows_left -= taken
             room -= taken
             if not room:
                 break
-        while queue and not queue[0].asked:
+        while queue and not queue[0].rows_left:
             queue.popleft()
         try:
             answers = self._evaluate(parts)
             coming = [
-                to_host(one) if ask.on_host else OnItsWay(one) for one, (ask, _) in zip(answers, parts, strict=True)
+                to_host(answer) if ask.on_host else OnItsWay(answer)
+                for answer, (ask, _) in zip(answers, parts, strict=True)
             ]
         except Exception as error:  # a pass that fails is the failure of all who asked for it
             for running in askers:
@@ -218,8 +219,8 @@ class _Gatherer(Generic[Name, Result]):
                 self._end(running, error)
             return []
         answered = list(zip(askers, coming, strict=True))
-        self._deliver(one for one, (ask, _) in zip(answered, parts, strict=True) if not ask.on_host)
-        return [one for one, (ask, _) in zip(answered, parts, strict=True) if ask.on_host]
+        self._deliver(part for part, (ask, _) in zip(answered, parts, strict=True) if not ask.on_host)
+        return [part for part, (ask, _) in zip(answered, parts, strict=True) if ask.on_host]
 
     def _evaluate(self, parts: list[tuple[Ask, slice]]) -> list[Tensor]:
         kind, network = parts[0][0].kind, parts[0][0].network
@@ -231,12 +232,12 @@ class _Gatherer(Generic[Name, Result]):
                     label.requires_grad_()
                     kept = self._read(cast(Denoiser, network)(z, sigma_model, label), parts)
                     gradient: Tensor = torch.autograd.grad(torch.cat(kept).sum(), label)[0]
-                return list(gradient[: sum(len(one) for one in kept)].split([len(one) for one in kept]))
+                return list(gradient[: sum(len(rows) for rows in kept)].split([len(rows) for rows in kept]))
             return self._read(_outputs(kind, network, z, sigma_model, label), parts)
 
-    def _read(self, found: Tensor, parts: list[tuple[Ask, slice]]) -> list[Tensor]:
+    def _read(self, outputs: Tensor, parts: list[tuple[Ask, slice]]) -> list[Tensor]:
         sizes = [window.stop - window.start for _, window in parts]
-        pieces = found[: sum(sizes)].split(sizes)
+        pieces = outputs[: sum(sizes)].split(sizes)
         return [ask.read(piece, window) for (ask, window), piece in zip(parts, pieces, strict=True)]
 
     def _deliver(self, parts: Iterable[_Part[Name, Result]]) -> None:
@@ -244,7 +245,7 @@ class _Gatherer(Generic[Name, Result]):
             if running.ask is None:  # another pass with rows of the same ask has failed
                 continue
             running.answer.append(coming.wait())
-            if sum(len(one) for one in running.answer) == running.ask.rows:
+            if sum(len(piece) for piece in running.answer) == running.ask.rows:
                 self._go_on(running, torch.cat(running.answer))
 
 
@@ -263,7 +264,7 @@ def _outputs(kind: Kind, network: Denoiser | ImageClassifier, z: Tensor, sigma_m
 
 
 def _rows_of(queue: deque[Any]) -> int:
-    return sum(running.asked for running in queue)
+    return sum(running.rows_left for running in queue)
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:

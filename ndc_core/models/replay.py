@@ -61,7 +61,7 @@ class Replays:
     def __call__(self, function: Function, *inputs: Tensor) -> Tensor:
         if torch.is_grad_enabled() or function in self.failed:
             return function(*inputs)
-        shapes = tuple((tuple(one.shape), one.dtype) for one in inputs)
+        shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
         history = self.histories.get(function)
         if history is None or history.shapes != shapes:
             history = self.histories[function] = _History(shapes)
@@ -72,8 +72,8 @@ class Replays:
             history.recording = self._captured(function, inputs)
             if history.recording is None:
                 return function(*inputs)
-        for held, one in zip(history.recording.inputs, inputs, strict=True):
-            held.copy_(one)
+        for held, tensor in zip(history.recording.inputs, inputs, strict=True):
+            held.copy_(tensor)
         history.recording.replay()
         return history.recording.output.clone()
 
@@ -89,7 +89,7 @@ class Replays:
 def cuda_graph(function: Function, inputs: tuple[Tensor, ...]) -> Recording:
     """A CUDA graph of a call. Other threads may use the device meanwhile."""
     with torch.inference_mode(False), torch.no_grad():
-        held = tuple(torch.empty_like(one).copy_(one) for one in inputs)
+        held = tuple(torch.empty_like(tensor).copy_(tensor) for tensor in inputs)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

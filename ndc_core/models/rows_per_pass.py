@@ -70,21 +70,21 @@ def choose(rates: Iterator[Rate]) -> Rate:
     Raises:
         ValueError: there is no memory for the smallest.
     """
-    found: list[Rate] = []
+    tried: list[Rate] = []
     for rate in rates:
         if not rate.rows_per_second:
-            found = found[:-1] or found
+            tried = tried[:-1] or tried
             break
-        found.append(rate)
-        best = max(one.rows_per_second for one in found)
-        if len(found) > 2 and found[-3].rows_per_second == best:  # two doublings were no gain
+        tried.append(rate)
+        best = max(measured.rows_per_second for measured in tried)
+        if len(tried) > 2 and tried[-3].rows_per_second == best:  # two doublings were no gain
             break
-    if not found:
+    if not tried:
         raise ValueError(
             f"there is no memory for passes of {FEWEST} rows; set compute.rows_per_pass lower, or take a larger device"
         )
-    best = max(one.rows_per_second for one in found)
-    return next(one for one in found if one.rows_per_second >= GOOD_ENOUGH * best)
+    best = max(measured.rows_per_second for measured in tried)
+    return next(measured for measured in tried if measured.rows_per_second >= GOOD_ENOUGH * best)
 
 
 def measured(one_pass: Pass, *, before: Pass | None = None) -> Iterator[Rate]:

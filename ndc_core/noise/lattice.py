@@ -75,9 +75,9 @@ def noisy_images(
     """
     refuse_off_grid(image)
     levels = [LatticeNoise(sigma) for sigma in sigmas_model]
-    found = np.empty((len(draws), len(levels), *image.shape), dtype=np.float32)
+    noisy = np.empty((len(draws), len(levels), *image.shape), dtype=np.float32)
     for row, draw in enumerate(draws):
         generator = draw_generator(seed=seed, image_id=image_id, phase=phase, draw=draw)
         for step, level in enumerate(levels):
-            found[row, step] = level.add(image, level.draw(generator, image.shape))
-    return found
+            noisy[row, step] = level.add(image, level.draw(generator, image.shape))
+    return noisy

@@ -230,7 +230,7 @@ class Jury:
         if fitting.step - self.judgements[-1].step < self.spec.steps_to_judge:
             return
         self.judge(fitting)
-        best = int(np.argmin([one.loss for one in self.judgements]))
+        best = int(np.argmin([judgement.loss for judgement in self.judgements]))
         fitting.ended = len(self.judgements) - 1 - best >= self.spec.patience
 
     @torch.no_grad()
@@ -247,7 +247,7 @@ class Jury:
                 losses.append(F.cross_entropy(scores * scorer.log_temperature.exp(), label, reduction="none"))
                 right.append(scores.argmax(dim=1) == label)
         judgement = Judgement(fitting.step, float(torch.cat(losses).mean()), float(torch.cat(right).double().mean()))
-        if not self.judgements or judgement.loss < min(one.loss for one in self.judgements):
+        if not self.judgements or judgement.loss < min(earlier.loss for earlier in self.judgements):
             self.best = copy.deepcopy(scorer.state_dict())
         self.judgements.append(judgement)
         self.on_judgement(judgement)

@@ -154,8 +154,8 @@ class Machine:
         if isinstance(target, Instance) and isinstance(state, dict):
             target.state = state
         elif isinstance(target, Array) and isinstance(state, tuple) and len(state) == 5:
-            _, shape, of, fortran, content = state
-            target.values = array_of(content, of, shape, "F" if fortran else "C")
+            _, shape, kind, fortran, content = state
+            target.values = array_of(content, kind, shape, "F" if fortran else "C")
         elif isinstance(target, ArrayType) and target.dtype is not None and isinstance(state, tuple):
             if state[1] in (">", b">"):
                 target.dtype = target.dtype.newbyteorder(">")
@@ -397,7 +397,7 @@ def load_numeric_pickle(content: bytes) -> Any:
         UnsafePickleError: it is damaged, or asks for more than data.
     """
     machine = Machine(memoryview(content), 0)
-    found = machine.run()
+    value = machine.run()
     if machine.position != len(content):
         raise UnsafePickleError(f"{len(content) - machine.position:,} bytes follow the end of the pickle")
-    return found
+    return value

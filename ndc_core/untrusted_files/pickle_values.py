@@ -119,14 +119,14 @@ def is_shape(numbers: Any) -> bool:
     return in_range and all(type(n) is int and 0 <= n < 2**40 for n in numbers)
 
 
-def array_of(content: Any, of: Any, shape: Any, order: str) -> np.ndarray:
-    if not isinstance(of, ArrayType) or of.dtype is None or not isinstance(content, bytes | memoryview):
+def array_of(content: Any, kind: Any, shape: Any, order: str) -> np.ndarray:
+    if not isinstance(kind, ArrayType) or kind.dtype is None or not isinstance(content, bytes | memoryview):
         raise UnsafePickleError("it holds an array that is not one of numbers")
     if not is_shape(shape):
         raise UnsafePickleError("it holds an array of no possible shape")
-    if len(content) != of.dtype.itemsize * int(np.prod(shape, dtype=object)):
+    if len(content) != kind.dtype.itemsize * int(np.prod(shape, dtype=object)):
         raise UnsafePickleError(f"it holds an array of shape {shape} with {len(content)} bytes")
-    return np.frombuffer(content, of.dtype).reshape(shape, order="F" if order == "F" else "C")
+    return np.frombuffer(content, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> StoredTensor:
@@ -152,8 +152,8 @@ def _encoded(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
-def _scalar(of: Any, content: Any) -> Any:
-    return array_of(content, of, (), "C").item()
+def _scalar(kind: Any, content: Any) -> Any:
+    return array_of(content, kind, (), "C").item()
 
 
 def _pairs(items: Any = ()) -> dict[Any, Any]:

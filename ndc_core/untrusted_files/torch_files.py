@@ -49,12 +49,12 @@ def read_content(content: memoryview, *, nested: int = 0) -> Any:
     if bytes(content[:4]) == ZIP_MAGIC:
         return _read_zip(content, load_bytes)
     machine = Machine(content, 0, load_bytes=load_bytes)
-    found = machine.run()
-    if type(found) is int and found == LEGACY_MAGIC:
+    value = machine.run()
+    if type(value) is int and value == LEGACY_MAGIC:
         return _read_legacy(content, machine.position, load_bytes)
     if machine.position != len(content):
         raise UnsafePickleError(f"{len(content) - machine.position:,} bytes follow the end of the pickle")
-    return found
+    return value
 
 
 def _identity(identity: Any) -> tuple[Any, str, int]:
@@ -140,12 +140,12 @@ def _read_legacy(content: memoryview, start: int, load_bytes: Callable[[memoryvi
         dtype, key, numel = _identity(identity)
         return storages.setdefault(key, Storage(dtype, numel))
 
-    position, found = start, []
+    position, values = start, []
     for _ in range(4):
         machine = Machine(content, position, find_storage=find, load_bytes=load_bytes)
-        found.append(machine.run())
+        values.append(machine.run())
         position = machine.position
-    _, system, result, keys = found
+    _, system, result, keys = values
     if not isinstance(system, dict) or not system.get("little_endian", True) or not isinstance(keys, list):
         raise UnsafePickleError("an old torch file in no known form, or of a big-endian machine")
     for key in keys:

@@ -31,14 +31,14 @@ class Attacked:
 def empirical_accuracy(folder: UPath, *, fingerprint: str) -> dict[str, Attacked]:
     """What attacks left standing in this run, by level and radius; empty if it was not attacked."""
     path = folder / SUMMARY
-    found: dict[str, Any] = json.loads(read(path)) if exists(path) else {}
-    if found.get("fingerprint") != fingerprint:
+    summary: dict[str, Any] = json.loads(read(path)) if exists(path) else {}
+    if summary.get("fingerprint") != fingerprint:
         return {}
     return {
         level: Attacked(
-            found["images"],
+            summary["images"],
             {float(radius): share for radius, share in shares.items()},
-            confirmed="falls_confirmed_at" in found,
+            confirmed="falls_confirmed_at" in summary,
         )
-        for level, shares in found["empirical_accuracy"].items()
+        for level, shares in summary["empirical_accuracy"].items()
     }

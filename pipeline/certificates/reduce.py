@@ -109,12 +109,12 @@ def largest_of_each_image(certified: Sequence[CertifiedImage]) -> list[Certified
     of_image = defaultdict(list)
     for item in certified:
         of_image[item.image_id].append(item)
-    found = []
+    largest = []
     for items in of_image.values():
         best = max(items, key=lambda item: item.certificate.radius)
         evaluations, seconds = sum(item.evaluations for item in items), sum(item.seconds for item in items)
-        found.append(replace(best, evaluations=evaluations, seconds=seconds))
-    return found
+        largest.append(replace(best, evaluations=evaluations, seconds=seconds))
+    return largest
 
 
 def by_level(certified: Sequence[CertifiedImage], *, maximum_over_sigmas: bool) -> dict[str, list[CertifiedImage]]:

@@ -133,8 +133,8 @@ def drawn_once(runs: Sequence[tuple[Declaration, EvidenceTable]]) -> tuple[int, 
     """
     seen: dict[tuple[Any, ...], tuple[int, int]] = {}
     for declaration, evidence in runs:
-        of = vote_key(declaration)
+        key = vote_key(declaration)
         names = ("sigma_pixel", "image_id", "phase", "draw_start", "finished_unix", "draw_stop", "evaluations")
         for *draw, stop, evaluations in zip(*(evidence.table[name].to_pylist() for name in names), strict=True):
-            seen[(of, *draw)] = (stop - draw[3], evaluations)
+            seen[(key, *draw)] = (stop - draw[3], evaluations)
     return sum(votes for votes, _ in seen.values()), sum(evaluations for _, evaluations in seen.values())

@@ -55,15 +55,15 @@ class Cell:
 
     def units(self, phase: Phase) -> list[Evidence]:
         """The phase's evidence from draw 0 as far as it goes without a gap, in the order of the draws."""
-        found, reached = [], 0
+        items, reached = [], 0
         while item := self.evidence[phase].get(reached):
-            found.append(item)
+            items.append(item)
             reached = item.unit.draw_stop
-        return found
+        return items
 
     def drawn(self, phase: Phase) -> int:
-        found = self.units(phase)
-        return found[-1].unit.draw_stop if found else 0
+        units = self.units(phase)
+        return units[-1].unit.draw_stop if units else 0
 
     @property
     def candidate(self) -> int | None:
@@ -91,13 +91,13 @@ class Cell:
 
     def _looks(self, estimation: Sequence[Evidence]) -> list[list[int]]:
         """Votes of each class up to each look that the evidence reaches."""
-        found, total, ends = [], [0] * self.num_classes, set(self.method.looks)
+        looks, total, ends = [], [0] * self.num_classes, set(self.method.looks)
         for item in estimation:
             for class_id, votes in item.votes.items():
                 total[class_id] += votes
             if item.unit.draw_stop in ends:
-                found.append(list(total))
-        return found
+                looks.append(list(total))
+        return looks
 
     def _counts(self, items: Iterable[Evidence]) -> list[int]:
         counts = [0] * self.num_classes
@@ -113,11 +113,11 @@ class Cell:
             IncompleteRunError: votes are missing or there are more than the procedure takes; says how to go on.
         """
         state = self.state()
-        asked: tuple[tuple[Phase, int], ...] = (
+        needed_votes: tuple[tuple[Phase, int], ...] = (
             ("selection", self.selection_votes),
             ("estimation", state.needed),
         )
-        for phase, needed in asked:
+        for phase, needed in needed_votes:
             items = sorted(self.evidence[phase].values(), key=lambda item: item.unit.draw_start)
             reached = 0
             for item in items:

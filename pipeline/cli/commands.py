@@ -80,14 +80,14 @@ def plan(
     """
     from pipeline.driver.plan import plan_lines, plan_run
 
-    found = plan_run(
+    planned = plan_run(
         *chosen_run(**options),
         gpus=gpus,
         price_per_hour=price_per_hour,
         evaluations_per_second=evaluations_per_second,
         say=_say,
     )
-    click.echo(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(plan_lines(found)))
+    click.echo(json.dumps(planned.as_json(), indent=2) if as_json else "\n".join(plan_lines(planned)))
 
 
 @main.command()
@@ -312,11 +312,11 @@ def status(folder: "UPath", as_json: bool, watch: bool, every: float) -> None:
     from pipeline.driver.status import status_lines, status_of
 
     while True:
-        found = status_of(folder)
-        click.echo(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(status_lines(found)))
-        if found.failures and not as_json:
-            _print_failures(found.failures)
-        if not watch or found.complete:
+        state = status_of(folder)
+        click.echo(json.dumps(state.as_json(), indent=2) if as_json else "\n".join(status_lines(state)))
+        if state.failures and not as_json:
+            _print_failures(state.failures)
+        if not watch or state.complete:
             return
         time.sleep(every)
 

@@ -123,7 +123,9 @@ def train(
         options: dict[str, Any] = {
             name: given.pop(name) for name in ("channel_mult", "num_blocks", "attn_resolutions") if name in given
         }
-        options = {name: tuple(map(int, one)) if isinstance(one, list) else one for name, one in options.items()}
+        options = {
+            name: tuple(map(int, option)) if isinstance(option, list) else option for name, option in options.items()
+        }
         plan = plan_of(
             images, preset=preset, network=network, options=options, settings=given, heads=heads == "classes"
         )
@@ -274,12 +276,13 @@ def convert(
         return
     if image_shape or mean or std:
         raise click.UsageError("--image-shape, --mean and --std are for --classifier.")
-    found = convert_model(Path(source), out)
+    description = convert_model(Path(source), out)
     click.echo(
-        f"{out}: {found['network']}, {found['num_classes']} classes, images of {found['image_shape']}, "
-        f"{'knows' if found['knows_no_label'] else 'does not know'} images without a label"
+        f"{out}: {description['network']}, {description['num_classes']} classes, "
+        f"images of {description['image_shape']}, "
+        f"{'knows' if description['knows_no_label'] else 'does not know'} images without a label"
     )
-    for remark in found["notes"]["remarks"]:
+    for remark in description["notes"]["remarks"]:
         click.echo(f"note: {remark}")
 
 

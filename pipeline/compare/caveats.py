@@ -18,8 +18,8 @@ def caveats(
     shared: int,
     alpha: float | None,
 ) -> tuple[str, ...]:
-    runs = [(name, one) for name, one in named if isinstance(one, RunInput)]
-    logs = [(name, one) for name, one in named if isinstance(one, LogInput)]
+    runs = [(name, opened) for name, opened in named if isinstance(opened, RunInput)]
+    logs = [(name, opened) for name, opened in named if isinstance(opened, LogInput)]
     return (
         *_on_images(images, shared),
         *_on_alpha(runs, alpha),
@@ -33,7 +33,7 @@ def caveats(
 
 def _on_images(images: Sequence[tuple[str, Mapping[str, Seen]]], shared: int) -> Iterator[str]:
     yield f"Compared on {shared:,} images."
-    if larger := [f"{name} has {len(found):,}" for name, found in images if len(found) > shared]:
+    if larger := [f"{name} has {len(seen):,}" for name, seen in images if len(seen) > shared]:
         yield (
             f"These are the images that all share; {', '.join(larger)}. What attacks left is known of all images of a "
             "run together, so it is left out where some of them are."
@@ -92,9 +92,9 @@ def _on_chance(runs: Sequence[tuple[str, RunInput]], entries: Sequence[MethodAtL
     """Of images that a method names a class for; a log does not say how many classes there are."""
     for name, run in runs:
         guesses = {
-            one.level: [(o.label, o.predicted) for o in one.outcomes.values() if o.predicted is not None]
-            for one in entries
-            if one.method == name
+            entry.level: [(o.label, o.predicted) for o in entry.outcomes.values() if o.predicted is not None]
+            for entry in entries
+            if entry.method == name
         }
         if warning := chance_warning(guesses, classes=run.num_classes):
             yield f"{name}: {warning}"
@@ -109,7 +109,7 @@ def _on_scopes(entries: Sequence[MethodAtLevel]) -> Iterator[str]:
 
 
 def _on_devices(entries: Sequence[MethodAtLevel]) -> Iterator[str]:
-    devices = {one.method: ", ".join(one.devices) or "unknown" for one in entries}
+    devices = {entry.method: ", ".join(entry.devices) or "unknown" for entry in entries}
     if len(set(devices.values())) > 1:
         listed = "; ".join(f"{method}: {device}" for method, device in devices.items())
         yield f"Warning: seconds are of different or unknown devices, and do not compare ({listed})."

@@ -76,23 +76,23 @@ def comparison_of(
     opened: Sequence[Opened], *, alpha: float | None, radii: Sequence[float] | None, intersect: bool
 ) -> Comparison:
     """See `compare`; what can be refused without a look at the evidence is."""
-    runs = [one for one in opened if isinstance(one, RunInput)]
+    runs = [item for item in opened if isinstance(item, RunInput)]
     if alpha is None:
         refuse_other_alphas(runs)
     chosen = chosen_radii(runs, radii)
-    ids = {id(one): ids_of_log(one, runs) for one in opened if isinstance(one, LogInput)}
+    ids = {id(item): ids_of_log(item, runs) for item in opened if isinstance(item, LogInput)}
     sources = [
-        (str(one.where), one.images if isinstance(one, RunInput) else one.images(ids[id(one)])) for one in opened
+        (str(item.where), item.images if isinstance(item, RunInput) else item.images(ids[id(item)])) for item in opened
     ]
     shared = shared_images(sources, intersect=intersect)
     named = list(zip(names_of(opened), opened, strict=True))
-    found: list[MethodAtLevel] = []
-    for name, one in named:
-        if isinstance(one, RunInput):
-            found += one.entries(name, alpha=alpha)
+    unordered: list[MethodAtLevel] = []
+    for name, item in named:
+        if isinstance(item, RunInput):
+            unordered += item.entries(name, alpha=alpha)
         else:
-            found += one.entries(name, ids[id(one)])
-    entries = in_order([restricted(entry, shared) for entry in found])
+            unordered += item.entries(name, ids[id(item)])
+    entries = in_order([restricted(entry, shared) for entry in unordered])
     remarks = caveats(named, entries, sources, shared=len(shared), alpha=alpha)
     declared = next((run.declaration.alpha for run in runs), None)
     return Comparison(entries, chosen, alpha if runs and alpha is not None else declared, remarks)
@@ -147,12 +147,12 @@ def radii_of(text: str) -> tuple[float, ...]:
 
 def names_of(opened: Sequence[Opened]) -> list[str]:
     """The names given, else those of the methods, with the folder's name where several would share one."""
-    names = [one.argument.name or one.default_name for one in opened]
+    names = [item.argument.name or item.default_name for item in opened]
     for longer in ("name", "path"):
         often = Counter(names)
         names = [
-            name if one.argument.name or often[name] == 1 else f"{one.default_name} ({_called(one.where, longer)})"
-            for one, name in zip(opened, names, strict=True)
+            name if item.argument.name or often[name] == 1 else f"{item.default_name} ({_called(item.where, longer)})"
+            for item, name in zip(opened, names, strict=True)
         ]
     return names
 
@@ -175,16 +175,16 @@ def in_order(entries: Sequence[MethodAtLevel]) -> tuple[MethodAtLevel, ...]:
         ValueError: a method has a noise level twice.
     """
     seen: dict[tuple[str, str], MethodAtLevel] = {}
-    for one in entries:
-        other = seen.setdefault((one.method, one.level), one)
-        if other is not one:
+    for entry in entries:
+        other = seen.setdefault((entry.method, entry.level), entry)
+        if other is not entry:
             raise ValueError(
-                f"{one.method} has the noise level {one.level} twice, in {other.source} and in {one.source}; "
+                f"{entry.method} has the noise level {entry.level} twice, in {other.source} and in {entry.source}; "
                 "give them different names, as NAME=RUN"
             )
-    methods = list(dict.fromkeys(one.method for one in entries))
-    noise = {one.level: math.inf if one.level == LARGEST else float(one.level) for one in entries}
-    return tuple(sorted(entries, key=lambda one: (methods.index(one.method), noise[one.level])))
+    methods = list(dict.fromkeys(entry.method for entry in entries))
+    noise = {entry.level: math.inf if entry.level == LARGEST else float(entry.level) for entry in entries}
+    return tuple(sorted(entries, key=lambda entry: (methods.index(entry.method), noise[entry.level])))
 
 
 def write_comparison(comparison: Comparison, folder: UPath) -> WrittenComparison:

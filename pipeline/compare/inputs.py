@@ -132,10 +132,10 @@ class RunInput:
     @property
     def network(self) -> str:
         """The folders of the checkpoints that are evaluated, and the beginnings of their digests."""
-        found = {self.config.model: self.declaration.digest("model_sha256")}
+        digests = {self.config.model: self.declaration.digest("model_sha256")}
         if isinstance(self.config.classifier, DenoiseConfig):
-            found[self.config.classifier.network] = self.declaration.digest("network_sha256")
-        return " + ".join(f"{PurePosixPath(where).name} ({digest[:8]})" for where, digest in found.items())
+            digests[self.config.classifier.network] = self.declaration.digest("network_sha256")
+        return " + ".join(f"{PurePosixPath(where).name} ({digest[:8]})" for where, digest in digests.items())
 
 
 def outcome_of(item: CertifiedImage, evidence: EvidenceTable | None) -> Outcome:

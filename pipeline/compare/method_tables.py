@@ -56,9 +56,9 @@ class MethodAtLevel:
     attacked: Attacked | None = None
 
     def mean(self, cost: Callable[[Outcome], float | None]) -> float | None:
-        found = [cost(outcome) for outcome in self.outcomes.values()]
-        known = [value for value in found if value is not None]
-        return fmean(known) if len(known) == len(found) else None
+        costs = [cost(outcome) for outcome in self.outcomes.values()]
+        known = [value for value in costs if value is not None]
+        return fmean(known) if len(known) == len(costs) else None
 
     @property
     def votes(self) -> float | None:

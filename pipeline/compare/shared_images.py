@@ -17,27 +17,27 @@ def ids_of_log(log: LogInput, runs: Sequence[RunInput]) -> dict[int, str]:
     Raises:
         ValueError: a run does not know the places of its images, or two runs have different images at one.
     """
-    found: dict[int, tuple[str, RunInput]] = {}
+    id_at: dict[int, tuple[str, RunInput]] = {}
     for run in runs:
         for place, image_id in run.places(in_data=not log.log.own).items():
-            other, first = found.setdefault(place, (image_id, run))
+            other, first = id_at.setdefault(place, (image_id, run))
             if other != image_id and place in log.labels:
                 raise OtherImagesError(
                     f"{log.where}: idx {place} is image {other} in {first.where} and image {image_id} in {run.where}; "
                     "compare the log with one of them"
                 )
-    return {index: found[index][0] if index in found else f"idx {index}" for index in log.labels}
+    return {index: id_at[index][0] if index in id_at else f"idx {index}" for index in log.labels}
 
 
-def shared_images(of: Sequence[tuple[str, Mapping[str, Seen]]], *, intersect: bool) -> list[str]:
+def shared_images(named: Sequence[tuple[str, Mapping[str, Seen]]], *, intersect: bool) -> list[str]:
     """The images that all are about, each source by its name with its images by id.
 
     Raises:
         OtherImagesError: an image has two labels, or other pixels; or the sets differ, unless `intersect` asks for what
             they share; or they share nothing.
     """
-    refuse_other_contents(of)
-    (first, images), *others = of
+    refuse_other_contents(named)
+    (first, images), *others = named
     shared = [image_id for image_id in images if all(image_id in seen for _, seen in others)]
     different = next(((name, seen) for name, seen in others if seen.keys() != images.keys()), None)
     if different is None:
@@ -45,7 +45,7 @@ def shared_images(of: Sequence[tuple[str, Mapping[str, Seen]]], *, intersect: bo
     name, seen = different
     only = next((image_id for image_id in images if image_id not in seen), None)
     alone = (only, first) if only else (next(image_id for image_id in seen if image_id not in images), name)
-    counts = ", ".join(f"{other} has {len(found):,}" for other, found in of)
+    counts = ", ".join(f"{other} has {len(contents):,}" for other, contents in named)
     message = (
         f"these are not over the same images: {counts}; all share {len(shared):,}; {alone[0]} is in {alone[1]} only"
     )
@@ -56,10 +56,10 @@ def shared_images(of: Sequence[tuple[str, Mapping[str, Seen]]], *, intersect: bo
     return shared
 
 
-def refuse_other_contents(of: Sequence[tuple[str, Mapping[str, Seen]]]) -> None:
+def refuse_other_contents(named: Sequence[tuple[str, Mapping[str, Seen]]]) -> None:
     labels: dict[str, tuple[str, Seen]] = {}
     hashes: dict[str, tuple[str, Seen]] = {}
-    for name, images in of:
+    for name, images in named:
         for image_id, seen in images.items():
             other, before = labels.setdefault(image_id, (name, seen))
             if before.label != seen.label:

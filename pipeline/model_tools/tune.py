@@ -130,7 +130,7 @@ def write(out: Path, config: RunConfig, tuned: Tuned, spec: TuningSpec, images: 
         "parent_sha256": denoiser_digest(parent),
         "tuning": asdict(spec),
         "tuned_for": config.model_dump(mode="json", include={"sigma_pixel", "classifier"}),
-        "judgements": [asdict(one) for one in tuned.judgements],
+        "judgements": [asdict(judgement) for judgement in tuned.judgements],
         **images.notes,
     }
     save_denoiser(out, tuned.denoiser, network=description["network"], arguments=description["arguments"], notes=notes)

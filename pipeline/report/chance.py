@@ -33,18 +33,18 @@ def taken_for(guesses: Guesses, classes: int) -> dict[int, int]:
     """The class that each label is taken for, no two for the same; empty unless most images follow it, most labels are
     taken for another class, and guesses would hardly follow any such order by luck."""
     counts, images = Counter(guesses), Counter(label for label, _ in guesses)
-    found: dict[int, int] = {}
+    matched: dict[int, int] = {}
     free = {predicted for _, predicted in guesses}
     for (label, predicted), count in counts.most_common():
         if predicted in free and count > images[label] / 2:
-            found[label] = predicted
+            matched[label] = predicted
             free.remove(predicted)
-    schedule = sum(counts[pair] for pair in found.items())
-    moved = sum(label != predicted for label, predicted in found.items())
-    if 2 * moved <= len(found) or 2 * schedule <= len(guesses):
+    schedule = sum(counts[pair] for pair in matched.items())
+    moved = sum(label != predicted for label, predicted in matched.items())
+    if 2 * moved <= len(matched) or 2 * schedule <= len(guesses):
         return {}
-    lucky = log_luck(images=len(guesses), schedule=schedule, labels=len(found), classes=classes)
-    return dict(sorted(found.items())) if lucky <= math.log(LUCK) else {}
+    lucky = log_luck(images=len(guesses), schedule=schedule, labels=len(matched), classes=classes)
+    return dict(sorted(matched.items())) if lucky <= math.log(LUCK) else {}
 
 
 def log_luck(*, images: int, schedule: int, labels: int, classes: int) -> float:

@@ -44,7 +44,7 @@ class Curve:
 def best_of(curves: Sequence[Curve]) -> Curve:
     """The highest of some levels of one method at each radius, chosen on these very images; its costs are unknown."""
     falling = [curve.radii[::-1] for curve in curves]
-    radii = [max(found) for found in zip_longest(*falling, fillvalue=0.0)]  # to which so many images hold
+    radii = [max(same_rank) for same_rank in zip_longest(*falling, fillvalue=0.0)]  # to which so many images hold
     first = curves[0]
     return Curve(first.method, BEST, first.images, tuple(reversed(radii)), 0)
 

@@ -169,10 +169,10 @@ def picture_data(items: Sequence[Item], *, budget: int, declaration: Declaration
         estimate = size_of(encode_pictures(some_cleans, some_noises, coding)) * len(cleans) / len(sampled)
         if estimate > budget and coding.stride < side:
             continue
-        found = encode_pictures(cleans, noises(range(len(drawn))), coding)
-        if size_of(found) <= budget:
+        encoded = encode_pictures(cleans, noises(range(len(drawn))), coding)
+        if size_of(encoded) <= budget:
             break
-    return {"shared": shared, **found}
+    return {"shared": shared, **encoded}
 
 
 def size_of(data: dict[str, Any]) -> int:

@@ -65,8 +65,8 @@ class Tracker:
         self.folder = absolute(folder)
         self.uri, self.client, self.experiment_id = open_experiment(config.experiment)
         tags = tags_of(config, declaration)
-        found = find_run(self.client, self.experiment_id, self.folder, declaration.fingerprint)
-        self.run_id = found or self._create(f"{tags['method']}: {folder.name}", declaration, config.dataset)
+        run_id = find_run(self.client, self.experiment_id, self.folder, declaration.fingerprint)
+        self.run_id = run_id or self._create(f"{tags['method']}: {folder.name}", declaration, config.dataset)
         for name, value in tags.items():  # those that are not of the law may have changed
             self.client.set_tag(self.run_id, name, value)
         self.client.update_run(self.run_id, status="RUNNING")
@@ -194,12 +194,12 @@ def connect(experiment: str) -> "tuple[str, MlflowClient, Experiment | None]":
     try:
         with impatient():
             client = MlflowClient(tracking_uri=uri)
-            found = client.get_experiment_by_name(experiment)
+            existing = client.get_experiment_by_name(experiment)
     except Exception as error:  # of many kinds, with many lines
         raise explained(error, uri) from error
-    if found is not None and found.lifecycle_stage == "deleted":
-        raise refuse_deleted(experiment, found.experiment_id, uri)
-    return uri, client, found
+    if existing is not None and existing.lifecycle_stage == "deleted":
+        raise refuse_deleted(experiment, existing.experiment_id, uri)
+    return uri, client, existing
 
 
 def check_tracking(config: RunConfig) -> None:
@@ -242,9 +242,9 @@ def link_of_run(folder: UPath) -> tuple[str, str | None]:
     uri = tracking_uri()
     database = database_of(uri)
     if not database or database.is_file():  # MLflow would make the database
-        uri, client, found = connect(experiment)
-        if found is not None and find_run(client, found.experiment_id, absolute(folder), fingerprint):
-            return charts_link(uri, found.experiment_id), serving_command(uri)
+        uri, client, existing = connect(experiment)
+        if existing is not None and find_run(client, existing.experiment_id, absolute(folder), fingerprint):
+            return charts_link(uri, existing.experiment_id), serving_command(uri)
     raise TrackingError(
         f"{folder} was never logged to the experiment {experiment!r} at {without_password(uri)}; set "
         f"MLFLOW_TRACKING_URI to where it was, or log it there: `ndc certify {folder}`"

@@ -53,28 +53,28 @@ def scalars(summary: Summary) -> dict[str, float]:
     Names hold no method, so that those of different methods share a chart. What every run has comes without a level,
     so that runs of different levels share one too; costs are then those of all levels together.
     """
-    found = {f"radius/{radius:g}_{BEST}": share for radius, share in summary.best_accuracy.items()}
+    values = {f"radius/{radius:g}_{BEST}": share for radius, share in summary.best_accuracy.items()}
     drawn = [level for level in summary.levels if level.name != LARGEST]  # its votes are those of the others
     for cost in ("evaluations_per_image", "seconds_per_image", "votes_per_image"):
-        found[f"cost/{cost}"] = sum(getattr(level, cost) for level in drawn)
+        values[f"cost/{cost}"] = sum(getattr(level, cost) for level in drawn)
     for level in summary.levels:
         section = metric_name(level.name)
-        found[f"{section}/abstained"] = level.abstained / level.images
-        found[f"{section}/average_radius"] = level.average_radius
-        found[f"{section}/evaluations_per_image"] = level.evaluations_per_image
-    return found
+        values[f"{section}/abstained"] = level.abstained / level.images
+        values[f"{section}/average_radius"] = level.average_radius
+        values[f"{section}/evaluations_per_image"] = level.evaluations_per_image
+    return values
 
 
 def partial_scalars(summary: Summary | None) -> dict[str, float]:
     """What the complete images of a run that is not finished prove; empty as long as there is none."""
     if summary is None:
         return {}
-    found: dict[str, float] = {"partial/images": summary.levels[0].images}
+    values: dict[str, float] = {"partial/images": summary.levels[0].images}
     for level in summary.levels:
         name = metric_name(level.name)
-        found |= {f"partial/{name}_at_{radius:g}": share for radius, share in level.certified_accuracy.items()}
-        found[f"partial/{name}_average_radius"] = level.average_radius
-    return found
+        values |= {f"partial/{name}_at_{radius:g}": share for radius, share in level.certified_accuracy.items()}
+        values[f"partial/{name}_average_radius"] = level.average_radius
+    return values
 
 
 def attacked_scalars(summary: Summary) -> dict[str, float]:

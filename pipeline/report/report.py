@@ -84,10 +84,10 @@ def summarise(
     missing: int = 0,
 ) -> Summary:
     """Certified accuracy at the radii, average certified radius (a wrong image counts 0), abstentions, cost."""
-    found = []
+    summaries = []
     for name, items in levels.items():
         abstained = sum(item.certificate.predicted is None for item in items)
-        found.append(
+        summaries.append(
             LevelSummary(
                 name=name,
                 images=len(items),
@@ -101,13 +101,13 @@ def summarise(
                 seconds_per_image=sum(item.seconds for item in items) / len(items),
             )
         )
-    best = {r: max(found, key=lambda level: level.certified_accuracy[r]).name for r in radii}
+    best = {r: max(summaries, key=lambda level: level.certified_accuracy[r]).name for r in radii}
     first = next(iter(levels.values()))[0]
     guesses = {name: [(item.label, item.most_likely) for item in items] for name, items in levels.items()}
     warning = chance_warning(guesses, classes=len(first.counts), names=class_names)
-    warnings = (*([partial_note(found[0].images, missing)] if missing else []), *([warning] if warning else []))
+    warnings = (*([partial_note(summaries[0].images, missing)] if missing else []), *([warning] if warning else []))
     terms = first.certificate
-    return Summary(alpha, terms.method, terms.scope, tuple(radii), tuple(found), best, warnings, missing)
+    return Summary(alpha, terms.method, terms.scope, tuple(radii), tuple(summaries), best, warnings, missing)
 
 
 def partial_note(images: int, missing: int) -> str:

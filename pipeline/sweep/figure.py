@@ -76,7 +76,7 @@ def sweep_figure(panels: Sequence[Panel]) -> Picture:
         costs = [cost for panel in panels for cost in panel.evaluations]
         shared[2].set_ylim(min(costs) / ROOM_OF_LOG, max(costs) * ROOM_OF_LOG)
         figure.legend(handles=legend(radii), loc="outside upper center", ncols=len(radii), frameon=False)
-        if any(one.interval is None for panel in panels for shown in panel.accuracy.values() for one in shown):
+        if any(point.interval is None for panel in panels for shown in panel.accuracy.values() for point in shown):
             figure.supxlabel(CHOSEN, fontsize="small")
         figure.align_ylabels()
         return Picture(render(figure, "svg").decode(), render(figure, "png"))
@@ -100,15 +100,15 @@ def draw_panel(parts: Sequence[Any], panel: Panel, radii: Sequence[float]) -> No
         style = style_of(radii, radius)
         accuracy.plot(
             panel.places,
-            [100 * one.share for one in shown],
+            [100 * point.share for point in shown],
             **style,
             linestyle=line,
             linewidth=1.5,
             transform=accuracy.transData + aside,
         )
-        for place, one in zip(panel.places, shown, strict=True):
-            if one.interval:
-                ends = [100 * end for end in one.interval]
+        for place, point in zip(panel.places, shown, strict=True):
+            if point.interval:
+                ends = [100 * end for end in point.interval]
                 accuracy.plot(
                     [place, place],
                     ends,

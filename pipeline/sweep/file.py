@@ -100,18 +100,18 @@ def configured_points(base: dict[str, Any], declared: SweepFile, source: str) ->
     Raises:
         ConfigError: naming the run that cannot be run; or no run that is asked for a radius can reach it.
     """
-    reached, asked = set[float](), dict[float, dict[str, Any]]()
+    reached, raw_of_radius = set[float](), dict[float, dict[str, Any]]()
     for name, keys, key, value in declared_points(declared, source):
         raw, said = copy.deepcopy(base), f"{source}: run {name}"
         assign_all(raw, keys, said=said)
         radii, within = radii_within_reach(raw, said=said)
         reached |= set(within)
-        asked |= dict.fromkeys(radii, raw)
+        raw_of_radius |= dict.fromkeys(radii, raw)
         limited = copy.deepcopy(raw)
         assign(limited, "certificate.radii", within, said=said)
         yield Point(name, validated(limited, source=said), key, value)
-    for radius in asked.keys() - reached:
-        validated(asked[radius], source=source)
+    for radius in raw_of_radius.keys() - reached:
+        validated(raw_of_radius[radius], source=source)
 
 
 def radii_within_reach(raw: dict[str, Any], *, said: str) -> tuple[list[float], list[float]]:

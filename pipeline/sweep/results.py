@@ -142,10 +142,10 @@ def read_result(point: Point, where: UPath) -> Result:
 
 
 def by_key(results: Sequence[Result]) -> dict[str, list[Result]]:
-    found: dict[str, list[Result]] = {}
+    grouped: dict[str, list[Result]] = {}
     for result in results:
-        found.setdefault(str(result.point.key), []).append(result)
-    return found
+        grouped.setdefault(str(result.point.key), []).append(result)
+    return grouped
 
 
 def lead_of(sweep: Sweep, folder: UPath, varied: Sequence[Result]) -> tuple[str, ...]:

@@ -174,15 +174,15 @@ def lenders_first(member: Member) -> tuple[int, bool, int]:
 
 def read_members(sweep: Sweep, folder: UPath) -> list[Member]:
     """Each point with its model and data, which are read once for all that have the same."""
-    found: dict[str, Inputs] = {}
+    inputs: dict[str, Inputs] = {}
     members = []
     for point in sweep.points:
         config = point.config
-        of = config.model_dump_json(include={"dataset", "model", "unconditional", "noise", "compute", "classifier"})
-        if of not in found:
+        key = config.model_dump_json(include={"dataset", "model", "unconditional", "noise", "compute", "classifier"})
+        if key not in inputs:
             with naming(point):
-                found[of] = read_inputs(config)
-        members.append(Member(point, config, folder / point.name, found[of]))
+                inputs[key] = read_inputs(config)
+        members.append(Member(point, config, folder / point.name, inputs[key]))
     return members
 
 
@@ -201,7 +201,7 @@ def declarations_of(folder: UPath) -> dict[str, Declaration]:
         recorded: dict[str, dict[str, Any]] = json.loads(read(folder / DECLARATION))
     except FileNotFoundError:
         return {}
-    return {name: Declaration.from_json(one) for name, one in recorded.items()}
+    return {name: Declaration.from_json(declared) for name, declared in recorded.items()}
 
 
 def as_declared(member: Member, declarations: dict[str, Declaration]) -> Member:
@@ -231,15 +231,15 @@ def as_declared(member: Member, declarations: dict[str, Declaration]) -> Member:
 
 def once_for_each_network(members: Sequence[Member], say: Say) -> Callable[[Member], Measured]:
     """Measures the passes of a run's network, once for all runs that have the same."""
-    found: dict[str, Measured] = {}
+    measured: dict[str, Measured] = {}
 
     def measure(member: Member) -> Measured:
-        if member.network not in found:
+        if member.network not in measured:
             connect_most([other.config.compute for other in members], say=say)
             inputs, most = member.inputs, member.inputs.most_evaluations_per_vote
             measuring = Measurer(inputs.source, inputs.listing, most, say)
-            found[member.network] = measuring.measure(member.config, votes=False)
-        return found[member.network]
+            measured[member.network] = measuring.measure(member.config, votes=False)
+        return measured[member.network]
 
     return measure
 
@@ -247,21 +247,21 @@ def once_for_each_network(members: Sequence[Member], say: Say) -> Callable[[Memb
 def with_sizes(members: Sequence[Member], say: Say) -> list[Member]:
     """Each with the passes of its network, and with units that are cut as those of all that it may share votes with."""
     measure = once_for_each_network(members, say)
-    found = [
+    sized = [
         member if member.config.compute.rows_per_pass else member.with_sizes(rows=measure(member).rows_per_pass)
         for member in members
     ]
     groups: defaultdict[str, list[int]] = defaultdict(list)
-    for index, member in enumerate(found):
+    for index, member in enumerate(sized):
         groups[vote_key(member.declaration)].append(index)
     for indices in groups.values():
-        group = [found[index] for index in indices]
+        group = [sized[index] for index in indices]
         ends = ends_of([member.declaration for member in group]) or None
         open_ones = [member for member in group if member.config.votes.per_unit is None]
         per_unit = draws_of_a_unit(group, measure(group[0])) if open_ones else None
         for index in indices:
-            found[index] = found[index].with_sizes(per_unit=per_unit, ends=ends)
-    return found
+            sized[index] = sized[index].with_sizes(per_unit=per_unit, ends=ends)
+    return sized
 
 
 def draws_of_a_unit(group: Sequence[Member], measured: Measured) -> int:

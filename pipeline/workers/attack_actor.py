@@ -117,8 +117,8 @@ class AttackActor:
     def __call__(self, batch: Columns) -> Columns:
         results, errors = [], []
         for row in rows_of(batch):
-            asked = [row["image_id"], row["sigma_pixel"], row["certified_radius"], list(map(float, row["radii"]))]
-            path = self.results / f"{checksum(asked)[:24]}.json"
+            question = [row["image_id"], row["sigma_pixel"], row["certified_radius"], list(map(float, row["radii"]))]
+            path = self.results / f"{checksum(question)[:24]}.json"
             cell = f"image {row['image_id']}, sigma_pixel {row['sigma_pixel']:g}"
             try:
                 self.heartbeat.begin(cell)
@@ -151,7 +151,7 @@ class AttackActor:
     def strike(self, row: dict[str, Any], image: np.ndarray, *, target: int, radius: float) -> Verdict:
         """All restarts at one radius; the verdict is on the image that left the target class the fewest votes."""
         adversarials = self._attacked(row, image, target=target, radius=radius) if radius else [image]
-        shares = [self._support(row, one, radius, restart) for restart, one in enumerate(adversarials)]
+        shares = [self._support(row, attempt, radius, restart) for restart, attempt in enumerate(adversarials)]
         worst = min(range(len(shares)), key=lambda restart: _lead(shares[restart], target))
         support, adversarial = shares[worst], adversarials[worst]
         rival = int(np.argmax(support))
@@ -179,7 +179,7 @@ class AttackActor:
         )
         if self.config.noise == "float":
             return list(ascended)
-        return [round_within(one, image, radius_pixel=radius) for one in ascended]
+        return [round_within(adversarial, image, radius_pixel=radius) for adversarial in ascended]
 
     def _generator(self, row: dict[str, Any], radius: float) -> torch.Generator:
         """Randomness of the attack itself: a function of the cell and the radius, so that results can be repeated."""

@@ -60,23 +60,23 @@ class MeasurementRequest:
     most_evaluations_per_vote: int
 
 
-def measure(asked: MeasurementRequest, device: Device = "auto") -> Measured:
+def measure(request: MeasurementRequest, device: Device = "auto") -> Measured:
     """Finds the rows of a pass, unless they are set, and the rate; then, if that takes seconds, votes on the images.
 
     Raises:
         ValueError: the device that is asked for is not on this node, or a model that cannot be used.
     """
-    config, threads = asked.config, torch.get_num_threads()
+    config, threads = request.config, torch.get_num_threads()
     set_up_process(threads=config.compute.threads_per_actor)
     try:
         picked = pick_device(device, share=config.compute.gpus_per_actor or 1)
         rate = _rate(config, device=picked)
         per_second, cells = rate.rows_per_second, tuple[SampledCell, ...]()
-        cells_asked = len(asked.images) * len(config.sigma_pixel)
-        votes = SECONDS_OF_VOTES * per_second / asked.most_evaluations_per_vote
+        cells_asked = len(request.images) * len(config.sigma_pixel)
+        votes = SECONDS_OF_VOTES * per_second / request.most_evaluations_per_vote
         draws = min(MOST_DRAWS, int(votes / (2 * cells_asked))) if cells_asked else 0
         if draws >= FEWEST_DRAWS:
-            cells, per_second = _sampled(config, rate.rows, asked.images, draws, device=picked)
+            cells, per_second = _sampled(config, rate.rows, request.images, draws, device=picked)
         return Measured(picked, rate.rows, per_second, cells)
     finally:
         torch.set_num_threads(threads)
@@ -110,40 +110,40 @@ def _votes(
 ) -> tuple[tuple[SampledCell, ...], float]:
     """Selection and estimation votes of each image and noise level; evaluations per second with all that is around."""
     levels = [tuple(sorted(config.sigma_pixel))] if config.one_path else [(s,) for s in config.sigma_pixel]
-    asked = [(image, sigmas, (NO_CLASS,) * len(sigmas)) for image in images for sigmas in levels]
-    _hold(classifier, config, asked[:1], "selection", 1)  # what is compiled or set up at first is not counted
+    sampled = [(image, sigmas, (NO_CLASS,) * len(sigmas)) for image in images for sigmas in levels]
+    _hold(classifier, config, sampled[:1], "selection", 1)  # what is compiled or set up at first is not counted
     started = time.perf_counter()
-    selected = _hold(classifier, config, asked, "selection", draws)
-    about = [tuple(int(counts.votes.argmax()) for counts in found) for found in selected]
-    asked = [(image, sigmas, candidates) for (image, sigmas, _), candidates in zip(asked, about, strict=True)]
-    estimated = _hold(classifier, config, asked, "estimation", draws)
+    selected = _hold(classifier, config, sampled, "selection", draws)
+    about = [tuple(int(counts.votes.argmax()) for counts in of_image) for of_image in selected]
+    sampled = [(image, sigmas, candidates) for (image, sigmas, _), candidates in zip(sampled, about, strict=True)]
+    estimated = _hold(classifier, config, sampled, "estimation", draws)
     seconds = time.perf_counter() - started
     cells = []
-    for (_, sigmas, candidates), first, second in zip(asked, selected, estimated, strict=True):
-        for sigma, candidate, chosen, found in zip(sigmas, candidates, first, second, strict=True):
-            cost: dict[Phase, int] = {"selection": chosen.evaluations, "estimation": found.evaluations}
-            votes = int(found.votes[candidate])
-            cells.append(SampledCell(sigma, draws, votes, cost, found.scores, len(found.votes), candidate))
+    for (_, sigmas, candidates), first, second in zip(sampled, selected, estimated, strict=True):
+        for sigma, candidate, chosen, judged in zip(sigmas, candidates, first, second, strict=True):
+            cost: dict[Phase, int] = {"selection": chosen.evaluations, "estimation": judged.evaluations}
+            votes = int(judged.votes[candidate])
+            cells.append(SampledCell(sigma, draws, votes, cost, judged.scores, len(judged.votes), candidate))
     return tuple(cells), sum(sum(cell.evaluations.values()) for cell in cells) / seconds
 
 
-Asked = tuple[tuple[str, np.ndarray], tuple[float, ...], tuple[int, ...]]
+SampledVotes = tuple[tuple[str, np.ndarray], tuple[float, ...], tuple[int, ...]]
 
 
 def _hold(
-    classifier: Voter, config: RunConfig, asked: Sequence[Asked], phase: Phase, draws: int
+    classifier: Voter, config: RunConfig, sampled: Sequence[SampledVotes], phase: Phase, draws: int
 ) -> list[list[VoteCounts]]:
-    waiting = deque(enumerate(_requests(config, asked, phase, draws)))
-    found: dict[int, list[VoteCounts]] = {}
+    waiting = deque(enumerate(_requests(config, sampled, phase, draws)))
+    counted: dict[int, list[VoteCounts]] = {}
     for index, counts in stream_votes(classifier, lambda: waiting.popleft() if waiting else None):
         if isinstance(counts, Exception):
             raise counts
-        found[index] = counts
-    return [found[index] for index in range(len(asked))]
+        counted[index] = counts
+    return [counted[index] for index in range(len(sampled))]
 
 
-def _requests(config: RunConfig, asked: Sequence[Asked], phase: Phase, draws: int) -> Iterator[VoteRequest]:
-    for (image_id, image), sigmas, candidates in asked:
+def _requests(config: RunConfig, sampled: Sequence[SampledVotes], phase: Phase, draws: int) -> Iterator[VoteRequest]:
+    for (image_id, image), sigmas, candidates in sampled:
         yield VoteRequest(
             image=image,
             image_id=image_id,

@@ -103,10 +103,10 @@ def checkpoints_of(config: RunConfig) -> dict[str, str]:
     """Where what decides a vote lies, by its name in a run's law; an unconditional estimate may be no checkpoint."""
     if isinstance(config.classifier, PlainConfig):
         return {"model_sha256": config.model}
-    found = {"model_sha256": config.model, "unconditional": config.unconditional}
+    checkpoints = {"model_sha256": config.model, "unconditional": config.unconditional}
     if isinstance(config.classifier, DenoiseConfig):
-        found["network_sha256"] = config.classifier.network
-    return found
+        checkpoints["network_sha256"] = config.classifier.network
+    return checkpoints
 
 
 def model_digests(config: RunConfig) -> dict[str, str]:

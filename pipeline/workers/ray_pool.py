@@ -49,7 +49,7 @@ HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_REQUES
 
 JOINING_SECONDS = 60.0  # of a Ray that answers
 
-Asked = TypeVar("Asked")
+Argument = TypeVar("Argument")
 Answer = TypeVar("Answer")
 
 
@@ -188,7 +188,9 @@ def _environment() -> dict[str, Any]:
     return {"runtime_env": {"env_vars": variables}} if variables else {}
 
 
-def run_once(function: Callable[[Asked, Device], Answer], asked: Asked, *, compute: ComputeConfig, say: Say) -> Answer:
+def run_once(
+    function: Callable[[Argument, Device], Answer], argument: Argument, *, compute: ComputeConfig, say: Say
+) -> Answer:
     """What a function gives, told the device, in a process that has an actor's resources: the driver's node may have no
     GPU.
 
@@ -201,7 +203,7 @@ def run_once(function: Callable[[Asked, Device], Answer], asked: Asked, *, compu
     stop_on_signals()
     task = ray.remote(function).options(num_cpus=pool.cpus_per_actor, num_gpus=pool.gpus_per_actor or None)
     try:
-        answer: Answer = ray.get(task.remote(asked, pool.device))
+        answer: Answer = ray.get(task.remote(argument, pool.device))
         return answer
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, ValueError) else error) from None

@@ -69,10 +69,10 @@ def votes_of_unit(
 ) -> VoteCounts:
     """The votes of one unit, drawn by itself; of `candidate`, if they may stop when it is beaten."""
     group = UnitGroup([unit], record, (NO_CLASS if candidate is None else candidate,))
-    ((_, found),) = stream_votes(classifier, in_turn([(None, group.request(config, image))]))
-    if isinstance(found, Exception):
-        raise found
-    return found[0]
+    ((_, counts),) = stream_votes(classifier, in_turn([(None, group.request(config, image))]))
+    if isinstance(counts, Exception):
+        raise counts
+    return counts[0]
 
 
 class VoteActor:
@@ -120,11 +120,11 @@ class VoteActor:
                     done.extend(self._failed(group, error))
             return None
 
-        for (group, missing), found in stream_votes(self.classifier, next_request):
+        for (group, missing), counts in stream_votes(self.classifier, next_request):
             try:
-                if isinstance(found, Exception):
-                    raise found
-                done.extend(self._publish(missing, found))
+                if isinstance(counts, Exception):
+                    raise counts
+                done.extend(self._publish(missing, counts))
                 waiting.extend(self.next_groups(group))
                 _mark_decided(done, missing)
             except Exception as error:

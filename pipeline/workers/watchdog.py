@@ -85,10 +85,10 @@ class Watchdog:
 
     def stuck(self, seconds: float) -> list[Stuck]:
         """Actors that are at something and were not heard of for longer than `seconds`. Each is told of once."""
-        found = []
+        silent_actors = []
         for entry in self.entries.values():
             silent = self.clock() - entry.heard
             if entry.units and silent > seconds:
-                found.append(Stuck(entry.place, tuple(entry.units), silent))
+                silent_actors.append(Stuck(entry.place, tuple(entry.units), silent))
                 entry.units.clear()
-        return found
+        return silent_actors

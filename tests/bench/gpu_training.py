@@ -30,7 +30,8 @@ from ndc_core.models.forward_passes import in_turn
 from ndc_core.noise.grid import GridSpec
 from ndc_core.training.denoiser import TrainingSpec, train_denoiser
 from ndc_core.training.fitting import Machine, TrainingProgress
-from ndc_core.voting import VoteRequest, stream_votes
+from ndc_core.vote_requests import VoteRequest
+from ndc_core.voting import stream_votes
 from pipeline.data.datasets import DatasetSpec, Example, examples_of, source_of
 from pipeline.model_tools.training_presets import PRESETS
 

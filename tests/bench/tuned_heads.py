@@ -22,7 +22,8 @@ from ndc_core.classifiers.baselines import Baseline
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.models.forward_passes import in_turn
 from ndc_core.noise.grid import GridSpec
-from ndc_core.voting import Voter, VoteRequest, stream_votes
+from ndc_core.vote_requests import Voter, VoteRequest
+from ndc_core.voting import stream_votes
 from pipeline.data.datasets import Example
 from pipeline.workers.memory import keep_freed_memory
 from tests.support.small_runs import digits

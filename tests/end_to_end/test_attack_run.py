@@ -18,7 +18,7 @@ from pipeline.store.run_store import RunStore
 from pipeline.workers.attack_actor import CONFIRM_ALPHA, AttackSettings, BrokenCertificateError, cell_id, summary_of
 from tests.support.small_runs import computed, small_config
 
-pytestmark = pytest.mark.usefixtures("ray_workplace")
+pytestmark = pytest.mark.usefixtures("workplace_without_ray")
 
 QUICK = AttackSettings(restarts=2, steps=2, draws=2, votes=20)
 

@@ -55,7 +55,7 @@ def votes_of(store: RunStore) -> dict[str, tuple[dict[int, int], int]]:
     return {str(item.unit): (item.votes, item.evaluations) for item in evidence}
 
 
-@pytest.mark.usefixtures("ray_workplace")
+@pytest.mark.usefixtures("workplace_without_ray")
 def test_baselines_run_are_interrupted_verified_attacked_and_compared(tiny_model: Path, image_classifier: Path) -> None:
     configs = {
         "RS": plain(image_classifier, "dataset.limit=2"),

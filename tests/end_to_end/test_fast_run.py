@@ -12,7 +12,7 @@ from pipeline.locations import location
 from pipeline.store.run_store import RunStore
 from tests.support.small_runs import computed, fast_config
 
-pytestmark = pytest.mark.usefixtures("ray_workplace")
+pytestmark = pytest.mark.usefixtures("workplace_without_ray")
 
 ONE_PATH = ("classifier.name='apndc'", "classifier.one_path=true")
 GRADIENT = ("classifier.label_gradient={steps=2, keep=3}",)
@@ -35,12 +35,11 @@ def votes_of(store: RunStore) -> dict[str, dict[int, int]]:
 def test_an_interrupted_run_ends_with_the_votes_of_an_undisturbed_one(
     tiny_model: Path, levers: tuple[str, ...]
 ) -> None:
-    store = certify(tiny_model, "run", *levers, "compute.actors=2")
+    store = computed(fast_config(tiny_model, *levers), Path("run"))
     whole = votes_of(store)
     for path in store.evidence_files()[::3]:
         path.unlink()
-    again = certify(tiny_model, "run", *levers, "compute.actors=1")
-    assert votes_of(again) == whole
+    assert votes_of(certify(tiny_model, "run", *levers)) == whole
     verify_run(location("run"), redraw=8, say=print)
 
 

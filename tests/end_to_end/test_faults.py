@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipeline.workers.watchdog import LOADING, UnitGivenUpError
 from tests.end_to_end.test_run import evidence_of
 from tests.pipeline.workers.test_vote_actor import batch_of, declared, receipts_of, settings_of
 from tests.support.drivers import Driver, Nodes, begun, published
+from tests.support.nodes import local_ray
 from tests.support.small_runs import computed, small_config
 
 LONGER = ["dataset.limit=12", "votes.estimation=400", "votes.per_unit=100", "compute.actors=2"]
@@ -47,11 +49,14 @@ class Poisoned:
             yield {"unit": np.array([name]), "error": np.array([error])}
 
 
-@pytest.mark.usefixtures("ray_workplace")
-def test_a_unit_that_kills_its_actor_and_one_that_hangs_are_given_up_and_the_others_are_done(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # Ray's workers import this module
+@pytest.fixture(scope="module")
+def ray_of_cpus() -> Iterator[None]:
+    with local_ray(cpus=3):
+        yield
+
+
+@pytest.mark.usefixtures("ray_of_cpus")
+def test_a_unit_that_kills_its_actor_and_one_that_hangs_are_given_up_and_the_others_are_done() -> None:
     units = ["deadly", "hanging", *(f"unit {number}" for number in range(20))]
     said: list[str] = []
     pool = connect_ray(ComputeConfig(actors=2), say=said.append)
@@ -64,6 +69,12 @@ def test_a_unit_that_kills_its_actor_and_one_that_hangs_are_given_up_and_the_oth
     stuck = [line for line in said if "hanging" in line]
     assert len(stuck) == 3
     assert all("s at hanging: its actor is replaced" in line for line in stuck)
+
+
+@pytest.mark.usefixtures("ray_of_cpus")
+def test_gpus_that_are_nowhere_are_an_error_at_once_and_not_a_wait() -> None:
+    with pytest.raises(ValueError, match=r"Ray sees no GPU here; set it to 0, or on a cluster .* as \[1, 64\]"):
+        connect_ray(ComputeConfig(gpus_per_actor=1), say=print)
 
 
 def test_a_run_survives_the_loss_of_a_node_and_an_actor_and_loses_one_unit_of_each(
@@ -127,12 +138,12 @@ def test_a_full_disk_leaves_no_half_file_and_says_so(tmp_path: Path, monkeypatch
 
 
 def test_a_full_disk_stops_a_run_which_goes_on_when_there_is_room(
-    tiny_model: Path, ray_workplace: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, workplace_without_ray: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = declared(small_config(tiny_model), ray_workplace / "run")
+    run = declared(small_config(tiny_model), workplace_without_ray / "run")
 
     def on_a_disk_that_fills(run, units, *, pool, say):
-        actor = run_module.VoteActor(settings_of(run, ray_workplace / "run"))
+        actor = run_module.VoteActor(settings_of(run, workplace_without_ray / "run"))
         for index, unit in enumerate(units):
             with monkeypatch.context() as patch:
                 if index >= 3:
@@ -144,17 +155,11 @@ def test_a_full_disk_stops_a_run_which_goes_on_when_there_is_room(
         patch.setattr(run_module, "stream_receipts", on_a_disk_that_fills)
         with pytest.raises(UnitsFailedError, match=r"(?s)no space is left there.*stopped, since nothing can be kept"):
             certify_run(run, say=print)
-    found = status_of(location(ray_workplace / "run"))
+    found = status_of(location(workplace_without_ray / "run"))
     assert (found.units_done, found.units) == (3, 12), "it stopped at once, and kept what it had"
 
 
-@pytest.mark.usefixtures("ray_workplace")
-def test_gpus_that_are_nowhere_are_an_error_at_once_and_not_a_wait() -> None:
-    with pytest.raises(ValueError, match=r"Ray sees no GPU here; set it to 0, or on a cluster .* as \[1, 64\]"):
-        connect_ray(ComputeConfig(gpus_per_actor=1), say=print)
-
-
-@pytest.mark.usefixtures("ray_workplace")
+@pytest.mark.usefixtures("workplace_without_ray")
 def test_a_run_that_asks_for_gpus_where_there_are_none_writes_nothing(tiny_model: Path) -> None:
     before = set(Path().iterdir())
     with pytest.raises(ValueError, match="Ray sees no GPU here"):
@@ -162,7 +167,7 @@ def test_a_run_that_asks_for_gpus_where_there_are_none_writes_nothing(tiny_model
     assert set(Path().iterdir()) == before
 
 
-@pytest.mark.usefixtures("ray_workplace")
+@pytest.mark.usefixtures("workplace_without_ray")
 def test_failed_units_alone_are_tried_again(tiny_model: Path) -> None:
     run = prepare(small_config(tiny_model, "dataset.limit=1"), location("run"))
     with pytest.MonkeyPatch.context() as patch:

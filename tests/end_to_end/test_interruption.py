@@ -71,15 +71,3 @@ def test_killing_driver_and_actors_at_random_moments_changes_no_count(
     assert (folder / "certificates.tsv").is_file()
     final = published(folder)
     assert {path: final[path] for path in first_seen} == first_seen, "published evidence was computed again"
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_a_run_that_can_be_resumed_and_says_how(
-    tiny_model: Path, workplace: Path, signum: signal.Signals
-) -> None:
-    driver = Driver(workplace, tiny_model, "stopped", [*LONGER, "compute.actors=1"])
-    assert wait_for_more(driver, workplace / "stopped", more=2)
-    driver.process.send_signal(signum)
-    assert driver.process.wait(60) == 130
-    assert "Run `ndc certify stopped` to go on." in driver.log
-    assert "Traceback" not in driver.log

@@ -1,6 +1,7 @@
-"""A run on this machine is to be reached from this machine only."""
+"""A run on this machine is to be reached from this machine only, and can be interrupted."""
 
 import re
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -40,7 +41,9 @@ def listening() -> dict[str, str]:
     return {fields[9]: fields[1].partition(":")[0] for fields in lines if fields[3] == LISTENING}
 
 
-def test_a_run_of_this_machine_listens_on_loopback_only(tiny_model: Path, workplace: Path) -> None:
+def test_a_run_of_this_machine_listens_on_loopback_only_and_ctrl_c_leaves_it_to_be_resumed(
+    tiny_model: Path, workplace: Path
+) -> None:
     driver = Driver(workplace, tiny_model, "run", LONGER)
     while driver.process.poll() is None and len(published(workplace / "run")) < 5:
         time.sleep(0.1)
@@ -52,7 +55,9 @@ def test_a_run_of_this_machine_listens_on_loopback_only(tiny_model: Path, workpl
         for inode in sockets_of(process)
         if inode in sockets
     }
-    driver.process.terminate()
+    driver.process.send_signal(signal.SIGINT)
     assert driver.process.wait(60) == 130, driver.log
+    assert "Run `ndc certify run` to go on." in driver.log
+    assert "Traceback" not in driver.log
     assert len({process for process, _ in found}) >= 4, "the store of names, the raylet and two actors at the least"
     assert [address for _, address in found if address not in LOOPBACK] == []

@@ -3,15 +3,13 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from pipeline.certificates.reduce import CertifiedImage, by_level
 from pipeline.declaration.declaration import Declaration
@@ -21,6 +19,7 @@ from pipeline.report.mlflow_tracker import Tracker
 from pipeline.report.report import accuracy_at, summarise, write_report
 from tests.end_to_end.test_browser import CHROMIUM
 from tests.pipeline.report.test_mlflow_tracker import LAW
+from tests.support.commands import ndc
 from tests.support.pages import certified_images, random_images
 from tests.support.servers import mlflow_server
 
@@ -130,19 +129,25 @@ def test_artifacts_come_back_as_they_were_written(logged: Logged, tmp_path: Path
 
 
 def link_of(folder: Path) -> str:
-    command = [sys.executable, "-m", "pipeline.cli", "report", str(folder), "--mlflow-link"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stderr == ""
-    return done.stdout.removesuffix("\n")
+    shown = ndc("report", folder, "--mlflow-link")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    return shown.stdout.removesuffix("\n")
 
 
-@pytest.fixture
-def page() -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():
         pytest.skip(f"no browser: {CHROMIUM} is missing (Debian's package chromium)")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1600, "height": 2400})
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    with browser.new_context(viewport={"width": 1600, "height": 2400}) as context:
+        page = context.new_page()
         expect.set_options(timeout=30_000)
         complaints: list[str] = []
         page.on("console", lambda message: complaints.append(f"{message.text} {message.location['url']}"))
@@ -150,7 +155,6 @@ def page() -> Iterator[Page]:
         yield page
         expect.set_options(timeout=5_000)
         assert [text for text in complaints if not MLFLOWS_OWN.search(text)] == []
-        browser.close()
 
 
 def test_the_printed_link_opens_on_charts_by_section_with_every_methods_curve(logged: Logged, page: Page) -> None:

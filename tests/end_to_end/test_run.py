@@ -1,4 +1,4 @@
-"""Whole runs on Ray, driven from this process."""
+"""Whole runs by one actor in this process: what a driver does around its votes."""
 
 import json
 import shutil
@@ -15,9 +15,9 @@ from pipeline.locations import location
 from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
 from pipeline.workers.models import build_classifier
-from tests.support.small_runs import digits, small_config
+from tests.support.small_runs import computed, digits, small_config
 
-pytestmark = pytest.mark.usefixtures("ray_workplace")
+pytestmark = pytest.mark.usefixtures("workplace_without_ray")
 
 
 def evidence_of(folder: Path) -> dict[str, tuple]:
@@ -33,10 +33,8 @@ def certify(model: Path, folder: str, *assignments: str) -> list[str]:
     return said
 
 
-def test_votes_are_the_same_for_one_actor_for_two_and_without_ray(tiny_model: Path) -> None:
-    certify(tiny_model, "one", "compute.actors=1")
-    certify(tiny_model, "two", "compute.actors=2")
-    assert evidence_of(Path("one")) == evidence_of(Path("two"))
+def test_votes_are_the_same_for_one_actor_and_for_none(tiny_model: Path) -> None:
+    certify(tiny_model, "one")
     run = prepare(small_config(tiny_model), location("none"))
     classifier = build_classifier(run.config, device="cpu")
     for unit in run.units.values():
@@ -116,10 +114,8 @@ def test_failed_units_are_listed_and_the_others_are_done(tiny_model: Path) -> No
     assert not list(store.failures())
 
 
-def test_another_alpha_needs_neither_model_nor_votes_and_a_folder_no_ascii(tiny_model: Path) -> None:
-    folder = "größe\n1"  # Ray's metrics take ASCII only
-    assert certify(tiny_model, folder) == [], "nothing failed beside the votes"
-    store = RunStore(location(folder))
+def test_another_alpha_needs_neither_model_nor_votes(tiny_model: Path) -> None:
+    store = computed(small_config(tiny_model), Path("run"))
     (strict,), (loose,) = (
         reduce_and_report(store, alpha=alpha, radii=(0.0,), folder=location("other")).levels.values()
         for alpha in (1e-6, 0.1)

@@ -59,6 +59,8 @@ def test_no_secret_of_the_environment_is_in_what_a_run_writes_or_says(
         words, cwd=tmp_path, env=environment(**variables), capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert "Certified accuracy" in done.stdout
+    assert f"Report: {run}/report.html" in done.stdout
     folder = location(run)
     kept = {name: folder.fs.cat_file(name) for name in folder.fs.find(folder.path)}
     assert len(kept) >= 10

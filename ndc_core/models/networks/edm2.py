@@ -123,8 +123,8 @@ class Block(nn.Module):
         rows, triple, height, width = qkv.shape
         split = qkv.reshape(rows, self.heads, -1, 3, height * width)
         query, key, value = normalize(split, dims=[2]).permute(3, 0, 1, 4, 2).unbind(0)
-        found = F.scaled_dot_product_attention(query, key, value)
-        return found.transpose(2, 3).reshape(rows, triple // 3, height, width)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return attended.transpose(2, 3).reshape(rows, triple // 3, height, width)
 
 
 class EDM2UNet(nn.Module):

@@ -53,7 +53,7 @@ def norm_factors(
     factor = weight.float() / deviation
     constant = bias.float() + (added - mean) * factor
     if modulation:
-        scale, shift = (one.float() for one in modulation)
+        scale, shift = (part.float() for part in modulation)
         factor, constant = factor * (scale + 1), constant * (scale + 1) + shift
     return torch.stack([factor, constant], dim=1)
 

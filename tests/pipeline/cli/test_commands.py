@@ -11,11 +11,11 @@ from tests.ndc_core.models.test_networks import GOLDEN
 from tests.support.commands import ndc, ndc_process
 from tests.support.small_runs import small_arguments
 
-pytestmark = pytest.mark.usefixtures("workplace")
+pytestmark = pytest.mark.usefixtures("workplace_without_ray")
 
 
 def test_certify_report_and_status_from_the_command_line(tiny_model: Path, tmp_path: Path) -> None:
-    done = ndc_process("certify", "demo", "--run", "runs/a", *small_arguments(tiny_model))
+    done = ndc("certify", "demo", "--run", "runs/a", *small_arguments(tiny_model))
     assert done.returncode == 0, done.stderr
     assert "4 images, 12 units, 200 votes" in done.stderr
     assert "Certified accuracy" in done.stdout
@@ -59,7 +59,6 @@ def test_certify_report_and_status_from_the_command_line(tiny_model: Path, tmp_p
     assert "all 200 votes are there already" in resumed.stderr
 
 
-@pytest.mark.usefixtures("ray_workplace")
 def test_a_sequential_run_is_certified_verified_attacked_and_resumed_by_its_declared_radii(
     tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -97,7 +96,6 @@ def test_a_sequential_run_is_certified_verified_attacked_and_resumed_by_its_decl
     assert "DIFFERS" in tampered.stdout
 
 
-@pytest.mark.usefixtures("ray_workplace")
 def test_a_plan_says_the_cost_and_writes_nothing_and_a_dry_run_is_that_plan(tiny_model: Path, tmp_path: Path) -> None:
     stated = ["--evaluations-per-second", "100", "--gpus", "2", "--price-per-hour", "3"]
     done = ndc("plan", "demo", *stated, "--run", "runs/a", *small_arguments(tiny_model))
@@ -202,7 +200,6 @@ def test_errors_are_one_line_and_come_before_any_work(tmp_path: Path, arguments:
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.usefixtures("ray_workplace")
 def test_a_broken_model_ends_the_run_with_the_failed_units_named(tiny_model: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file

@@ -1,7 +1,6 @@
-"""Methods in one table: what the cells say, what is refused, and how logs stand beside runs."""
+"""Methods in one table: what the cells say, and how logs stand beside runs."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline.certificates.reduce import LARGEST
-from pipeline.certificates.stopping import IncompleteRunError
 from pipeline.cli import main
-from pipeline.compare.compare import Opened, compare, names_of, radii_of
-from pipeline.compare.inputs import open_input, parse_argument
 from pipeline.compare.method_tables import Comparison
 from pipeline.compare.shared_images import OtherImagesError
 from pipeline.declaration.declaration import DeclarationChangedError
@@ -25,32 +21,18 @@ from pipeline.report.curves import BEST, Curve, best_of, interval_of
 from pipeline.report.figures import LETTERS_OF_A_LINE, certified_accuracy_figure, curve_label
 from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
+from tests.support.comparisons import LOG, SOME, WINS, compared
 from tests.support.finished_runs import EXAMPLES, example, finished_run, log_text
 from tests.support.pages import page_data
-
-# Right twice with all 40 votes, an abstention, and the last image wrong.
-WINS = {0.125: [40, 40, 20, 40], 0.25: [40, 20, 20, 40]}
-SOME = {0.25: [40, 40, 40, 40]}
-LOG = [(0, 1, 1, 0.31), (1, 1, 1, 0.05), (2, 1, -1, 0.0), (3, 2, 0, 0.7)]
 
 
 def unanimous(sigma_pixel: float, *, alpha: float = 0.001, votes: int = 40) -> float:
     return float(sigma_pixel * stats.norm.ppf(alpha ** (1 / votes)))
 
 
-def compared(*arguments: object, out: Path, **options: object):
-    given = {"alpha": None, "radii": None, "intersect": False} | options
-    return compare([str(argument) for argument in arguments], out=location(out), **given)
-
-
 def fall(comparison: Comparison) -> dict[tuple[str, str], tuple[float, ...]]:
     """Where each curve falls."""
     return {(one.method, one.level): one.curve.radii for one in comparison.entries}
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
 
 
 def test_tables_of_a_run_say_what_its_votes_do(tmp_path: Path, out: Path) -> None:
@@ -230,20 +212,6 @@ def test_one_alpha_makes_runs_of_different_alpha_comparable(tmp_path: Path, out:
         compared(f"A={strict}", out=out, alpha=2.0)
 
 
-def test_what_runs_share_is_compared_when_it_is_asked_for(tmp_path: Path, out: Path) -> None:
-    one = finished_run(tmp_path / "a", {0.25: [20, 40, 40, 40]})
-    other = finished_run(tmp_path / "b", {0.25: [40, 40]}, examples=[EXAMPLES[3], EXAMPLES[1]])
-    with pytest.raises(OtherImagesError) as caught:
-        compared(f"A={one}", f"B={other}", out=out)
-    assert str(caught.value) == (
-        f"these are not over the same images: {one} has 4, {other} has 2; all share 2; image-0 is in {one} only. "
-        "--intersect compares them on what they share"
-    )
-    written = compared(f"A={one}", f"B={other}", out=out, intersect=True)
-    assert [row[2] for row in written.tables[0].rows] == ["50.0 %", "50.0 %"]
-    assert f"These are the images that all share; {one} has 4" in written.comparison.remarks[1]
-
-
 def test_what_attacks_left_stands_below_its_level_unless_images_are_left_out(tmp_path: Path, out: Path) -> None:
     run = finished_run(tmp_path / "a", SOME)
     fingerprint = RunStore(run).manifest()["fingerprint"]
@@ -280,148 +248,6 @@ def test_devices_that_differ_are_warned_of(tmp_path: Path, out: Path) -> None:
     assert "Warning: seconds are of different or unknown devices, and do not compare (A: cpu; B: cuda)." in said
     alike = compared(slow, out=out).comparison.remarks
     assert "Seconds are those of actors at work, all on cpu." in alike
-
-
-def opened(*arguments: object) -> list[Opened]:
-    return [open_input(parse_argument(str(argument)), alpha=None) for argument in arguments]
-
-
-def test_runs_of_one_method_are_told_apart_by_their_folders(tmp_path: Path) -> None:
-    a, b = finished_run(tmp_path / "a", SOME), finished_run(tmp_path / "b", SOME, "classifier.name=epndc")
-    assert names_of(opened(a, b)) == ["APNDC-ensemble", "EPNDC"]
-    assert names_of(opened(a, f"Mine={a}")) == ["APNDC-ensemble", "Mine"]
-    assert names_of(opened(a, f"APNDC-ensemble={b}")) == ["APNDC-ensemble (a)", "APNDC-ensemble"]
-    c = finished_run(tmp_path / "x/a", SOME)
-    assert names_of(opened(a, c)) == [f"APNDC-ensemble ({a})", f"APNDC-ensemble ({c})"]
-
-
-@pytest.mark.parametrize(
-    ("text", "where", "name", "level"),
-    [
-        ("runs/a", "runs/a", None, None),
-        ("RS=runs/a", "runs/a", "RS", None),
-        ("RS@0.25=log.tsv", "log.tsv", "RS", 0.25),
-        ("@0.25=log.tsv", "log.tsv", None, 0.25),
-        ("me@home=runs/a", "runs/a", "me@home", None),
-        ("me@home@1=log", "log", "me@home", 1.0),
-        ("s3://bucket/day=3/a", "s3://bucket/day=3/a", None, None),
-        ("A=s3://bucket/day=3/a", "s3://bucket/day=3/a", "A", None),
-    ],
-)
-def test_names_and_levels_are_read_before_the_place(
-    text: str, where: str, name: str | None, level: float | None
-) -> None:
-    argument = parse_argument(text)
-    assert (str(argument.where), argument.name, argument.level) == (where, name, level)
-
-
-def test_an_incomplete_run_is_named_with_the_way_to_finish_it(tmp_path: Path, out: Path) -> None:
-    run = finished_run(tmp_path / "a", SOME)
-    next((run / "evidence").rglob("*.parquet")).unlink()
-    with pytest.raises(IncompleteRunError, match=rf"{run} cannot be compared: image .* run `ndc certify {run}` to fi"):
-        compared(run, out=out)
-    assert not out.exists()
-
-
-def test_a_sequential_run_is_refused_at_radii_that_it_did_not_aim_at(tmp_path: Path, out: Path) -> None:
-    aimed = finished_run(
-        tmp_path / "a", SOME, "certificate.method=sequential", "certificate.radii=[0.05, 0.1]", "votes.estimation=400"
-    )
-    fixed = finished_run(tmp_path / "b", SOME, "certificate.radii=[0.1, 0.2]")
-    with pytest.raises(DeclarationChangedError, match=r"a: radius 0.2 was not declared.*compared at --radii 0.05,0.1$"):
-        compared(aimed, fixed, out=out)
-    with pytest.raises(DeclarationChangedError, match=r"radius 0.07 was not declared"):
-        compared(aimed, fixed, out=out, radii=(0.07,))
-
-
-def other_pixels(folder: Path) -> Path:
-    return finished_run(folder, SOME, examples=[example(0, grey=9), *EXAMPLES[1:]])
-
-
-def other_labels(folder: Path) -> Path:
-    return finished_run(folder, SOME, examples=[example(0, label=2), *EXAMPLES[1:]])
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (other_pixels, r"image image-0 has other pixels in .*a than in .*b: other data, or another size"),
-        (other_labels, r"image image-0 has label 1 in .*a and 2 in .*b: these are not the same data"),
-    ],
-)
-def test_an_id_with_another_content_is_refused_even_where_images_are_intersected(
-    tmp_path: Path, out: Path, make, message: str
-) -> None:
-    with pytest.raises(OtherImagesError, match=message):
-        compared(finished_run(tmp_path / "a", SOME), make(tmp_path / "b"), out=out, intersect=True)
-
-
-def test_a_label_of_a_log_that_is_not_the_runs_is_refused_with_its_idx(tmp_path: Path, out: Path) -> None:
-    (tmp_path / "rs.tsv").write_text(log_text([*LOG[:2], (2, 0, 1, 0.3), LOG[3]]))
-    with pytest.raises(OtherImagesError, match=r"image-2 has label 1 in .*a and 0 in .*rs\.tsv \(idx 2\)"):
-        compared(finished_run(tmp_path / "a", SOME), f"RS@0.25={tmp_path / 'rs.tsv'}", out=out)
-
-
-def test_images_chosen_by_id_have_no_place_that_a_log_could_name(tmp_path: Path, out: Path) -> None:
-    chosen = 'dataset.ids=["image-0", "image-1", "image-2", "image-3"]'
-    run = finished_run(tmp_path / "a", SOME, chosen, "dataset.offset=0", "dataset.every=1")
-    (tmp_path / "rs.tsv").write_text(log_text(LOG))
-    with pytest.raises(ValueError, match=r"a chose its images by id, so that .* a log's idx tells nothing"):
-        compared(run, f"RS@0.25={tmp_path / 'rs.tsv'}", out=out)
-
-
-def test_an_idx_that_two_runs_understand_differently_is_refused(tmp_path: Path, out: Path) -> None:
-    first = finished_run(tmp_path / "a", SOME)
-    later = finished_run(tmp_path / "b", {0.25: [40] * 3}, "dataset.offset=2", examples=EXAMPLES[:3])
-    (tmp_path / "rs.tsv").write_text(log_text(LOG))
-    with pytest.raises(OtherImagesError, match=r"rs\.tsv: idx 2 is image image-2 in .*a and image image-0 in .*b"):
-        compared(f"A={first}", f"B={later}", f"RS@0.25={tmp_path / 'rs.tsv'}", out=out, intersect=True)
-
-
-def test_a_list_of_images_that_was_changed_is_refused(tmp_path: Path, out: Path) -> None:
-    run, other = finished_run(tmp_path / "a", SOME), other_labels(tmp_path / "b")
-    (run / "images.parquet").write_bytes((other / "images.parquet").read_bytes())
-    with pytest.raises(ValueError, match=r"a/images\.parquet is not what the run was declared with"):
-        compared(run, out=out)
-
-
-OWN = "idx\tlabel\tpredict\tradius\tcorrect\ttime\tsigma_pixel\n0\t1\t1\t0.5\t1\t0:00:01\t0.25\n"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "log", "message"),
-    [
-        (["nowhere"], "", r"nowhere is neither a run's folder \(no run.json\) nor a log"),
-        (["folder"], "", r"folder is neither a run's folder"),
-        (["log.tsv"], log_text(LOG), r"log.tsv does not say its noise level; add it, as log@0.25=log.tsv"),
-        (["RS=log.tsv"], log_text(LOG), r"add it, as RS@0.25=log.tsv"),
-        (["RS@0.5=log.tsv"], OWN, r"log.tsv has a column sigma_pixel; leave out @0.5"),
-        (["RS@0.5=run"], "", r"run is a run, and knows its noise levels; leave out @0.5"),
-        (["RS@0.5=log.tsv"], log_text(LOG), r"logs alone declare no radii; give those of the table"),
-        (["RS=log.tsv"], OWN + "1\t1\t1\t0.5\t1\t0:00:01\t0.5\n", r"sigma_pixel 0.25 has no row of idx 1"),
-        (["RS=log.tsv"], OWN + "0\t2\t1\t0.5\t0\t0:00:01\t0.5\n", r"idx 0 has two labels, 1 and 2"),
-        (["A=run", "A=run"], "", r"A has the noise level 0.25 twice, in run and in run; give them different names"),
-        (["run", "--out", "run"], "", r"run holds a run, whose tables these would replace"),
-        (["run", "--radii", "wide"], "", r"--radii wide: these are not all numbers from 0 on"),
-        (["run", "--radii", "-1,2"], "", r"--radii -1,2: these are not all numbers"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], log: str, message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("folder").mkdir()
-    Path("log.tsv").write_text(log)
-    finished_run("run", SOME)
-    shown = CliRunner().invoke(main, ["compare", *arguments])
-    assert shown.exit_code == 1
-    assert shown.stderr.startswith("Error: ")
-    assert re.search(message, shown.stderr), shown.stderr
-    assert not Path("runs").exists()
-
-
-def test_radii_are_read_as_typed() -> None:
-    assert radii_of("0,0.25, 1") == (0.0, 0.25, 1.0)
 
 
 def test_a_comparison_needs_neither_ray_nor_a_model_nor_this_machines_disk(s3: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pipeline.store.run_store import RunStore
 from pipeline.sweep.file import load_sweep, sweep_names
 from pipeline.sweep.run import plan_sweep, run_sweep, settled
 from tests.support.commands import NDC, environment, ndc
-from tests.support.nodes import RayNode
+from tests.support.in_process import replace_ray
 from tests.support.small_sweeps import SWEEP, alone, certificates_of, sweep_toml, votes_of
 
 NAMES = [
@@ -139,18 +139,16 @@ def test_what_cannot_be_started_or_compared_is_refused_before_any_work(tmp_path:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, ray_node: RayNode, mlflow_database: Path) -> Iterator[Path]:
-    import ray
-
+def workplace(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Iterator[Path]:
+    """A folder to run in, by an actor in this process."""
     folder = tmp_path_factory.mktemp("sweep")
     shutil.copy(mlflow_database, folder)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
             patch.delenv(name, raising=False)
         patch.chdir(folder)
-        ray_node.join()
+        replace_ray(patch)
         yield folder
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +324,9 @@ def test_a_stopped_sweep_goes_on_to_the_same_results(
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
-    assert "Run the same command to go on." in (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text()
+    assert "Run the same command to go on." in said
+    assert "Traceback" not in said
     assert len(RunStore(first).evidence_files()) < 42, "it was stopped too late to be in the middle"
     resumed = ndc(*command)
     assert resumed.returncode == 0, resumed.stderr
