@@ -142,7 +142,7 @@ def holder_of(path: UPath) -> Holder | None:
 
 def described(holder: Holder) -> str:
     shard = shard_named(holder["name"])
-    does = {DECLARATION: ", which declares it", REPORT: ", which makes its report"}.get(holder["name"], "")
+    does = {DECLARATION: ", which declares the run", REPORT: ", which makes the report"}.get(holder["name"], "")
     return f"`ndc certify{shard.option if shard else ''}` on {holder['host']} (process {holder['pid']}){does}"
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.certificates.files import read_certificates
+from pipeline.certificates.reuse import reuse_votes
 from pipeline.declaration.config import RunConfig
 from pipeline.declaration.declaration import DeclarationChangedError
-from pipeline.driver.prepare import prepare
+from pipeline.driver.prepare import PreparedRun, prepare
 from pipeline.driver.status import status_of
 from pipeline.driver.verify import VerificationError, verify_run
 from pipeline.locations import location
@@ -124,6 +125,23 @@ def test_a_raced_sequential_run_grows_by_images_and_levels(tiny_model: Path, tmp
     store, whole = (computed(fast_config(tiny_model), tmp_path / name) for name in ("grown", "whole"))
     assert votes_of(store) == votes_of(whole)
     verify_run(store.folder, redraw=3, say=lambda line: None)
+
+
+def test_runs_that_have_grown_share_votes_as_others_do(tiny_model: Path, tmp_path: Path) -> None:
+    def lent(receiver: PreparedRun) -> int:
+        store = RunStore(receiver.folder)
+        evidence = store.all_evidence(fingerprint=receiver.fingerprint)
+        records, donor = receiver.records, location(tmp_path / "donor")
+        return reuse_votes(store, receiver.declaration, evidence, records, num_classes=10, donor=donor)[0]
+
+    for limit in (2, 4):
+        computed(small_config(tiny_model, f"dataset.limit={limit}"), tmp_path / "donor")
+    few, many = (small_config(tiny_model, "votes.estimation=20", f"dataset.limit={limit}") for limit in (3, 4))
+    assert lent(declared(few, tmp_path / "run")) == 0, "runs of other images share none"
+    run = declared(many, tmp_path / "run")
+    assert lent(run) == 4 * 30
+    assert voted(run) == []
+    assert votes_of(RunStore(run.folder)).items() <= votes_of(RunStore(tmp_path / "donor")).items()
 
 
 def test_a_law_that_no_run_can_have_grown_from_is_named(tiny_model: Path, tmp_path: Path) -> None:

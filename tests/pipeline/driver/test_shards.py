@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 
 from pipeline.declaration.declaration import DeclarationChangedError
 from pipeline.driver import certify as certify_module
+from pipeline.driver import declare as declare_module
+from pipeline.driver.declare import prepare_together
 from pipeline.driver.status import status_lines, status_of
 from pipeline.driver.verify import verify_run
 from pipeline.locations import location
 from pipeline.store import lease
-from pipeline.store.lease import LeaseError, held
+from pipeline.store.lease import DECLARATION, LeaseError, held
 from pipeline.store.run_store import RunStore
 from tests.support.commands import environment
 from tests.support.shards import here, without_ray, work
@@ -96,6 +99,35 @@ def test_shards_of_different_numbers_are_refused_at_once(tiny_model: Path, tmp_p
                 work(tiny_model, tmp_path, shard)
     work(tiny_model, tmp_path, "1/2")  # one after the other they are harmless
     assert work(tiny_model, tmp_path, "2/2")
+
+
+def test_a_driver_waits_for_another_that_declares_and_takes_its_sizes(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(declare_module, "SECONDS_BETWEEN_LOOKS", 0.05)
+    config, folder, said = small_config(tiny_model), location(tmp_path / "run"), list[str]()
+    sized = config.model_copy(update={"votes": config.votes.model_copy(update={"per_unit": None})})
+    declares, waits = threading.Event(), threading.Event()
+
+    def declare() -> None:
+        with held(folder, force=False, say=print, name=DECLARATION):
+            declares.set()
+            assert waits.wait(60)
+            declared(config, tmp_path / "run")
+
+    def say(line: str) -> None:
+        said.append(line)
+        waits.set()
+
+    other = threading.Thread(target=declare)
+    other.start()
+    assert declares.wait(60)
+    run = prepare_together(sized, folder, say=say)
+    other.join()
+    assert run.declaration.votes_per_unit == 20
+    assert len(said) == 1
+    assert "waiting for `ndc certify` on " in said[0]
+    assert said[0].endswith("which declares the run")
 
 
 def test_a_run_that_is_written_does_not_grow(tiny_model: Path, tmp_path: Path) -> None:
