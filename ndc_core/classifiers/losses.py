@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndc_core.classifiers.step_noise import Reach, nothing_to_draw
-from ndc_core.models.denoiser import Denoiser, EveryLoss
+from ndc_core.models.denoiser import Denoiser, EveryClass, EveryLoss
 from ndc_core.models.forward_passes import Ask, Inputs
 from ndc_core.models.transfers import to_device
 from ndc_core.noise.grid import Levels
@@ -139,6 +139,16 @@ def ask_losses_of_every_class(
         return path.squared_errors(denoised, draw=draws[rows], step=steps[rows])
 
     return Ask("every_class", denoiser, len(draw), inputs, read, on_host=True)
+
+
+def squared_errors_of_every_class(
+    denoiser: EveryClass, path: Path, *, draw: Rows, step: Rows
+) -> Float[Tensor, "rows taus classes"]:
+    """What `ask_losses_of_every_class` asks for, at once; differentiable."""
+    noisy = path.noisy(draw, step)
+    if isinstance(denoiser, EveryLoss):
+        return denoiser.every_loss(*noisy, path.targets(draw, step))
+    return path.squared_errors(denoiser.every_class(*noisy), draw=draw, step=step)
 
 
 def _ask_every_loss(denoiser: Denoiser, path: Path, draws: Rows, steps: Rows) -> Ask:

@@ -12,9 +12,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from ndc_core.classifiers.diffusion import DiffusionClassifier
-from ndc_core.classifiers.losses import Path
+from ndc_core.classifiers.losses import Path, squared_errors_of_every_class
 from ndc_core.models.class_heads import HeadsDenoiser
-from ndc_core.models.denoiser import clip_to_image_range
 from ndc_core.models.execution import placed_for_training
 from ndc_core.noise.grid import build_grid
 from ndc_core.space import pixels_to_model, sigma_to_model
@@ -73,7 +72,7 @@ def estimate_without_label(
 ) -> Float[Tensor, "b c h w"]:
     last = torch.tensor([denoiser.num_classes], device=z.device)
     sigma = torch.full((len(z),), tau_model, device=z.device)
-    return clip_to_image_range(denoiser.unclipped_heads(z, sigma, last)[:, 0])
+    return denoiser.clipped(denoiser.unclipped_heads(z, sigma, last)[:, 0])
 
 
 def sampled_scores(
@@ -99,7 +98,7 @@ def sampled_scores(
     )
     draw = torch.arange(len(z), device=z.device).repeat_interleave(levels)
     step = torch.arange(levels, device=z.device).repeat(len(z))
-    errors = path.squared_errors(denoiser.every_class(*path.noisy(draw, step)), draw=draw, step=step)[:, 0]
+    errors = squared_errors_of_every_class(denoiser, path, draw=draw, step=step)[:, 0]
     if classifier.loss_cap is not None:
         errors = errors.clamp(max=classifier.loss_cap * z[0].numel())
     share = torch.as_tensor(weight[0, drawn] * total / levels, device=z.device)
@@ -116,8 +115,7 @@ def denoising_loss(
     """EDM's weighted loss of the right head at one noise level."""
     sigma = torch.full((len(clean),), level, device=clean.device)
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-    heads = denoiser.unclipped_heads(clean + level * noise, sigma)
-    own = heads[torch.arange(len(clean), device=clean.device), label]
+    own = denoiser.unclipped(clean + level * noise, sigma, F.one_hot(label, denoiser.num_classes))
     return (loss_weight(sigma, sigma_data=denoiser.sigma_data).view(-1, 1, 1, 1) * (own - clean).square()).mean()
 
 

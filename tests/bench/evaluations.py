@@ -4,9 +4,9 @@
     .venv/bin/python -m tests.bench.evaluations --classes     # evaluations per vote for 10, 100 and 1,000 classes
 
 Needs models/digits (`ndc train --dataset digits --out models/digits`) and the heads distilled from it (`ndc distill
-models/digits models/digits-heads`). The harder set is slow: with --images 4 --votes 30 --no-product 25 minutes, after
-`ndc train --dataset mnist --out models/mnist --max-seconds 420` and `ndc distill models/mnist models/mnist-heads --data
-mnist --max-seconds 300`.
+models/digits digits models/digits-heads`). The harder set is slow: with --images 4 --votes 30 --no-product 25 minutes,
+after `ndc train --dataset mnist --out models/mnist --max-seconds 420` and `ndc distill models/mnist mnist
+models/mnist-heads --max-seconds 300`.
 
 Every way to vote is run in full: `--votes` estimation votes and a fifth as many for selection, of each image at the
 three noise levels. Certified accuracy is that of Cohen's certificate on these votes, at each radius of the level that

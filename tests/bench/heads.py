@@ -1,7 +1,7 @@
 """What class heads are worth: accuracy of one vote on held-out digits, on the same images with the same noise.
 
 .venv/bin/ndc train --dataset digits --heads classes --out models/digits-heads-trained
-.venv/bin/ndc distill models/digits models/digits-heads
+.venv/bin/ndc distill models/digits digits models/digits-heads
 .venv/bin/python -m tests.bench.heads models/digits models/digits-heads-trained models/digits-heads
 """
 

@@ -1,5 +1,6 @@
 """Heads tuned as a classifier's scores: the formula is the run's own, and held-out images judge."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.formulas import CLASSIFIERS
 from ndc_core.classifiers.scoring import scores
 from ndc_core.models.class_heads import HeadsDenoiser
+from ndc_core.models.linear_heads import LinearHeadsDenoiser
+from ndc_core.models.networks.linear_heads import LinearHeadsNetwork
 from ndc_core.models.networks.small import SmallHeadsUNet
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.streams import DrawNoise
@@ -36,6 +39,19 @@ def heads(seed: int = 0) -> HeadsDenoiser:
     return HeadsDenoiser(network, image_shape=SHAPE, num_classes=CLASSES).eval().requires_grad_(False)
 
 
+def linear_heads() -> HeadsDenoiser:
+    """On a tiny network of EDM's."""
+    arguments = {"img_resolution": 8, "in_channels": 1, "out_channels": 1, "label_dim": CLASSES, "model_channels": 8}
+    small = {"channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": []}
+    torch.manual_seed(0)
+    network = LinearHeadsNetwork(trunk="edm-song", arguments={**arguments, **small}, features=8)
+    torch.nn.init.normal_(network.heads, std=0.1)
+    return LinearHeadsDenoiser(network, image_shape=SHAPE, num_classes=CLASSES).eval().requires_grad_(False)
+
+
+KINDS = {"small": heads, "linear": linear_heads}
+
+
 def classifier_of(denoiser: HeadsDenoiser, name: str = "apndc-ensemble") -> DiffusionClassifier:
     return DiffusionClassifier(denoiser, name, grid=GRID, weight="edm", rows_per_pass=16)
 
@@ -50,10 +66,11 @@ def squares(count: int = 120) -> tuple[torch.Tensor, torch.Tensor]:
     return images + noise.byte(), labels
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
-def test_sampled_scores_average_to_those_that_vote(name: str) -> None:
+@pytest.mark.parametrize(("kind", "name"), [*(("small", name) for name in CLASSIFIERS), ("linear", "epndc")])
+def test_sampled_scores_average_to_those_that_vote(kind: str, name: str) -> None:
     """Over noise and levels, at every formula: what is trained is what votes."""
-    classifier, tau, draws = classifier_of(heads(), name), 0.3, 800
+    classifier, tau = classifier_of(KINDS[kind](), name), 0.3
+    draws, rounds = (800, 120) if kind == "small" else (200, 30)
     z = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(1)).expand(draws, -1, -1, -1) * 2 - 1
     noise = np.random.default_rng(0).standard_normal((draws, GRID.steps, *SHAPE), dtype=np.float32)
     voting = scores(classifier, z.numpy(), tau_model=tau, noise=DrawNoise(z.numpy(), noise, noise[:, :0]))
@@ -61,24 +78,26 @@ def test_sampled_scores_average_to_those_that_vote(name: str) -> None:
     generator = torch.Generator().manual_seed(2)
     drawn = [
         sampled_scores(classifier, z[:50], clean[:50], generator, tau_model=tau, levels=2).mean(dim=0).numpy()
-        for _ in range(120)
+        for _ in range(rounds)
     ]
     standard_error = np.std(drawn, axis=0) / len(drawn) ** 0.5 + voting.std(axis=0) / draws**0.5
     assert (np.abs(np.mean(drawn, axis=0) - voting.mean(axis=0)) < 5 * standard_error).all()
 
 
-def test_tuning_makes_votes_right_that_were_not() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_tuning_makes_votes_right_that_were_not(kind: str) -> None:
     images, labels = squares()
     seen: list[Judgement] = []
     spec = TuningSpec(steps=60, batch=24, max_seconds=None, learning_rate=5e-3, steps_to_judge=20)
-    before = heads()
-    weights = before.network.conv_out.weight.clone()
+    before = KINDS[kind]()
+    weights = copy.deepcopy(before.state_dict())
     tuned = tune(classifier_of(before), images, labels, sigma_pixel=(0.1, 0.2), spec=spec, on_judgement=seen.append)
     assert list(tuned.judgements) == seen
     assert [one.step for one in seen] == [0, 20, 40, 60]
     assert seen[-1].loss < 0.5 * seen[0].loss
     assert seen[0].accuracy < 0.7 < 0.95 < seen[-1].accuracy
-    assert torch.equal(before.network.conv_out.weight, weights)  # the parent is as it was
+    # The parent is as it was.
+    assert all(torch.equal(weight, weights[name]) for name, weight in before.state_dict().items())
 
 
 def test_the_best_of_the_judged_is_kept_and_tuning_ends_when_nothing_gets_better() -> None:
