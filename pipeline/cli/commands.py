@@ -2,10 +2,8 @@
 
 import json
 import sys
-import time
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -309,32 +307,14 @@ def status(folder: "UPath", as_json: bool, watch: bool, every: float) -> None:
 
     It reads the run's folder alone, so it works on any machine that sees it.
     """
-    from pipeline.driver.status import status_lines, status_of
+    from pipeline.cli.live_status import print_status, watch_status
+    from pipeline.driver.status import status_of
 
-    while True:
-        state = status_of(folder)
-        click.echo(json.dumps(state.as_json(), indent=2) if as_json else "\n".join(status_lines(state)))
-        if state.failures and not as_json:
-            _print_failures(state.failures)
-        if not watch or state.complete:
-            return
-        time.sleep(every)
-
-
-def _print_failures(failures: list[dict[str, Any]]) -> None:
-    from pipeline.cli.terminal_tables import print_table
-    from pipeline.report.tables import Table
-
-    title = f"{len(failures):,} units failed; `ndc certify RUN --retry-failed` tries them again"
-    rows = [
-        [
-            failure["unit"],
-            failure["error"],
-            datetime.fromtimestamp(failure["failed_unix"], UTC).isoformat(" ", timespec="seconds"),
-        ]
-        for failure in failures
-    ]
-    print_table(Table(title, ["unit", "error", "when"], rows, names=3))
+    if not watch:
+        print_status(status_of(folder), as_json=as_json)
+        return
+    with suppress(KeyboardInterrupt):  # who watches stops when they have seen enough
+        watch_status(lambda: status_of(folder), every_seconds=every, as_json=as_json)
 
 
 def _print_report(written: Any) -> None:

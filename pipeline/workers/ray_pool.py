@@ -26,11 +26,13 @@ from pipeline.workers.pools import Node, Pool, pool_of
 from pipeline.workers.ray_address import RayAddressError, check_ray, cluster_address, lend_token
 from pipeline.workers.rows import rows_of
 from pipeline.workers.signals import heard
+from pipeline.workers.stderr_filter import without_lines
 from pipeline.workers.watchdog import Heartbeat, Place, Watchdog
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets every other process push in front of the actors
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the driver's terminal is for progress
+RAYS_NOTE = b"logging.cc:"  # Ray notes the level on that terminal
 
 if (cluster_address() or "127.").startswith(("127.", "localhost", "[::1]")):
     # Where Ray asks for no cluster it binds to loopback only, all of its processes; it is read when ray is imported.
@@ -89,10 +91,11 @@ def _connect(compute: ComputeConfig, *, say: Say) -> None:
         return
     check_ray()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address := cluster_address():
-        _join(address, quiet, say)
-    else:
-        _start_local(compute, quiet, say)
+    with without_lines(RAYS_NOTE):
+        if address := cluster_address():
+            _join(address, quiet, say)
+        else:
+            _start_local(compute, quiet, say)
     stop_on_signals()  # again: Ray has put handlers of its own in place
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 
 INTERRUPTED, STDERR = 130, 2
 END = 0  # no signal has this number
+SECONDS_FOR_A_FILTER = 0.05  # that may stand before standard error (`stderr_filter`)
 GRACE_SECONDS = 1.5  # in which the main thread may stop by itself after a signal
 
 
@@ -33,6 +34,7 @@ def heard(*, within_seconds: float, doing: str) -> Iterator[None]:
             said = "stopped while" if stop else f"no end after {within_seconds:.0f} s of"
             with suppress(OSError):
                 os.write(STDERR, f"{said} {doing}\n".encode())
+            time.sleep(SECONDS_FOR_A_FILTER)
             os._exit(INTERRUPTED if stop else 1)
 
     thread = threading.Thread(target=watch, daemon=True)
