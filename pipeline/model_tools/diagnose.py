@@ -1,6 +1,7 @@
 """`ndc diagnose`: at which noise levels a model tells classes apart, and a grid that is made of them."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from ndc_core.analysis.grid_search import Choice, GridSearch
 from ndc_core.checkpoints.denoisers import CheckpointError
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.losses import NonFiniteScoreError
-from ndc_core.models.denoiser import EDMDenoiser
+from ndc_core.models.denoiser import Denoiser, EDMDenoiser, EveryClass
 from ndc_core.noise.grid import GridSpec
 from ndc_core.space import sigma_to_model
 from pipeline.data.datasets import (
@@ -37,6 +38,7 @@ from pipeline.workers.models import load_pair
 
 SHOWN_EVALUATIONS = 16  # how far accuracy is followed, if the budget ends before
 FEWEST_IMAGES = 4  # a grid is chosen on half of them and judged on the other, with a standard error
+MOST_ROWS, NUMBERS_OF_A_PASS = 256, 2**27
 NOT_TOLD_APART = (
     "The classes are not told apart: at no noise level does a vote beat chance by more than luck on so few images. "
     "Either the model has collapsed (its outputs do not depend on the label, as a consistency model's may not), or its "
@@ -91,6 +93,7 @@ def diagnose_model(
         settings.classifier,
         GridSpec(levels=levels),
         weight=settings.weight,
+        rows_per_pass=rows_of_a_pass(denoiser),
         device=device,
         unconditional=unconditional,
     )
@@ -124,6 +127,13 @@ def spread_images(data: DatasetSpec, denoiser: EDMDenoiser, *, say: Callable[[st
     for example in examples:
         check_example(example, image_shape=denoiser.image_shape, num_classes=denoiser.num_classes, noise="float")
     return examples
+
+
+def rows_of_a_pass(denoiser: Denoiser) -> int:
+    """As many as there is memory for: likeness is of outputs, and class heads give those of all classes in one pass."""
+    if not isinstance(denoiser, EveryClass):
+        return MOST_ROWS
+    return min(MOST_ROWS, max(1, NUMBERS_OF_A_PASS // (denoiser.num_classes * math.prod(denoiser.image_shape))))
 
 
 def diagnose(

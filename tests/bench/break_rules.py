@@ -52,6 +52,14 @@ BREAKAGES = (
         "ndc_core/classifiers/test_diffusion.py::test_every_forward_pass_has_the_same_number_of_rows",
     ),
     Breakage(
+        "S1",
+        "all rows of a pass share one Gram matrix",
+        "ndc_core/models/linear_heads.py",
+        "c_out**2 * (phi @ phi.mT)",
+        "c_out**2 * (phi @ phi.mT).mean(0)",
+        "ndc_core/models/test_linear_heads.py::test_a_row_has_the_same_bits_for_any_number_of_targets_and_in_any_company",
+    ),
+    Breakage(
         "S2",
         "a sift compares with the best class of all draws in the batch",
         "ndc_core/classifiers/sift.py",
@@ -261,6 +269,14 @@ BREAKAGES = (
         "lower = smallest_mean_lower(margins, lowest=self.lowest_margin, alpha=self.terms.alpha)",
         "lower = float(margins.mean(axis=0).min())",
         "ndc_core/certificates/test_lipschitz.py",
+    ),
+    Breakage(
+        "lipschitz",
+        "outputs that are not clipped are certified",
+        "pipeline/workers/models.py",
+        "and not denoiser.bounded",
+        "and denoiser is None",
+        "pipeline/workers/test_models.py",
     ),
 )
 

@@ -22,8 +22,17 @@ from ndc_core.noise.grid import GridSpec
 from pipeline.cli import main
 from pipeline.data.datasets import DatasetSpec, Example
 from pipeline.declaration.toml_files import load_config
-from pipeline.model_tools.diagnose import NOT_TOLD_APART, Diagnosis, DiagnosisSettings, diagnose, report, spread_images
+from pipeline.model_tools.diagnose import (
+    NOT_TOLD_APART,
+    Diagnosis,
+    DiagnosisSettings,
+    diagnose,
+    report,
+    rows_of_a_pass,
+    spread_images,
+)
 from tests.support.fakes import many_gaussians
+from tests.support.linear_heads import linear_heads
 from tests.support.small_runs import digits
 
 SIGMAS = (0.125, 0.25)
@@ -138,6 +147,14 @@ def test_classes_that_tie_share_the_vote() -> None:
 @pytest.mark.parametrize("name", ["apndc", "epndc"])
 def test_class_heads_are_measured_as_labels_are(name: str) -> None:
     np.testing.assert_allclose(measured_gaussians(name).losses, measured_gaussians(name, heads=True).losses, rtol=1e-5)
+
+
+def test_passes_of_class_heads_are_as_small_as_the_images_of_many_classes_need() -> None:
+    heads = linear_heads()
+    assert rows_of_a_pass(heads) == 256
+    heads.num_classes, heads.image_shape = 1000, (3, 64, 64)
+    assert rows_of_a_pass(heads) == 10
+    assert rows_of_a_pass(many_gaussians(1000)) == 256  # one class at a time
 
 
 # Choosing
