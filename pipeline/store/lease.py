@@ -180,6 +180,8 @@ def held(folder: UPath, *, force: bool, say: Say, name: str = name_of(WHOLE)) ->
         publish(lease.path, lease.content())  # before others are looked for: of two at once, one sees the other
         if not is_local(folder):
             time.sleep(SETTLING_SECONDS)
+            if force:
+                publish(lease.path, lease.content())  # whoever had it may have renewed it at the same moment
             lease.renew()
             lease.check()
         renewal.start()
