@@ -35,7 +35,7 @@ ORDER = [
 HOMES = {
     "ray": {"pipeline/workers/ray_pool.py"},
     "mlflow": {"pipeline/report/mlflow_tracker.py"},
-    "click": {"pipeline/cli/commands.py", "pipeline/cli/model_commands.py", "pipeline/cli/options.py"},
+    "click": {f"pipeline/cli/{name}.py" for name in ("commands", "model_commands", "model_options", "options")},
     "pyarrow": {
         "pipeline/workers/ray_pool.py",  # Ray Data's blocks are its tables
         "pipeline/store/run_store.py",
