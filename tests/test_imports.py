@@ -51,7 +51,11 @@ HOMES = {
     "filelock": {"pipeline/store/lease.py", "pipeline/report/mlflow_tracker.py", "pipeline/workers/models.py"},
     "jinja2": {"pipeline/report/pages.py"},
     "timm": {"pipeline/model_tools/convert_classifier.py"},
-    "triton": {"ndc_core/models/networks/fused_kernels.py", "ndc_core/noise/counter_kernel.py"},
+    "triton": {
+        "ndc_core/models/networks/fused_kernels.py",
+        "ndc_core/models/networks/fused_programs.py",
+        "ndc_core/noise/counter_kernel.py",
+    },
 }
 
 
