@@ -35,7 +35,7 @@ ORDER = [
 HOMES = {
     "ray": {"pipeline/workers/ray_pool.py"},
     "mlflow": {"pipeline/report/mlflow_tracker.py"},
-    "click": {"pipeline/cli/commands.py", "pipeline/cli/model_commands.py", "pipeline/cli/options.py"},
+    "click": {f"pipeline/cli/{name}.py" for name in ("commands", "model_commands", "model_options", "options")},
     "pyarrow": {
         "pipeline/workers/ray_pool.py",  # Ray Data's blocks are its tables
         "pipeline/store/run_store.py",
@@ -51,7 +51,11 @@ HOMES = {
     "filelock": {"pipeline/store/lease.py", "pipeline/report/mlflow_tracker.py", "pipeline/workers/models.py"},
     "jinja2": {"pipeline/report/pages.py"},
     "timm": {"pipeline/model_tools/convert_classifier.py"},
-    "triton": {"ndc_core/models/networks/fused_kernels.py", "ndc_core/noise/counter_kernel.py"},
+    "triton": {
+        "ndc_core/models/networks/fused_kernels.py",
+        "ndc_core/models/networks/fused_programs.py",
+        "ndc_core/noise/counter_kernel.py",
+    },
 }
 
 

@@ -22,8 +22,8 @@ NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}  # of classes times features, in
 class LinearHeadsDenoiser(HeadsDenoiser):
     """EDM's preconditioning around features and the heads on them (`networks.linear_heads`).
 
-    Outputs are not clipped: what is said of all classes from sums over pixels could not be. Any function of the noisy
-    image may vote; a certificate that needs outputs in [-1, 1] must refuse this one.
+    Outputs are not clipped: sums over pixels cannot tell the losses of all classes of clipped outputs. Any function of
+    the noisy image may vote; a certificate that needs outputs in [-1, 1] must refuse this one.
     """
 
     bounded = False

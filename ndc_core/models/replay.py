@@ -49,7 +49,7 @@ class Replays:
     """Captures a function once its inputs have had one shape for three calls in a row, and replays it from then on.
 
     Other shapes take the place of the ones before: a recording holds the memory of a whole pass. Calls that autograd
-    follows are made as they are, and so are all of a function whose capture failed, which is said in a warning. A
+    follows are made as they are, and so are all of a function whose capture failed, which a warning says. A
     function must depend on nothing but its tensors and on weights that stay where they are.
     """
 

@@ -5,20 +5,22 @@ from typing import Any
 
 import click
 
-
-class Numbers(click.ParamType):
-    """Numbers with commas between them."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        try:
-            return [float(part) for part in value.split(",") if part] if isinstance(value, str) else value
-        except ValueError:
-            self.fail(f"{value!r} is not of the form 0.5,0.5,0.5", parameter, context)
-
-
-NUMBERS = Numbers()
+from pipeline.cli.model_options import (
+    AUGMENT,
+    BATCH,
+    CLASSES,
+    DEVICE,
+    FILTER,
+    FORMAT,
+    LABEL_ORDER,
+    LEARNING_RATE,
+    LIMIT,
+    MAX_SECONDS,
+    NUMBERS,
+    RESIZE,
+    SEED,
+    STEPS,
+)
 
 
 @click.command()
@@ -32,19 +34,13 @@ NUMBERS = Numbers()
 @click.option("--blocks", "num_blocks", type=click.IntRange(min=1), help="Residual blocks of a level.")
 @click.option("--attention", "attn_resolutions", type=NUMBERS, help="Sides of the levels with attention, as 16,8.")
 @click.option("--heads", type=click.Choice(["classes"]), help="An output for each class instead of a label as input.")
-@click.option("--augment", help="none, jitter (drawn digits) or flip-and-shift (photographs).")
-@click.option("--batch", type=click.IntRange(min=1), help="Images of a step.")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="At its highest.")
-@click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of the default.")
-@click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End at this time, if it comes first.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cuda", "cpu"]),
-    default="auto",
-    show_default=True,
-    help="auto takes CUDA where torch can use it.",
-)
+@AUGMENT
+@BATCH
+@LEARNING_RATE
+@STEPS
+@MAX_SECONDS
+@SEED
+@DEVICE
 @click.option("--compile/--no-compile", "compiled", default=None, help="Compile the network [default: long GPU runs].")
 @click.option(
     "--tracking",
@@ -53,12 +49,12 @@ NUMBERS = Numbers()
     show_default=True,
     help="Where loss and rate are logged; a server that is away ends no training.",
 )
-@click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
-@click.option("--limit", type=click.IntRange(min=1), help="At most N images.")
-@click.option("--resize", type=click.IntRange(min=1), help="As a run's dataset.resize, with --filter.")
-@click.option("--filter", "resample", help="As a run's dataset.filter.")
-@click.option("--classes", help="As a run's dataset.classes: sorted, numeric, or a file with a name on each line.")
-@click.option("--label-order", type=click.Choice(["devkit", "sorted"]), help="As a run's dataset.label_order.")
+@FORMAT
+@LIMIT
+@RESIZE
+@FILTER
+@CLASSES
+@LABEL_ORDER
 @click.option(
     "--classifier", is_flag=True, help="Train a small image classifier, for baselines, instead of a denoiser."
 )
@@ -143,23 +139,17 @@ def train(
     help="own: TEACHER's with heads [default for edm-song, edm-adm, edm2]; small: the embedded one.",
 )
 @click.option("--channels", type=click.IntRange(min=8), help="Width of the small network, instead of the default.")
-@click.option("--augment", help="none, jitter (drawn digits) or flip-and-shift (photographs).")
-@click.option("--batch", type=click.IntRange(min=1), help="Images of a step.")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="At its highest.")
-@click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of the default.")
-@click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End at this time, if it comes first.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cuda", "cpu"]),
-    default="auto",
-    show_default=True,
-    help="auto takes CUDA where torch can use it.",
-)
-@click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
-@click.option("--limit", type=click.IntRange(min=1), help="At most N images.")
-@click.option("--resize", type=click.IntRange(min=1), help="As a run's dataset.resize, with --filter.")
-@click.option("--filter", "resample", help="As a run's dataset.filter.")
+@AUGMENT
+@BATCH
+@LEARNING_RATE
+@STEPS
+@MAX_SECONDS
+@SEED
+@DEVICE
+@FORMAT
+@LIMIT
+@RESIZE
+@FILTER
 def distill(
     teacher: str,
     data: str,
@@ -191,19 +181,13 @@ def distill(
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--model", help="The heads to tune, instead of the run's.")
 @click.option("--data", help="Images to learn on, which the run does not certify [default: digits' training images].")
-@click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
-@click.option("--limit", type=click.IntRange(min=1), help="At most N images.")
+@FORMAT
+@LIMIT
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="As of `ndc certify`.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps at most, instead of the default.")
-@click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End at this time, if it comes first.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cuda", "cpu"]),
-    default="auto",
-    show_default=True,
-    help="auto takes CUDA where torch can use it.",
-)
+@MAX_SECONDS
+@SEED
+@DEVICE
 def tune(
     run: str,
     out: Path,
@@ -304,10 +288,10 @@ def convert(
     "--limit", type=click.IntRange(min=4), default=64, show_default=True, help="Images, spread over the data."
 )
 @click.option("--draws", type=click.IntRange(min=1), default=4, show_default=True, help="Noise draws of an image.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
-@click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
-@click.option("--classes", help="As a run's dataset.classes: sorted, numeric, or a file with a name on each line.")
-@click.option("--label-order", type=click.Choice(["devkit", "sorted"]), help="As a run's dataset.label_order.")
+@SEED
+@FORMAT
+@CLASSES
+@LABEL_ORDER
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write to [default: runs/diagnose-<model>].")
 def diagnose(
     model: str,

@@ -23,7 +23,7 @@ from pipeline.file_names import IMAGE_EXTENSIONS, NOT_UTF8, Notes, is_image, lef
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 TAR_FAILURES = (tarfile.TarError, zlib.error, lzma.LZMAError)
-# The last two where it is encrypted, and where a name that is said to be UTF-8 is not.
+# The last two where it is encrypted, and where a name claims to be UTF-8 and is not.
 ZIP_FAILURES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, UnicodeDecodeError)
 CIFAR_BATCHES = frozenset({"batches", "data_batch_1", "test_batch"})
 AT_ONCE = 16  # files of an object store
@@ -191,7 +191,7 @@ def webdataset(location: UPath, split: Split) -> Source:
 def keys_restart(paths: dict[str, UPath], notes: Notes) -> bool:
     """Whether two shards begin with the same key, as those of several writers, or of one for each class, do.
 
-    Only the beginning of each shard is read, whichever images are wanted: so ids do not depend on which those are.
+    Only the beginning of each shard is read, no matter which images a run takes: ids do not depend on them.
     """
     if len(paths) < 2:
         return False

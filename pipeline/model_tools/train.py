@@ -65,7 +65,7 @@ def plan_of(
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is unknown; there are: {', '.join(PRESETS)}")
     if preset is None and network is None and data.name not in DATASETS:
-        source_of(data)  # what is no data set at all is said first
+        source_of(data)  # refuses what is no data set at all, before anything else
         raise ValueError(
             f"say what to train on {data.name}: a --preset ({', '.join(PRESETS)}), or a --network and its settings"
         )
@@ -80,7 +80,7 @@ def plan_of(
 
 
 def own_way(network: str, settings: Mapping[str, Any]) -> TrainingPreset:
-    """Of a network that is named: the defaults of `TrainingSpec`, no augmentation, and as long as is said."""
+    """For a network given by name: the defaults of `TrainingSpec`, no augmentation, and the stated length."""
     refuse_unknown(network)
     if not {"steps", "max_seconds"} & set(settings):
         raise ValueError(f"say how long to train {network}: --steps or --max-seconds")
@@ -195,7 +195,7 @@ def fitting_arguments(plan: TrainingPlan, images: TrainingImages) -> dict[str, A
 
 
 def machine_for(spec: TrainingSpec, *, device: str, compiled: bool | None) -> Machine:
-    """On CUDA, compiled where that pays unless it is said whether."""
+    """On CUDA, compiled where that pays, unless the user decides."""
     if compiled is None:
         enough = spec.max_seconds is None or spec.max_seconds >= WORTH_COMPILING_SECONDS
         compiled = device == "cuda" and enough and spec.steps * spec.batch >= WORTH_COMPILING_IMAGES

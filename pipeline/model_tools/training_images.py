@@ -65,7 +65,7 @@ def labelled_images(data: DatasetSpec, *, batch: int, say: Callable[[str], None]
     for note in source.notes.lines():
         say(f"data: {note}")
     if missing := num_classes - len(counts):
-        say(f"data: {missing:,} of {num_classes:,} classes have no image: what is said of them means nothing")
+        say(f"data: {missing:,} of {num_classes:,} classes have no image: what the model says about them means nothing")
     return TrainingImages(
         stacked(examples),
         torch.tensor([example.label for example in examples]),

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 from filelock import FileLock
-from upath import UPath
 
 from ndc_core.checkpoints.denoisers import (
     DESCRIPTION_FILE,
@@ -44,39 +43,45 @@ def local_checkpoint(where: str) -> Path:
         CheckpointError: there is none, it is a file of another program, or what arrived is not what was written.
         LocationError: the object store cannot be used.
     """
-    place = location(where)
-    if is_local(place):
+    if is_local(location(where)):
         describe_denoiser(Path(where))
         return Path(where)
-    try:
-        content = read(place / DESCRIPTION_FILE)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{where} is no checkpoint ({DESCRIPTION_FILE} is missing); fetch a model of another program, take it in "
-            "with `ndc convert FILE FOLDER`, and put that folder there"
-        ) from error
-    description = parse_description(content, where=str(place / DESCRIPTION_FILE))
-    return _fetched(place, (DESCRIPTION_FILE, content), WEIGHTS_FILE, description.get("weights_sha256"))
+    content = _read_description(
+        where,
+        DESCRIPTION_FILE,
+        kind="checkpoint",
+        remedy="fetch a model of another program, take it in with `ndc convert FILE FOLDER`",
+    )
+    description = parse_description(content, where=str(location(where) / DESCRIPTION_FILE))
+    return _fetched(where, (DESCRIPTION_FILE, content), WEIGHTS_FILE, description.get("weights_sha256"))
 
 
 def local_classifier(where: str) -> Path:
     """The same for the folder of an image classifier."""
-    place = location(where)
-    if is_local(place):
+    if is_local(location(where)):
         describe_classifier(Path(where))
         return Path(where)
+    content = _read_description(
+        where,
+        CLASSIFIER_DESCRIPTION,
+        kind="image classifier",
+        remedy="take one in with `ndc convert --classifier FILE FOLDER`",
+    )
+    description = parse_classifier(content, where=str(location(where) / CLASSIFIER_DESCRIPTION))
+    return _fetched(where, (CLASSIFIER_DESCRIPTION, content), description.file, description.sha256)
+
+
+def _read_description(where: str, name: str, *, kind: str, remedy: str) -> bytes:
     try:
-        content = read(place / CLASSIFIER_DESCRIPTION)
+        return read(location(where) / name)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{where} is no image classifier ({CLASSIFIER_DESCRIPTION} is missing); take one in with `ndc convert "
-            "--classifier FILE FOLDER`, and put that folder there"
+            f"{where} is no {kind} ({name} is missing); {remedy}, and put that folder there"
         ) from error
-    found = parse_classifier(content, where=str(place / CLASSIFIER_DESCRIPTION))
-    return _fetched(place, (CLASSIFIER_DESCRIPTION, content), found.file, found.sha256)
 
 
-def _fetched(place: UPath, description: tuple[str, bytes], weights: str, sha256: str | None) -> Path:
+def _fetched(where: str, description: tuple[str, bytes], weights: str, sha256: str | None) -> Path:
+    place = location(where)
     name, content = description
     folder = cache_folder("models") / hashlib.sha256(content).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)

@@ -84,7 +84,7 @@ def _problem(host: str, port: int) -> str:
 def _asked(host: str, port: int) -> str:
     try:
         with socket.create_connection((host, port), timeout=CONNECTING_SECONDS) as link:
-            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # what is said first is TLS's
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # TLS speaks first
                 return ""
             link.sendall(PREFACE)
             return "" if link.recv(4)[3:] == bytes([SETTINGS]) else "answers, but not as the head of a Ray cluster does"

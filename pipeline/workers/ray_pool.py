@@ -44,7 +44,7 @@ TURNS_OF_AN_ACTOR = 8  # at the least, so that none is left alone with much of t
 IN_FLIGHT = 2  # the unit behind the one in work has not begun, so nothing of it is lost with its actor
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 SECONDS_BETWEEN_WATCHES = 5.0
-SECONDS_TO_A_GPU = 20.0  # after which it is said that one is waited for
+SECONDS_TO_A_GPU = 20.0  # after which the driver says that it waits for one
 MOST_OF_A_LABEL = 200
 # What leads actors to stores and is no secret: Ray shows a job's environment to all who see its dashboard.
 HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION")
@@ -273,7 +273,7 @@ class RayHeartbeat(Heartbeat):
 
 @contextmanager
 def watched(*, stuck_seconds: float, say: Say) -> Iterator[RayHeartbeat]:
-    """A heartbeat for actors; those that are at a unit and not heard of for so long are replaced, and that is said.
+    """A heartbeat for actors; those that are at a unit and silent for so long are replaced, and the driver says so.
 
     The journals end with the driver, beside which they are kept.
     """

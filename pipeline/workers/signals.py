@@ -17,7 +17,7 @@ GRACE_SECONDS = 1.5  # in which the main thread may stop by itself after a signa
 @contextmanager
 def heard(*, within_seconds: float, doing: str) -> Iterator[None]:
     """While the context lasts, SIGINT and SIGTERM end the process within seconds, with 130, and so does its lasting
-    longer than `within_seconds`, with 1. What was being done is said.
+    longer than `within_seconds`, with 1. A line says what it was doing.
 
     Only the main thread can lend its signals; in another one nothing is done.
     """

@@ -1,7 +1,7 @@
 """EDM2's magnitude-preserving U-Net; argument and parameter names are EDM2's.
 
 Source: Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models", configuration G
-(appendix B has the equations that are cited). Written from the paper: no reference output was at hand to compare with.
+(appendix B has the equations that are cited). Written from the paper: no reference output was available.
 """
 
 import math
