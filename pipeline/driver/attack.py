@@ -27,7 +27,7 @@ from pipeline.workers.attack_actor import (
     cell_row,
     summary_of,
 )
-from pipeline.workers.ray_pool import connect_ray, stop_on_signals, stream
+from pipeline.workers.ray_pool import connect_ray, map_over_actors, stop_on_signals
 from pipeline.workers.vote_actor import VoterSettings
 
 
@@ -98,7 +98,9 @@ def _results(
     )
     progress, results, failed = CountProgress("attacked", len(rows)), [], []
     attackers, shown = AttackerSettings(voter, settings), SideChannel("the progress display", say)
-    for receipt in stream(rows, AttackActor, attackers, pool=pool, stuck_seconds=compute.stuck_seconds, say=say):
+    for receipt in map_over_actors(
+        rows, AttackActor, attackers, pool=pool, stuck_seconds=compute.stuck_seconds, say=say
+    ):
         with shown:
             progress.add()
         if receipt["error"]:

@@ -29,7 +29,7 @@ from pipeline.store.evidence import EvidenceTable
 from pipeline.store.lease import REPORT, Lease, LeaseError, held, name_of
 from pipeline.store.run_store import RunStore
 from pipeline.workers.pools import NoGpuError, Pool, as_begun, kinds_of
-from pipeline.workers.ray_pool import Metrics, connect_ray, stop_on_signals, stream
+from pipeline.workers.ray_pool import Metrics, connect_ray, map_over_actors, stop_on_signals
 from pipeline.workers.rows import Receipt, unit_row
 from pipeline.workers.vote_actor import SequentialVoteActor, VoteActor, VoterSettings
 
@@ -321,7 +321,9 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
     together = max(fewest, units_of_passes(run.declaration, passes=PASSES_OF_A_GPU if pool.gpus_per_actor else 1))
     stuck_seconds = run.config.compute.stuck_seconds
     metrics, exported = Metrics(str(run.folder)), SideChannel("Ray's metrics", say)
-    for row in stream(rows, actor, settings, pool=pool, stuck_seconds=stuck_seconds, rows_together=together, say=say):
+    for row in map_over_actors(
+        rows, actor, settings, pool=pool, stuck_seconds=stuck_seconds, rows_together=together, say=say
+    ):
         receipt = Receipt(**row)
         with exported:
             if receipt.error:

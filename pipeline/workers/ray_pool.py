@@ -27,7 +27,7 @@ from pipeline.workers.ray_address import RayAddressError, check_ray, cluster_add
 from pipeline.workers.rows import rows_of
 from pipeline.workers.signals import heard
 from pipeline.workers.stderr_filter import without_lines
-from pipeline.workers.watchdog import Heartbeat, Place, Watchdog
+from pipeline.workers.watchdog import ActorProcess, Heartbeat, Watchdog
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets every other process push in front of the actors
@@ -259,7 +259,7 @@ class RayHeartbeat(Heartbeat):
     def arrive(self) -> None:
         import ray
 
-        self.watchdog.arrive.remote(self.actor, Place(ray.get_runtime_context().get_node_id(), os.getpid()))
+        self.watchdog.arrive.remote(self.actor, ActorProcess(ray.get_runtime_context().get_node_id(), os.getpid()))
 
     def _attempts(self, unit: str) -> int:
         import ray
@@ -316,7 +316,7 @@ def _kill(process: int) -> bool:
     return True
 
 
-def stream(
+def map_over_actors(
     rows: Sequence[dict[str, Any]],
     actor: type,
     settings: object,

@@ -36,7 +36,7 @@ class Heartbeat:
 
 
 @dataclass(frozen=True)
-class Place:
+class ActorProcess:
     """A process of a cluster."""
 
     node: str
@@ -47,14 +47,14 @@ class Place:
 class Stuck:
     """An actor that was not heard of for so long, while at these units."""
 
-    place: Place
+    place: ActorProcess
     units: tuple[str, ...]
     seconds: float
 
 
 @dataclass
 class _Entry:
-    place: Place
+    place: ActorProcess
     heard: float
     units: list[str]
 
@@ -67,7 +67,7 @@ class Watchdog:
         self.entries: dict[str, _Entry] = {}  # by actor, which stays the same when it is restarted
         self.attempts: defaultdict[str, int] = defaultdict(int)
 
-    def arrive(self, actor: str, place: Place) -> None:
+    def arrive(self, actor: str, place: ActorProcess) -> None:
         self.entries[actor] = _Entry(place, self.clock(), [LOADING])
 
     def begin(self, actor: str, unit: str) -> int:

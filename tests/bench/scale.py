@@ -33,7 +33,7 @@ from pipeline.report.report import summary_so_far
 from pipeline.store.evidence import Evidence, table_of
 from pipeline.store.parquet_io import parquet_bytes
 from pipeline.store.run_store import RunStore
-from pipeline.workers.ray_pool import connect_ray, stream
+from pipeline.workers.ray_pool import connect_ray, map_over_actors
 from pipeline.workers.rows import unit_row
 from pipeline.workers.watchdog import LOADING
 
@@ -156,7 +156,7 @@ def step_send(store: RunStore) -> str:
     rows = [{**unit_row(unit, records[unit.image_id]), "unit": str(unit)} for unit in planned.values()]
     compute = ComputeConfig(actors=IDLE_ACTORS)
     pool = connect_ray(compute, say=print)
-    receipts = stream(rows, Idle, None, pool=pool, stuck_seconds=compute.stuck_seconds, say=print)
+    receipts = map_over_actors(rows, Idle, None, pool=pool, stuck_seconds=compute.stuck_seconds, say=print)
     next(receipts)
     started, worked = time.perf_counter(), time.process_time()
     received = sum(1 for _ in islice(receipts, RATED_UNITS))

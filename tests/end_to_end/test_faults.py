@@ -15,7 +15,7 @@ from pipeline.driver.certify import UnitsFailedError, certify_run
 from pipeline.driver.prepare import prepare
 from pipeline.driver.status import status_of
 from pipeline.locations import NoSpaceError, location, publish
-from pipeline.workers.ray_pool import connect_ray, stream
+from pipeline.workers.ray_pool import connect_ray, map_over_actors
 from pipeline.workers.watchdog import LOADING, UnitGivenUpError
 from tests.end_to_end.test_run import evidence_of
 from tests.pipeline.workers.test_vote_actor import batch_of, declared, receipts_of, settings_of
@@ -61,7 +61,7 @@ def test_a_unit_that_kills_its_actor_and_one_that_hangs_are_given_up_and_the_oth
     said: list[str] = []
     pool = connect_ray(ComputeConfig(actors=2), say=said.append)
     rows = [{"unit": unit} for unit in units]
-    receipts = list(stream(rows, Poisoned, None, pool=pool, stuck_seconds=2, say=said.append))
+    receipts = list(map_over_actors(rows, Poisoned, None, pool=pool, stuck_seconds=2, say=said.append))
     assert sorted(receipt["unit"] for receipt in receipts) == sorted(units)
     failed = {receipt["unit"]: receipt["error"] for receipt in receipts if receipt["error"]}
     assert set(failed) == {"deadly", "hanging"}

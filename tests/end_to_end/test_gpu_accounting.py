@@ -24,7 +24,7 @@ from pipeline.locations import location
 from pipeline.store.run_store import RunStore
 from pipeline.workers.attack_actor import AttackSettings
 from pipeline.workers.pools import kinds_of
-from pipeline.workers.ray_pool import connect_ray, rows_of_a_call, stream
+from pipeline.workers.ray_pool import connect_ray, map_over_actors, rows_of_a_call
 from pipeline.workers.vote_actor import VoteActor
 from pipeline.workers.watchdog import LOADING
 from tests.end_to_end.test_run import evidence_of
@@ -93,7 +93,7 @@ def test_receipts_come_one_by_one_and_no_actor_is_sent_several_blocks(
     sent = [{"unit": f"{rows}-{number}"} for number in range(rows)]
     settings = {"pool": pool, "stuck_seconds": 600, "rows_together": together, "say": print}
     received = []
-    for receipt in stream(sent, Counting, str(workplace), **settings):
+    for receipt in map_over_actors(sent, Counting, str(workplace), **settings):
         (workplace / receipt["unit"]).touch()
         received.append(receipt)
     assert sorted(receipt["unit"] for receipt in received) == sorted(row["unit"] for row in sent)

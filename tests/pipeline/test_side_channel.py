@@ -130,7 +130,7 @@ def run(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pr
     """1 image, 3 units, 50 votes, drawn in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run_module, "connect_ray", lambda *_, **__: Pool("cpu", 0, 1, fewest=1, most=1))
-    monkeypatch.setattr(run_module, "stream", here)
+    monkeypatch.setattr(run_module, "map_over_actors", here)
     monkeypatch.setattr(Metrics, "add", quiet)
     monkeypatch.setattr(run_module, "tracker_of", lambda run: StubTracker())
     monkeypatch.setattr(run_module, "reduce_and_report", units_kept)
@@ -209,7 +209,7 @@ def test_the_failure_of_a_run_is_what_is_raised_whatever_else_fails(
         raise KeyboardInterrupt
 
     fail_with_mlflow("stopped")(monkeypatch)
-    monkeypatch.setattr(run_module, "stream", stop)
+    monkeypatch.setattr(run_module, "map_over_actors", stop)
     said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         certify_run(run, say=said.append)
@@ -267,7 +267,7 @@ def test_a_stopped_run_tells_mlflow_what_it_has_and_that_it_was_stopped(
             yield row
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "stream", stopped)
+        patch.setattr(run_module, "map_over_actors", stopped)
         with pytest.raises(KeyboardInterrupt):
             certify_run(run, say=quiet)
     assert (tracker.told, tracker.step) == (["progress", "stopped"], 20)

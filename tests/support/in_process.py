@@ -25,7 +25,7 @@ CPUS = 3
 def rows_through_an_actor(
     rows: Sequence[dict[str, Any]], actor: type, settings: object, *, rows_together: int = 1, **_: object
 ) -> Iterator[dict[str, Any]]:
-    """`stream` with one actor, which is told what Ray would have to send to it."""
+    """`map_over_actors` with one actor, which is told what Ray would have to send to it."""
     actor, settings, rows = pickle.loads(pickle.dumps((actor, settings, list(rows))))
     vote = actor(settings)
     for first in range(0, len(rows), rows_together):
@@ -51,7 +51,7 @@ def replace_ray(patch: pytest.MonkeyPatch, *, gpus: int = 0) -> None:
     for module in (attack, certify, plan):
         patch.setattr(module, "connect_ray", pool_here)
     for module in (attack, certify):
-        patch.setattr(module, "stream", rows_through_an_actor)
+        patch.setattr(module, "map_over_actors", rows_through_an_actor)
     patch.setattr(prepare, "run_once", called_here)
     patch.setattr(sweep_run, "connect_most", pools_here)
     patch.setattr(Metrics, "add", lambda self, **amounts: None)

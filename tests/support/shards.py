@@ -20,7 +20,7 @@ from tests.support.small_runs import small_config
 
 
 def here(rows: list[dict], actor: Any, settings: Any, **_: object) -> Iterator[dict]:
-    """What `ray_pool.stream` does, by one actor."""
+    """What `ray_pool.map_over_actors` does, by one actor."""
     if not rows:
         return
     batch = {name: np.array([row[name] for row in rows], dtype=object) for name in rows[0]}
@@ -30,7 +30,7 @@ def here(rows: list[dict], actor: Any, settings: Any, **_: object) -> Iterator[d
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(certify_module, "connect_ray", lambda *_, **__: Pool("cpu", 0, 1, fewest=1, most=1))
-    patch.setattr(certify_module, "stream", here)
+    patch.setattr(certify_module, "map_over_actors", here)
     patch.setattr(Metrics, "add", lambda *_, **__: None)
 
 

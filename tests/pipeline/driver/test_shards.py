@@ -61,7 +61,7 @@ def test_four_drivers_that_are_stopped_at_random_draw_what_one_does(
             if rng.random() < 0.4:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(certify_module, "stream", stopping)
+    monkeypatch.setattr(certify_module, "map_over_actors", stopping)
     finished, stops, reports = set(), 0, []
     while len(finished) < 4:
         shard = rng.choice([shard for shard in SHARDS if shard not in finished])

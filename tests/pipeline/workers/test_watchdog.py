@@ -1,8 +1,8 @@
 import pytest
 
-from pipeline.workers.watchdog import LOADING, MOST_ATTEMPTS, Heartbeat, Place, UnitGivenUpError, Watchdog
+from pipeline.workers.watchdog import LOADING, MOST_ATTEMPTS, ActorProcess, Heartbeat, UnitGivenUpError, Watchdog
 
-HERE = Place("node", 7)
+HERE = ActorProcess("node", 7)
 
 
 class Clock:
@@ -36,7 +36,7 @@ def test_an_actor_is_stuck_when_it_is_at_a_unit_and_not_heard_of(watchdog: Watch
     watchdog.arrive("a", HERE)
     watchdog.end("a", LOADING)
     watchdog.begin("a", "u1")
-    watchdog.arrive("b", Place("node", 8))
+    watchdog.arrive("b", ActorProcess("node", 8))
     clock.now = 11
     watchdog.begin("b", "u2")
     (stuck,) = watchdog.stuck(10)
@@ -62,7 +62,7 @@ def test_an_actor_that_never_loads_its_model_is_stuck(watchdog: Watchdog, clock:
 def test_a_restarted_actor_is_at_nothing_of_before(watchdog: Watchdog, clock: Clock) -> None:
     watchdog.arrive("a", HERE)
     watchdog.begin("a", "u1")
-    watchdog.arrive("a", Place("node", 9))
+    watchdog.arrive("a", ActorProcess("node", 9))
     watchdog.end("a", LOADING)
     clock.now = 11
     assert watchdog.stuck(10) == []
