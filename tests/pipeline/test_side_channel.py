@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from pipeline.driver import certify as run_module
@@ -23,9 +22,9 @@ from pipeline.store import event_log as run_log
 from pipeline.store import lease as lease_module
 from pipeline.store.evidence import EvidenceTable
 from pipeline.store.run_store import RunStore
-from pipeline.workers.pools import Pool
 from pipeline.workers.ray_pool import MOST_OF_A_LABEL, Metrics, label_of
-from pipeline.workers.rows import Receipt, rows_of
+from pipeline.workers.rows import Receipt
+from tests.support.in_process import replace_ray, rows_through_an_actor
 from tests.support.small_runs import small_config
 
 
@@ -129,9 +128,7 @@ class StubTracker:
 def run(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedRun:
     """1 image, 3 units, 50 votes, drawn in this process."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_module, "connect_ray", lambda *_, **__: Pool("cpu", 0, 1, fewest=1, most=1))
-    monkeypatch.setattr(run_module, "map_over_actors", here)
-    monkeypatch.setattr(Metrics, "add", quiet)
+    replace_ray(monkeypatch)
     monkeypatch.setattr(run_module, "tracker_of", lambda run: StubTracker())
     monkeypatch.setattr(run_module, "reduce_and_report", units_kept)
     return prepare(small_config(tiny_model, "dataset.limit=1"), location(tmp_path / "größe\n1"))
@@ -140,11 +137,6 @@ def run(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pr
 def units_kept(store: RunStore, **_: object) -> SimpleNamespace:
     units = len(store.all_evidence(fingerprint=store.manifest()["fingerprint"]))
     return SimpleNamespace(units=units, devices=())
-
-
-def here(rows, actor, settings, **_: object):
-    for columns in actor(settings)({name: np.array([row[name] for row in rows], dtype=object) for name in rows[0]}):
-        yield from rows_of(columns)
 
 
 def fail_with_mlflow(when: str) -> Callable[[pytest.MonkeyPatch], None]:
@@ -261,7 +253,7 @@ def test_a_stopped_run_tells_mlflow_what_it_has_and_that_it_was_stopped(
     monkeypatch.setattr(run_module, "tracker_of", lambda run: tracker)
 
     def stopped(*arguments: object, **options: object):
-        for number, row in enumerate(here(*arguments, **options)):
+        for number, row in enumerate(rows_through_an_actor(*arguments, **options)):
             if number == 1:
                 raise KeyboardInterrupt
             yield row

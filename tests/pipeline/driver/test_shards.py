@@ -20,7 +20,8 @@ from pipeline.store import lease
 from pipeline.store.lease import DECLARATION, LeaseError, held
 from pipeline.store.run_store import RunStore
 from tests.support.commands import environment
-from tests.support.shards import here, without_ray, work
+from tests.support.in_process import replace_ray, rows_through_an_actor
+from tests.support.shards import work
 from tests.support.small_runs import computed, declared, small_config, voted
 
 SEQUENTIAL = ("certificate.method=sequential", "votes.estimation=60")
@@ -29,7 +30,7 @@ SHARDS = [f"{number}/4" for number in range(1, 5)]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_ray(monkeypatch)
+    replace_ray(monkeypatch)
 
 
 def votes_of(folder: Path) -> dict:
@@ -56,7 +57,7 @@ def test_four_drivers_that_are_stopped_at_random_draw_what_one_does(
     whole = computed(small_config(tiny_model, *settings), tmp_path / "whole")
 
     def stopping(*arguments, **options):
-        for row in here(*arguments, **options):
+        for row in rows_through_an_actor(*arguments, **options):
             yield row
             if rng.random() < 0.4:
                 raise KeyboardInterrupt
