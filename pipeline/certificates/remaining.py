@@ -1,8 +1,9 @@
 """How much work a run has left, judged by the images that are decided: one estimate for plan, progress and status.
 
 A certificate that may stop early takes as many draws as its image needs. Those of decided images tell the law of that
-number, with images under way as cases that are known only to need more (Kaplan and Meier 1958). What that law does not
-tell, for want of decided images, counts as the most there can be.
+number, with images under way as cases that are known only to need more (Kaplan and Meier 1958). How much more than any
+other the longest of them take the law does not tell: the range reaches from nothing to the most there can be, and the
+expected value lies in the middle.
 """
 
 from collections import Counter
@@ -18,7 +19,8 @@ from pipeline.store.evidence import EvidenceTable
 
 RESAMPLES = 200
 QUANTILES = (0.05, 0.95)
-CELLS_THAT_TELL = 1000  # of a level, at most
+CELLS_THAT_TELL = 500  # of a level, at most
+GROUPS = 30  # of images that are about as far
 FEWEST_DECIDED = 5  # of a level, before they tell anything
 Key = tuple[float, str]  # sigma_pixel and image
 
@@ -96,12 +98,13 @@ class RemainingWork:
 
     def evaluations_left(self) -> Left:
         rng = np.random.default_rng(0)
-        expected, resampled, known = 0.0, np.zeros(RESAMPLES), True
+        evaluations, known = np.zeros((2, 1 + RESAMPLES)), True
         for sigma_pixel in self.to_decide:
             draws, level_known = self._draws_left(sigma_pixel, rng)
-            each = self._evaluations_of_a_draw(sigma_pixel)
-            expected, resampled, known = expected + each * draws[0], resampled + each * draws[1:], known and level_known
-        low, high = np.quantile(resampled, QUANTILES)
+            evaluations += self._evaluations_of_a_draw(sigma_pixel) * draws
+            known = known and level_known
+        expected = float(evaluations[:, 0].mean())
+        low, high = (float(np.quantile(row[1:], level)) for row, level in zip(evaluations, QUANTILES, strict=True))
         return Left(expected, min(low, expected), max(high, expected), known)
 
     def _evaluations_of_a_draw(self, sigma_pixel: float) -> float:
@@ -112,21 +115,24 @@ class RemainingWork:
                 return sum(cell.evaluations for cell in begun) / draws
         return 1.0
 
-    def _draws_left(self, sigma_pixel: float, rng: np.random.Generator) -> tuple[Float[np.ndarray, " results"], bool]:
-        """Expected first, then as the decided images may deceive and the others differ; and whether it is known."""
+    def _draws_left(self, sigma_pixel: float, rng: np.random.Generator) -> tuple[Float[np.ndarray, "2 results"], bool]:
+        """At least and at most, expected first, then as the decided images may deceive and the others differ; and
+        whether they are known."""
         begun = list(self.begun[sigma_pixel].values())
         under_way = np.array([cell.draws for cell in begun if not cell.decided], dtype=int)
         waiting = self.to_decide[sigma_pixel] - len(begun)
         under_way = np.concatenate([under_way, np.zeros(waiting, dtype=int)])
         decided = len(begun) + waiting - len(under_way)
-        most = np.full(1 + RESAMPLES, float((self.most_draws - under_way).sum()))
+        most = np.full((2, 1 + RESAMPLES), float((self.most_draws - under_way).sum()))
         if not self.stops_early or not len(under_way):
             return most, True
         if decided < FEWEST_DECIDED:
             return most, False
         some = [begun[place] for place in rng.permutation(len(begun))[:CELLS_THAT_TELL]]
         law = _LawOfDraws(some, most=self.most_draws, rng=rng)
-        groups = zip(*np.unique(under_way, return_counts=True), strict=True)
+        steps = np.unique(np.quantile(under_way, np.linspace(0, 1, GROUPS), method="lower"))
+        as_far = steps[np.searchsorted(steps, under_way, side="right") - 1]
+        groups = zip(*np.unique(as_far, return_counts=True), strict=True)
         return np.sum([law.rest(int(draws), int(count), rng) for draws, count in groups], axis=0), True
 
 
@@ -141,18 +147,22 @@ class _LawOfDraws:
         ends = np.array([cell.decided for cell in cells])
         survival = np.cumprod(np.where(ends, 1 - weights / at_risk, 1.0).clip(0), axis=1)
         before = np.concatenate([np.ones((1 + RESAMPLES, 1)), survival], axis=1)
-        self.draws = np.array([*(cell.draws for cell in cells), most], dtype=float)
-        self.mass = np.concatenate([-np.diff(before, axis=1), survival[:, -1:]], axis=1)  # what is left over: the most
+        self.draws = np.array([cell.draws for cell in cells], dtype=float)
+        self.mass, self.beyond, self.most = -np.diff(before, axis=1), survival[:, -1:], most
 
-    def rest(self, draws: int, count: int, rng: np.random.Generator) -> Float[np.ndarray, " results"]:
-        """What so many images need together that each have had some draws."""
+    def rest(self, draws: int, count: int, rng: np.random.Generator) -> Float[np.ndarray, "2 results"]:
+        """What so many images need together that each have had some draws, at least and at most."""
         later = self.draws > draws
-        rest, mass = self.draws[later] - draws, self.mass[:, later]
-        total = mass.sum(axis=1)
-        share = np.where(total[:, None] > 0, mass / np.where(total > 0, total, 1)[:, None], 0.0)
-        share[total == 0, -1] = 1.0  # all decided images took fewer
-        mean = share @ rest
-        spread = np.sqrt(count * np.maximum(share @ rest**2 - mean**2, 0))
-        noise = rng.standard_normal(len(mean))
+        reached = max(draws, self.draws[-1])
+        noise = rng.standard_normal(len(self.mass))
         noise[0] = 0.0
-        return np.clip(count * mean + spread * noise, 0.0, count * rest[-1])
+        totals = []
+        for longest in (reached, self.most):
+            rest = np.append(self.draws[later], longest) - draws
+            mass = np.concatenate([self.mass[:, later], self.beyond], axis=1)
+            total = mass.sum(axis=1, keepdims=True)
+            share = np.where(total > 0, mass / np.where(total > 0, total, 1), np.arange(len(rest)) == len(rest) - 1)
+            mean = share @ rest
+            spread = np.sqrt(count * np.maximum(share @ rest**2 - mean**2, 0))
+            totals.append(np.clip(count * mean + spread * noise, 0.0, count * rest[-1]))
+        return np.stack(totals)
