@@ -96,7 +96,24 @@ def _connect(compute: ComputeConfig, *, say: Say) -> None:
             _join(address, quiet, say)
         else:
             _start_local(compute, quiet, say)
+    _keep_retries_off_the_terminal()
     stop_on_signals()  # again: Ray has put handlers of its own in place
+
+
+@cache
+def _keep_retries_off_the_terminal() -> None:
+    """Ray prints that the task of an actor that died, or that a stopped run killed, is tried again; the run says what
+    matters of that itself (`watchdog`). Ray has no setting for it."""
+    from ray._private import worker
+
+    if shown := getattr(worker, "print_to_stdstream", None):
+
+        def without_retries(data: dict[str, Any], *args: Any, **options: Any) -> None:
+            lines = [line for line in data["lines"] if "retries remaining" not in line]
+            if lines:
+                shown({**data, "lines": lines}, *args, **options)
+
+        worker.print_to_stdstream = without_retries
 
 
 def _nodes() -> list[Node]:

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import os, sys
 from pipeline.workers.stderr_filter import without_lines
@@ -29,3 +31,21 @@ def test_what_a_failure_says_is_not_lost() -> None:
     done = subprocess.run([sys.executable, "-c", failing], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
+
+
+def test_ray_does_not_say_that_tasks_of_dead_actors_are_tried_again(capsys: pytest.CaptureFixture[str]) -> None:
+    from ray._private import worker
+
+    from pipeline.workers.ray_pool import _keep_retries_off_the_terminal
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)  # as it is now, back again afterwards
+        _keep_retries_off_the_terminal.cache_clear()
+        _keep_retries_off_the_terminal()
+        retry = "Task submit failed. There are infinite retries remaining, so the task will be retried."
+        for lines in ([retry], [retry, "A worker was killed: the node ran low on memory"]):
+            worker.print_to_stdstream({"lines": lines, "pid": "raylet", "is_err": True}, ignore_prefix=False)
+    _keep_retries_off_the_terminal.cache_clear()
+    said = "".join(capsys.readouterr())
+    assert "low on memory" in said
+    assert "retries" not in said
