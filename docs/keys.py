@@ -5,17 +5,17 @@ import inspect
 import json
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ndc_core.classifiers.formulas import CLASSIFIERS
 from pipeline.declaration.config import NAMES_OF
+from pipeline.declaration.keys import fields, is_section, sections_in
 
 NAMES = {**NAMES_OF, "classifier.name": CLASSIFIERS}
 
@@ -57,11 +57,6 @@ def anchor(title: str) -> str:
     return "".join(kept)
 
 
-def fields(section: type) -> dict[str, FieldInfo]:
-    found: dict[str, FieldInfo] = section.__pydantic_fields__  # type: ignore[attr-defined]
-    return found
-
-
 def meanings(section: type) -> dict[str, str]:
     """The string below each field, in the class itself or in one that it is made from.
 
@@ -79,17 +74,6 @@ def meanings(section: type) -> dict[str, str]:
     if missing := [name for name in fields(section) if name not in found]:
         raise ValueError(f"{section.__name__} does not say below {', '.join(missing)} what it means")
     return found
-
-
-def is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation))
-
-
-def sections_in(annotation: Any) -> list[type]:
-    """The section of a key, or its variants."""
-    if is_section(annotation):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in sections_in(part)]
 
 
 def names_of(variant: type) -> str:

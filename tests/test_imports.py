@@ -21,7 +21,7 @@ ORDER = [
     ["ndc_core.conversion", "ndc_core.training", "ndc_core.voting"],
     ["ndc_core.certify", "ndc_core.analysis"],
     ["ndc_core"],
-    ["pipeline.file_names", "pipeline.side_channel"],
+    ["pipeline.file_names", "pipeline.near_names", "pipeline.side_channel"],
     ["pipeline.locations", "pipeline.progress"],
     ["pipeline.data"],
     ["pipeline.declaration"],
@@ -35,7 +35,10 @@ ORDER = [
 HOMES = {
     "ray": {"pipeline/workers/ray_pool.py"},
     "mlflow": {"pipeline/report/mlflow_tracker.py"},
-    "click": {f"pipeline/cli/{name}.py" for name in ("commands", "model_commands", "model_options", "options")},
+    "click": {
+        f"pipeline/cli/{name}.py"
+        for name in ("commands", "help_commands", "model_commands", "model_options", "options")
+    },
     "pyarrow": {
         "pipeline/workers/ray_pool.py",  # Ray Data's blocks are its tables
         "pipeline/store/run_store.py",

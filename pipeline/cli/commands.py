@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli.help_commands import doctor, presets
 from pipeline.cli.model_commands import convert, diagnose, distill, train, tune
 from pipeline.cli.options import PLACE, chosen_run, run_options
+from pipeline.near_names import did_you_mean
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -25,6 +27,13 @@ EXIT_CODES = {
 
 class Commands(click.Group):
     """Turns the errors a user can cause into one line and an exit code."""
+
+    def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
+        try:
+            return super().resolve_command(context, arguments)
+        except click.UsageError as error:
+            near = did_you_mean(arguments[0], self.list_commands(context))
+            raise click.UsageError(error.message.rstrip(".") + near, context) from error
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -50,7 +59,7 @@ def main(traceback: bool) -> None:
     """By how much may an image change before a diffusion model's class for it can change? Proved, not guessed."""
 
 
-for command in (train, distill, tune, convert, diagnose):
+for command in (train, distill, tune, convert, diagnose, presets, doctor):
     main.add_command(command)
 
 

@@ -2,6 +2,7 @@
 
 import tomllib
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,11 @@ from pydantic import ValidationError
 
 from pipeline.data.classes import class_order
 from pipeline.declaration.config import ConfigError, RunConfig
+from pipeline.declaration.keys import keys_of
 from pipeline.locations import LocationError, location, read_text
+from pipeline.near_names import did_you_mean
+
+FOLDERS = {"certify": "presets", "sweep": "presets/sweeps"}  # of each command's packaged files
 
 
 def packaged_names(folder: str) -> list[str]:
@@ -19,6 +24,24 @@ def packaged_names(folder: str) -> list[str]:
 
 def preset_names() -> list[str]:
     return packaged_names("presets")
+
+
+def packaged_text(name: str) -> str:
+    """A preset's file, of a run or of a sweep.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    known = {preset: folder for folder in FOLDERS.values() for preset in packaged_names(folder)}
+    if name not in known:
+        raise ConfigError(f"there is no preset {name!r}{did_you_mean(name, known)}; `ndc presets` lists them")
+    return (resources.files("pipeline") / known[name] / f"{name}.toml").read_text("utf-8")
+
+
+def first_words(name: str) -> str:
+    """What a packaged file says first of itself."""
+    comment = takewhile(lambda line: line.startswith("#"), packaged_text(name).splitlines())
+    return " ".join(line.strip("# ") for line in comment).split(". ")[0].rstrip(".")
 
 
 def read_source(source: str) -> dict[str, Any]:
@@ -44,6 +67,7 @@ def read_toml(source: str, folder: str, *, what: str) -> dict[str, Any]:
                 raise
             raise ConfigError(
                 f"{source!r} is neither {what} ({', '.join(packaged_names(folder))}) nor the path of a TOML file"
+                f"{did_you_mean(source, packaged_names(folder))}"
             ) from error
     try:
         return tomllib.loads(text)
@@ -115,7 +139,7 @@ def sentence(problem: Any) -> str:
         del place[1:2]  # the variant's name
     key = ".".join(place)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"unknown key {key}"
+        return f"unknown key {key}{did_you_mean(key, keys_of(RunConfig))}"
     if problem["type"] == "missing":
         return f"key {key} is missing"
     message = problem["msg"].removeprefix("Value error, ")
