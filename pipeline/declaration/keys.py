@@ -10,8 +10,8 @@ from pydantic.fields import FieldInfo
 
 def fields(section: type) -> dict[str, FieldInfo]:
     """The fields of a pydantic model or dataclass."""
-    found: dict[str, FieldInfo] = getattr(section, "model_fields", None) or vars(section)["__pydantic_fields__"]
-    return found
+    own: dict[str, FieldInfo] = getattr(section, "model_fields", None) or vars(section)["__pydantic_fields__"]
+    return own
 
 
 def is_section(annotation: Any) -> bool:

@@ -168,11 +168,11 @@ def _amounts(run: PreparedRun, cells: Sequence[SampledCell]) -> tuple[Amount, Am
     totals = np.zeros((RESAMPLES, 2))
     expected = np.zeros(2)
     for rows in of_level.values():
-        found = np.array(rows)  # cells x repetitions x (votes, evaluations)
-        expected += len(run.records) * found.mean(axis=(0, 1))
-        images = rng.integers(len(found), size=(RESAMPLES, len(found)))
-        times = rng.integers(found.shape[1], size=images.shape)
-        totals += len(run.records) * found[images, times].mean(axis=1)
+        costs = np.array(rows)  # cells x repetitions x (votes, evaluations)
+        expected += len(run.records) * costs.mean(axis=(0, 1))
+        images = rng.integers(len(costs), size=(RESAMPLES, len(costs)))
+        times = rng.integers(costs.shape[1], size=images.shape)
+        totals += len(run.records) * costs[images, times].mean(axis=1)
     low, high = np.quantile(totals, QUANTILES, axis=0)
     most = (most_votes, most_votes * each)
     bounded = [np.minimum(values, most).tolist() for values in (expected, low, high)]
@@ -184,11 +184,11 @@ def _simulated(run: PreparedRun, cell: SampledCell, rng: np.random.Generator) ->
     """Votes and evaluations of the sampled image, were its declared procedure carried out."""
     method, selection = run.declaration.procedure(cell.sigma_pixel), run.config.votes.selection
     of_each = {phase: evaluations / cell.draws for phase, evaluations in cell.evaluations.items()}
-    found: list[tuple[float, float]] = []
+    costs: list[tuple[float, float]] = []
     for _ in range(REPETITIONS):
         votes = _votes_needed(method, cell, rng)
-        found.append((selection + votes, selection * of_each["selection"] + votes * of_each["estimation"]))
-    return found
+        costs.append((selection + votes, selection * of_each["selection"] + votes * of_each["estimation"]))
+    return costs
 
 
 def _votes_needed(method: Procedure, cell: SampledCell, rng: np.random.Generator) -> int:

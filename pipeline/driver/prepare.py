@@ -247,8 +247,8 @@ class Measurer:
         self.say(
             f"measuring passes{f' and votes of {len(images)} images' * bool(images)}; it takes up to half a minute"
         )
-        asked = MeasurementRequest(config, images, self.most_evaluations_per_vote)
-        return run_once(measure, asked, compute=config.compute, say=self.say)
+        request = MeasurementRequest(config, images, self.most_evaluations_per_vote)
+        return run_once(measure, request, compute=config.compute, say=self.say)
 
 
 @dataclass(frozen=True)
@@ -271,8 +271,8 @@ def with_sizes(
         measured = Measured("", rows or 1, stated, ())
     elif plan or rows is None or per_unit is None:
         sizes = {"rows_per_pass": rows}
-        asked = config.model_copy(update={"compute": config.compute.model_copy(update=sizes)})
-        measured = measuring.measure(asked, votes=plan is not None or per_unit is None)
+        tried = config.model_copy(update={"compute": config.compute.model_copy(update=sizes)})
+        measured = measuring.measure(tried, votes=plan is not None or per_unit is None)
     if measured:
         rows = rows or measured.rows_per_pass
         per_vote = measured.evaluations_per_vote or measuring.most_evaluations_per_vote

@@ -89,7 +89,7 @@ def bits_can_be_equal(made_on: DeviceRecord, here: DeviceRecord) -> bool:
 
 def why_not_equal(made_on: Sequence[DeviceRecord], here: DeviceRecord) -> str:
     """Why bits cannot be compared, in words: the devices, or that they are not exact."""
-    if others := sorted({str(one) for one in made_on if not one.same_as(here)}):
+    if others := sorted({str(record) for record in made_on if not record.same_as(here)}):
         return f"made on {'; '.join(others)}, drawn again on {here}"
     return f"on {here}, {exactness_line(here)}"
 
@@ -113,9 +113,9 @@ def _scores_or_none(scores: np.ndarray | None) -> np.ndarray:
     return np.empty(0) if scores is None else scores
 
 
-def flipped(one: Mapping[int, int], other: Mapping[int, int]) -> int:
+def flipped(votes_before: Mapping[int, int], other: Mapping[int, int]) -> int:
     """The fewest votes that must have changed their class between two counts of the same draws."""
-    return sum(max(0, votes - other.get(class_id, 0)) for class_id, votes in one.items())
+    return sum(max(0, votes - other.get(class_id, 0)) for class_id, votes in votes_before.items())
 
 
 def judged(pairs: Sequence[Redrawn], precision: Precision, name: Name, *, of: int, why: str) -> Comparison:

@@ -104,10 +104,10 @@ def shards_of(folder: UPath, is_decided: Sequence[tuple[str, bool]], *, now_unix
     numbers = [shard.of for name in names_in(folder) if (shard := shard_named(name))]
     if not numbers:
         return ()
-    of = max(set(numbers), key=lambda number: (numbers.count(number), number))
+    shards = max(set(numbers), key=lambda number: (numbers.count(number), number))
     decided, to_decide = Counter[int](), Counter[int]()
     for image_id, done in is_decided:
-        number = shard_of(image_id, of)
+        number = shard_of(image_id, shards)
         decided[number] += done
         to_decide[number] += 1
     return tuple(
@@ -117,7 +117,7 @@ def shards_of(folder: UPath, is_decided: Sequence[tuple[str, bool]], *, now_unix
             to_decide[shard.number],
             driver_of(folder, name_of(shard), now_unix=now_unix),
         )
-        for shard in (Shard(number, of) for number in range(1, of + 1))
+        for shard in (Shard(number, shards) for number in range(1, shards + 1))
     )
 
 
@@ -129,21 +129,21 @@ def driver_of(folder: UPath, name: str = "", *, now_unix: float) -> str | None:
     return f"{described(holder)}, heard of {max(0.0, now_unix - float(holder['renewed_unix'])):,.0f} s ago"
 
 
-def status_lines(found: RunStatus) -> list[str]:
+def status_lines(state: RunStatus) -> list[str]:
     lines = [
-        f"{found.folder}: {found.decided:,} of {found.to_decide:,} images and noise levels decided; "
-        f"{found.units_done:,} of {found.at_most}{found.units:,} units, "
-        f"{found.votes_done:,} of {found.at_most}{found.votes:,} votes, {found.evaluations:,} evaluations"
+        f"{state.folder}: {state.decided:,} of {state.to_decide:,} images and noise levels decided; "
+        f"{state.units_done:,} of {state.at_most}{state.units:,} units, "
+        f"{state.votes_done:,} of {state.at_most}{state.votes:,} votes, {state.evaluations:,} evaluations"
     ]
-    if found.complete:
+    if state.complete:
         lines.append("complete")
-    elif found.evaluations_per_second is None or found.seconds_left is None:
-        lines.append(f"nothing published in the last {RATE_WINDOW_SECONDS:.0f} s; `ndc certify {found.folder}` goes on")
+    elif state.evaluations_per_second is None or state.seconds_left is None:
+        lines.append(f"nothing published in the last {RATE_WINDOW_SECONDS:.0f} s; `ndc certify {state.folder}` goes on")
     else:
-        lines.append(f"{found.evaluations_per_second:,.0f} evaluations/s, {found.seconds_left.text()}")
-    if found.driver and not found.complete:
-        lines.append(f"driver: {found.driver}")
-    for one in () if found.complete else found.shards:
-        who = one.driver or ("done" if one.decided == one.to_decide else "nobody works on it")
-        lines.append(f"shard {one.shard}: {one.decided:,} of {one.to_decide:,} decided; {who}")
-    return [*lines, *found.devices]
+        lines.append(f"{state.evaluations_per_second:,.0f} evaluations/s, {state.seconds_left.text()}")
+    if state.driver and not state.complete:
+        lines.append(f"driver: {state.driver}")
+    for shard in () if state.complete else state.shards:
+        who = shard.driver or ("done" if shard.decided == shard.to_decide else "nobody works on it")
+        lines.append(f"shard {shard.shard}: {shard.decided:,} of {shard.to_decide:,} decided; {who}")
+    return [*lines, *state.devices]

@@ -64,7 +64,7 @@ def verify_run(folder: UPath, *, redraw: int, say: Callable[[str], None]) -> Non
     store, findings = RunStore(folder), Findings(say)
     manifest, config = store.manifest(), load_config(str(folder / "run.toml"))
     declaration, fingerprint = Declaration.from_json(manifest["law"]), manifest["fingerprint"]
-    laws = [Declaration.from_json(law) for law in (*(one["law"] for one in manifest["earlier"]), manifest["law"])]
+    laws = [Declaration.from_json(law) for law in (*(stage["law"] for stage in manifest["earlier"]), manifest["law"])]
     findings.check("run.json: its fingerprint is that of its law", _declaration_problems(laws[0], fingerprint))
     if len(laws) > 1:
         what = f"run.json, images.parquet: {len(laws)} laws, each the growth of the one before"
@@ -148,7 +148,7 @@ def _records(store: RunStore, declaration: Declaration) -> tuple[list[ImageRecor
 
 def _read(store: RunStore, fingerprint: str, planned: set[str]) -> tuple[EvidenceTable, list[str]]:
     """All rows that are sound and of the plan, each checked by itself, and what is wrong with the others' files."""
-    found, problems = [], []
+    tables, problems = [], []
     for path, table in store.each_table(fingerprint=fingerprint):
         try:
             if isinstance(table, ValueError):
@@ -156,10 +156,10 @@ def _read(store: RunStore, fingerprint: str, planned: set[str]) -> tuple[Evidenc
             for item in checked_rows(table, fingerprint=fingerprint):
                 if item.unit.unit_id(fingerprint) not in planned:
                     raise ValueError(f"{item.unit}: no unit of this run's plan")
-            found.append(table)
+            tables.append(table)
         except ValueError as error:
             problems.append(f"{path}: {error}")
-    return EvidenceTable(found), problems
+    return EvidenceTable(tables), problems
 
 
 def _range_problems(finished: Callable[..., object], folder: UPath) -> list[str]:

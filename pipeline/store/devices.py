@@ -42,7 +42,7 @@ class DeviceRecord:
 
     def same_as(self, other: "DeviceRecord") -> bool:
         """Whether both are known to be of one kind, with the same libraries."""
-        ours, theirs = ((one.kind, one.name, one.torch, one.cuda, one.cudnn) for one in (self, other))
+        ours, theirs = ((record.kind, record.name, record.torch, record.cuda, record.cudnn) for record in (self, other))
         return ours == theirs and bool(self.name and self.torch)
 
     def __str__(self) -> str:
@@ -80,19 +80,19 @@ def processor() -> str:
 
 def exactness_line(record: DeviceRecord) -> str:
     """What the self-test says of a device, for people; the promise that goes with it is in docs/soundness.md."""
-    found = record.exactness
-    if found == Exactness():
+    exactness = record.exactness
+    if exactness == Exactness():
         return "no self-test is known"
-    if found.exact:
+    if exactness.exact:
         return "exact: a row's results are the same bits wherever it stands in a pass"
     moving = [
         f"{what} by {difference:.1g}"
         for what, difference in (
-            ("when the pass is repeated", found.repeated),
-            ("with a row's place in the pass", found.moved),
-            ("with the other rows of the pass", found.company),
-            ("when the label's gradient is repeated", found.gradient_repeated),
-            ("with a row's place in the gradient's pass", found.gradient_moved),
+            ("when the pass is repeated", exactness.repeated),
+            ("with a row's place in the pass", exactness.moved),
+            ("with the other rows of the pass", exactness.company),
+            ("when the label's gradient is repeated", exactness.gradient_repeated),
+            ("with a row's place in the gradient's pass", exactness.gradient_moved),
         )
         if difference
     ]

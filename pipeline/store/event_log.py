@@ -71,5 +71,5 @@ class EventLog:
         self.written_at = time.monotonic()
         with self.channel:
             path = self.folder / "logs" / f"{self.name}-{self.files:03}.jsonl"
-            publish(path, "".join(f"{one}\n" for one in self.lines).encode())
+            publish(path, "".join(f"{line}\n" for line in self.lines).encode())
             self.written = len(self.lines)

@@ -197,35 +197,35 @@ class EvidenceTable:
     @cached_property
     def _lists(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Values and offsets of the columns of lists."""
-        found = {}
+        lists = {}
         for name in ("class_id", "votes", "scores"):
             column = self.table[name].combine_chunks()
-            found[name] = (column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy())
-        return found
+            lists[name] = (column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy())
+        return lists
 
     def _list(self, name: str, row: int) -> np.ndarray:
         values, offsets = self._lists[name]
-        found: np.ndarray = values[offsets[row] : offsets[row + 1]]
-        return found
+        values_of_row: np.ndarray = values[offsets[row] : offsets[row + 1]]
+        return values_of_row
 
     def _item(self, row: int) -> Evidence:
-        of = {name: column[row].item() for name, column in self._columns.items()}
+        fields = {name: column[row].item() for name, column in self._columns.items()}
         unit = WorkUnit(
             self.images[self.codes[row]],
-            of["label"],
+            fields["label"],
             self.sigma[row].item(),
             "estimation" if self.estimation[row] else "selection",
-            of["draw_start"],
-            of["draw_stop"],
+            fields["draw_start"],
+            fields["draw_stop"],
         )
         votes = dict(zip(self._list("class_id", row).tolist(), self._list("votes", row).tolist(), strict=True))
         scores = self._list("scores", row)
         return Evidence(
             unit,
             votes,
-            of["evaluations"],
-            of["seconds"],
-            of["finished_unix"],
+            fields["evaluations"],
+            fields["seconds"],
+            fields["finished_unix"],
             self.table["device"][row].as_py(),
             scores.reshape(unit.draws, -1) if len(scores) else None,
         )
@@ -239,22 +239,22 @@ class EvidenceTable:
     def devices(self) -> tuple[tuple[DeviceRecord, int], ...]:
         """What computed it, with the number of units, most first. A device whose self-tests differ counts once, with
         the larger differences."""
-        found: dict[DeviceRecord, tuple[DeviceRecord, int]] = {}
+        counts: dict[DeviceRecord, tuple[DeviceRecord, int]] = {}
         for value in pc.value_counts(self.table["device"]).to_pylist():
             record = DeviceRecord.parse(value["values"])
             same = replace(record, exactness=Exactness())
-            known, units = found.get(same, (same, 0))
+            known, units = counts.get(same, (same, 0))
             merged = replace(record, exactness=record.exactness.merged(known.exactness))
-            found[same] = merged, units + value["counts"]
-        return tuple(sorted(found.values(), key=lambda counted: (-counted[1], str(counted[0]))))
+            counts[same] = merged, units + value["counts"]
+        return tuple(sorted(counts.values(), key=lambda counted: (-counted[1], str(counted[0]))))
 
     def cost_of_a_selection_draw(self, cell: tuple[float, str]) -> tuple[float, float]:
         """Evaluations and seconds of one draw of the selection phase, the mean over a cell's."""
         first, last = self.span[cell]
         end = first + int((~self.estimation[first:last]).sum())
-        of = {name: column[first:end].sum().item() for name, column in self._columns.items()}
-        draws = of["draw_stop"] - of["draw_start"]
-        return of["evaluations"] / draws, of["seconds"] / draws
+        sums = {name: column[first:end].sum().item() for name, column in self._columns.items()}
+        draws = sums["draw_stop"] - sums["draw_start"]
+        return sums["evaluations"] / draws, sums["seconds"] / draws
 
     @property
     def draws(self) -> int:
@@ -274,9 +274,9 @@ class EvidenceTable:
         recent = self._columns["finished_unix"] > unix
         if not recent.any():
             return None
-        of = {name: column[recent] for name, column in self._columns.items()}
-        began = float((of["finished_unix"] - of["seconds"]).min())
-        return int(of["evaluations"].sum()), began
+        columns = {name: column[recent] for name, column in self._columns.items()}
+        began = float((columns["finished_unix"] - columns["seconds"]).min())
+        return int(columns["evaluations"].sum()), began
 
     @property
     def digest(self) -> str:

@@ -56,8 +56,8 @@ def name_of(shard: Shard) -> str:
 
 def shard_named(name: str) -> Shard | None:
     """The shard whose lease has this name."""
-    found = SHARD.fullmatch(name)
-    return Shard(int(found[1]), int(found[2])) if found else None
+    numbers = SHARD.fullmatch(name)
+    return Shard(int(numbers[1]), int(numbers[2])) if numbers else None
 
 
 def lease_path(folder: UPath, name: str = "") -> UPath:

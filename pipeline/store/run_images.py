@@ -61,8 +61,8 @@ class RunImages:
         stream, reached = iter(examples), 0
         while shard := list(islice(stream, IMAGES_OF_A_SHARD)):
             wanted = list(expected[reached : reached + len(shard)])
-            found = [example.record(record.index) for example, record in zip(shard, wanted, strict=False)]
-            if len(shard) != len(wanted) or found != wanted:
+            records = [example.record(record.index) for example, record in zip(shard, wanted, strict=False)]
+            if len(shard) != len(wanted) or records != wanted:
                 break
             publish(self._shard_path(wanted[0].index // IMAGES_OF_A_SHARD), parquet_bytes(_pixel_table(shard)))
             reached += len(shard)
