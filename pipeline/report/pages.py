@@ -1,7 +1,7 @@
 """The self-contained HTML pages: a run's report, and a comparison of methods."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -105,6 +105,18 @@ def embedded(figure: str) -> str:
     return figure[figure.index("<svg") :]
 
 
+def readable(declared: dict[str, Any], section: str = "") -> Iterator[tuple[str, str]]:
+    """Each key of a declaration, with its sections before it, and its value in words."""
+    for name, value in declared.items():
+        key = f"{section}{name}"
+        if isinstance(value, dict):
+            yield from readable(value, f"{key}.")
+        elif isinstance(value, list | tuple):
+            yield key, ", ".join(f"{item:g}" if isinstance(item, float) else f"{item}" for item in value)
+        elif value is not None:
+            yield key, ("yes" if value else "no") if isinstance(value, bool) else f"{value}"
+
+
 def html_page(
     *,
     title: str,
@@ -142,7 +154,7 @@ def html_page(
                 confirmed=all(curve.attacked.confirmed for curve in curves if curve.attacked),
                 alpha=alpha,
                 scope=scope,
-                declared=declaration.to_json(),
+                declared=dict(readable(declaration.to_json())),
                 warnings=warnings,
                 classes=classes,
                 devices=devices,

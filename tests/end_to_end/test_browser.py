@@ -180,6 +180,9 @@ def test_filters_and_orders_choose_the_cards(page: Page, report: Path) -> None:
     cards, count = page.locator("#gallery .card"), page.locator("#gallery-count")
     expect(cards).to_have_count(60)
     expect(count).to_have_text("80 of 80 match; the first 60 are listed.")
+    outcomes = [cards.nth(index).get_attribute("data-outcome") for index in range(60)]
+    assert outcomes == ["wrong"] * 16 + ["abstained"] * 8 + ["right"] * 36  # what is to be improved comes first
+    assert radii_of(cards)[24:] == sorted(radii_of(cards)[24:])
     page.get_by_role("button", name="Show 20 more").click()
     expect(cards).to_have_count(80)
     expect(cards.nth(60).get_by_role("button")).to_be_focused()
@@ -219,7 +222,8 @@ def test_a_card_opens_with_the_keyboard_and_gives_the_focus_back(page: Page, rep
 
 
 def test_the_noisy_picture_is_what_the_first_vote_saw(page: Page, report: Path) -> None:
-    canvas = opened(page, report).locator("#gallery canvas[data-ready]")
+    opened(page, report).locator("#by-order").select_option("as in the data")
+    canvas = page.locator("#gallery canvas[data-ready]")
     expect(canvas).to_have_count(60)
     for index in (0, 1):  # both levels of the first image
         drawn = canvas.nth(index).evaluate("c => [...c.getContext('2d').getImageData(0, 0, 16, 16).data]")
@@ -319,6 +323,7 @@ def test_classes_are_called_by_their_names_where_these_are_more_than_their_numbe
     path = tmp_path / "report.html"
     path.write_text(report_page(items, random_images(items, (3, 8, 8)), class_names=("ant", HOSTILE, "2", "3")))
     opened(page, path)
+    page.locator("#by-order").select_option("as in the data")
     expect(page.locator("#gallery .card").first).to_contain_text(f"right: 1 = {HOSTILE} (label 1 = {HOSTILE}), radius")
     expect(page.locator("#by-label option")).to_have_text(["all", f"1 = {HOSTILE}", "2"])
     page.locator("#by-label").select_option("2")

@@ -116,7 +116,10 @@ function openDetail(card) {
   byId("detail").showModal();
 }
 
+const INTERESTING = ["wrong", "abstained", "right"];
+const interest = (card) => INTERESTING.indexOf(outcomeOf(card));
 const ORDERS = {
+  "wrong, abstained, smallest radius": (a, b) => interest(a) - interest(b) || a.radius - b.radius,
   "as in the data": () => 0,
   "largest radius first": (a, b) => b.radius - a.radius,
   "smallest radius first": (a, b) => a.radius - b.radius,

@@ -30,7 +30,7 @@ from pipeline.report.gallery import (
     noise_in_sigmas,
     noisy_pixels,
 )
-from pipeline.report.pages import curve_data
+from pipeline.report.pages import curve_data, readable
 from tests.support.pages import (
     HOSTILE,
     LAW,
@@ -230,3 +230,12 @@ def test_curves_of_fifty_thousand_images_are_thinned() -> None:
     assert len(shown["radii"]) == 1000
     assert shown["radii"][-1] == pytest.approx(radii[-1], abs=1e-6)
     assert right_of(shown, 0.5) == pytest.approx(curves[0].right_at(0.5), abs=50)
+
+
+def test_what_was_declared_is_told_in_words() -> None:
+    declared = {"votes": {"selection": 50, "ends": None}, "sigma_pixel": [0.25, 0.5], "grid": {"a": {"b": True}}}
+    assert dict(readable(declared)) == {"votes.selection": "50", "sigma_pixel": "0.25, 0.5", "grid.a.b": "yes"}
+    page = report_page(certified_images(3, SIGMAS), random_images(certified_images(3, SIGMAS), (1, 8, 8)))
+    told = page[page.index('id="declared"') : page.index('id="images"')]
+    assert "{" not in told
+    assert "[" not in told
