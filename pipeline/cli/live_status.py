@@ -11,13 +11,14 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from pipeline.cli.terminal_tables import WIDTH_OF_A_FILE, drawn
+from pipeline.cli.terminal_tables import WIDTH_OF_A_FILE, drawn, widths_that_fit
 from pipeline.driver.status import RunStatus, status_lines
 from pipeline.report.tables import Table
 
 
 def print_status(state: RunStatus, *, as_json: bool) -> None:
-    _console().print(_shown(state, as_json=as_json), soft_wrap=True)
+    console = _console()
+    console.print(_shown(state, width=console.width, as_json=as_json), soft_wrap=True)
 
 
 def watch_status(look: Callable[[], RunStatus], *, every_seconds: float, as_json: bool) -> None:
@@ -30,7 +31,7 @@ def watch_status(look: Callable[[], RunStatus], *, every_seconds: float, as_json
     with Live(console=console, auto_refresh=False) as live:
         while True:
             state = look()
-            live.update(_shown(state, as_json=False), refresh=True)
+            live.update(_shown(state, width=console.width, as_json=False), refresh=True)
             if state.complete:
                 return
             time.sleep(every_seconds)
@@ -45,14 +46,14 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
 
 
-def _shown(state: RunStatus, *, as_json: bool) -> RenderableType:
+def _shown(state: RunStatus, *, width: int, as_json: bool) -> RenderableType:
     if as_json:
         return Text(json.dumps(state.as_json(), indent=2))
     lines = Text("\n".join(status_lines(state)))
-    return Group(lines, _failures(state.failures)) if state.failures else lines
+    return Group(lines, _failures(state.failures, width=width)) if state.failures else lines
 
 
-def _failures(failures: list[dict[str, Any]]) -> RenderableType:
+def _failures(failures: list[dict[str, Any]], *, width: int) -> RenderableType:
     title = f"{len(failures):,} units failed; `ndc certify RUN --retry-failed` tries them again"
     rows = [
         [
@@ -63,4 +64,4 @@ def _failures(failures: list[dict[str, Any]]) -> RenderableType:
         for failure in failures
     ]
     table = Table(title, ["unit", "error", "when"], rows, names=3)
-    return drawn(table, len(table.header))
+    return drawn(table, widths_that_fit(table, width))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pipeline.cli.terminal_tables import columns_that_fit, drawn
+from pipeline.cli.terminal_tables import drawn, widths_that_fit
 from pipeline.report.tables import Table
 from tests.support.finished_runs import finished_run
 
@@ -32,14 +32,15 @@ REPORT = Table(
 
 def lines_of(table: Table, width: int) -> list[str]:
     out = io.StringIO()
-    Console(file=out, width=width).print(drawn(table, columns_that_fit(table, width)))
+    Console(file=out, width=width).print(drawn(table, widths_that_fit(table, width)))
     return out.getvalue().splitlines()
 
 
 def test_eighty_columns_show_every_radius_and_drop_costs_first() -> None:
     text = "\n".join(lines_of(REPORT, 80))
     assert all(share in text for share in ("98.5 %", "97.5 %", "93.5 %", "99.5 %"))
-    assert columns_that_fit(REPORT, 60) < columns_that_fit(REPORT, 80) <= columns_that_fit(REPORT, 200) == 8
+    shown = [len(widths_that_fit(REPORT, width)) for width in (60, 80, 200)]
+    assert shown[0] < shown[1] <= shown[2] == 8
 
 
 words = st.text("abcdefg0123456789", min_size=1, max_size=9)
@@ -53,12 +54,19 @@ def tables(columns: int) -> st.SearchStrategy[list[list[str]]]:
 @given(st.integers(30, 120), st.integers(1, 6).flatmap(tables))
 def test_no_word_is_broken(width: int, rows: list[list[str]]) -> None:
     table = Table("", rows[0], rows[1:], names=1)
-    shown = columns_that_fit(table, width)
+    shown = len(widths_that_fit(table, width))
     assert 1 <= shown <= len(rows[0])
     lines = lines_of(table, width)
     assert all(len(line) <= width for line in lines)
     printed = set(re.findall(r"\w+", "\n".join(lines)))
     assert {word for row in rows for cell in row[:shown] for word in cell.split()} <= printed
+
+
+def test_names_that_are_too_wide_by_themselves_are_broken_rather_than_cut() -> None:
+    table = Table("", ["unit", "error"], [["u" * 50, "e" * 50]], names=2)
+    text = "".join(lines_of(table, 40))
+    assert text.count("u") == 50 + len("unit".replace("nit", ""))
+    assert text.count("e") == 50 + 1
 
 
 @pytest.fixture(scope="module")
