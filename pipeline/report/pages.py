@@ -112,7 +112,8 @@ def readable(declared: dict[str, Any], section: str = "") -> Iterator[tuple[str,
         if isinstance(value, dict):
             yield from readable(value, f"{key}.")
         elif isinstance(value, list | tuple):
-            yield key, ", ".join(f"{item:g}" if isinstance(item, float) else f"{item}" for item in value)
+            if value:
+                yield key, ", ".join(f"{item:g}" if isinstance(item, float) else f"{item}" for item in value)
         elif value is not None:
             yield key, ("yes" if value else "no") if isinstance(value, bool) else f"{value}"
 

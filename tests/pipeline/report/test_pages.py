@@ -233,7 +233,11 @@ def test_curves_of_fifty_thousand_images_are_thinned() -> None:
 
 
 def test_what_was_declared_is_told_in_words() -> None:
-    declared = {"votes": {"selection": 50, "ends": None}, "sigma_pixel": [0.25, 0.5], "grid": {"a": {"b": True}}}
+    declared = {
+        "votes": {"selection": 50, "ends": None},
+        "sigma_pixel": [0.25, 0.5],
+        "grid": {"levels": [], "a": {"b": True}},
+    }
     assert dict(readable(declared)) == {"votes.selection": "50", "sigma_pixel": "0.25, 0.5", "grid.a.b": "yes"}
     page = report_page(certified_images(3, SIGMAS), random_images(certified_images(3, SIGMAS), (1, 8, 8)))
     told = page[page.index('id="declared"') : page.index('id="images"')]
