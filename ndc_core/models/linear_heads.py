@@ -9,6 +9,9 @@ G and M do not know how many classes there are. Here u holds the output of the m
 has beyond the mean: what classes have in common, which is nearly all, does not round what they differ in.
 """
 
+from contextlib import AbstractContextManager
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -36,7 +39,8 @@ class LinearHeadsDenoiser(HeadsDenoiser):
     ) -> Float[Tensor, "rows heads c h w"]:
         phi = with_constant(self._features(z, sigma_model)).to(z.dtype)
         chosen = self._heads(z.dtype)[slice(None) if heads is None else heads]
-        predicted = torch.einsum("kcf,rfp->rkcp", chosen, phi).unflatten(3, z.shape[2:])
+        with in_full_precision(z):
+            predicted = torch.einsum("kcf,rfp->rkcp", chosen, phi).unflatten(3, z.shape[2:])
         scales = preconditioning(sigma_model, sigma_data=self.sigma_data)
         return (scales.c_skip * z)[:, None] + scales.c_out[:, None] * predicted
 
@@ -47,10 +51,12 @@ class LinearHeadsDenoiser(HeadsDenoiser):
         label: Float[Tensor, "rows classes"],
     ) -> Float[Tensor, "rows c h w"]:
         share = torch.cat([label, 1 - label.sum(dim=1, keepdim=True)], dim=1).to(z.dtype)
-        mixed = torch.einsum("rk,kcf->rcf", share, self._heads(z.dtype))
         phi = with_constant(self._features(z, sigma_model)).to(z.dtype)
+        with in_full_precision(z):
+            mixed = torch.einsum("rk,kcf->rcf", share, self._heads(z.dtype))
+            predicted = (mixed @ phi).view_as(z)
         scales = preconditioning(sigma_model, sigma_data=self.sigma_data)
-        return scales.c_skip * z + scales.c_out * (mixed @ phi).view_as(z)
+        return scales.c_skip * z + scales.c_out * predicted
 
     def every_loss(
         self,
@@ -84,9 +90,14 @@ class LinearHeadsDenoiser(HeadsDenoiser):
         target: Float[Tensor, "rows c h w"],
     ) -> Float[Tensor, "rows classes"]:
         scales = preconditioning(sigma_model, sigma_data=self.sigma_data)
-        with torch.autocast(z.device.type, enabled=False):
+        with in_full_precision(z):
             heads = self._heads(z.dtype)[:-1]
             return losses_of_heads(with_constant(phi).to(z.dtype), heads, z, target, scales)
+
+
+def in_full_precision(z: Tensor) -> AbstractContextManager[Any]:
+    """For what is made of the features: in a mixed precision rounding would hide what classes differ in."""
+    return torch.autocast(z.device.type, enabled=False)
 
 
 def with_constant(phi: Float[Tensor, "rows features h w"]) -> Float[Tensor, "rows features1 pixels"]:

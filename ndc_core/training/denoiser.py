@@ -35,13 +35,8 @@ class TrainingSpec(DenoisingSpec):
     """How to train on labelled images, of which a share loses its label."""
 
     label_dropout: float = 0.1
-    augment: str = "jitter"
     weight_decay: float = 0.0
     average_memory: float = 0.999
-
-    def __post_init__(self) -> None:
-        if self.augment not in AUGMENTATIONS:
-            raise ValueError(f"augment {self.augment!r} is unknown; there are: {', '.join(AUGMENTATIONS)}")
 
 
 def draw_sigma(count: int, generator: torch.Generator, spec: DenoisingSpec) -> Float[Tensor, " b"]:

@@ -34,7 +34,6 @@ class DistillationSpec(DenoisingSpec):
     max_seconds: float | None = 60.0
     batch: int = 32
     learning_rate: float = 4e-3
-    augment: str = "jitter"
     classes: int = 16
     reuse: int = 8
     kept: int = 64

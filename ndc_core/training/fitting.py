@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ndc_core.training.augmentation import AUGMENTATIONS
+
 Trained = TypeVar("Trained", bound=nn.Module)
 
 STEPS_BETWEEN_REPORTS = {"cpu": 1, "cuda": 20}  # to read a loss is to wait for the GPU
@@ -33,8 +35,13 @@ class FitSpec:
     max_seconds: float | None = 100.0
     batch: int = 192
     learning_rate: float = 2e-3
+    augment: str = "jitter"
     augment_share: float = 0.5
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.augment not in AUGMENTATIONS:
+            raise ValueError(f"augment {self.augment!r} is unknown; there are: {', '.join(AUGMENTATIONS)}")
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from ndc_core.models.execution import placed_for_training
 from ndc_core.models.image_classifier import ImageNetwork
 from ndc_core.models.networks.small_classifier import SmallClassifier
 from ndc_core.space import pixels_to_model, sigma_to_model
-from ndc_core.training.augmentation import jitter
-from ndc_core.training.fitting import FitSpec, Fitting, TrainingProgress
+from ndc_core.training.augmentation import AUGMENTATIONS
+from ndc_core.training.fitting import ONE_CPU, FitSpec, Fitting, Machine, TrainingProgress
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class ClassifierSpec(FitSpec):
     noise: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.noise or min(self.noise) < 0:
             raise ValueError(f"noise to train with must not be negative, and it is {list(self.noise)}")
 
@@ -35,6 +37,7 @@ def train_classifier(
     *,
     num_classes: int,
     spec: ClassifierSpec,
+    machine: Machine = ONE_CPU,
     on_step: Callable[[TrainingProgress], None] = lambda progress: None,
 ) -> ImageNetwork:
     """Trains the small classifier with the cross-entropy loss; returns the average of its weights.
@@ -43,21 +46,27 @@ def train_classifier(
         ValueError: images whose sides are no multiples of 4.
     """
     torch.manual_seed(spec.seed)  # the network's initialisation has no generator argument
-    generator = torch.Generator().manual_seed(spec.seed)
+    generator = machine.generator(spec.seed)
     channels, height, width = (int(size) for size in images.shape[1:])
     if height % 4 or width % 4:
         raise ValueError(f"the small classifier takes images whose sides are multiples of 4, not {height} x {width}")
     shape = (channels, height, width)
     network = SmallClassifier(image_shape=shape, num_classes=num_classes, channels=spec.channels)
     half = [0.5] * channels
-    classifier = ImageNetwork(network, image_shape=shape, num_classes=num_classes, mean=half, std=half)
-    clean, levels = pixels_to_model(images / 255.0), torch.tensor([sigma_to_model(sigma) for sigma in spec.noise])
+    fresh = ImageNetwork(network, image_shape=shape, num_classes=num_classes, mean=half, std=half)
+    classifier = placed_for_training(fresh, device=machine.device, channels_last=machine.channels_last)
+    device = torch.device(machine.device)
+    images, labels = images.to(device), labels.long().to(device)
+    levels = torch.tensor([sigma_to_model(sigma) for sigma in spec.noise], device=device)
 
     def batch_loss() -> Float[Tensor, ""]:
-        batch = torch.randint(len(clean), (spec.batch,), generator=generator)
-        z = jitter(clean[batch], generator, share=spec.augment_share)
-        sigma = levels[torch.randint(len(levels), (spec.batch, 1, 1, 1), generator=generator)]
-        noisy = z + sigma * torch.randn(z.shape, generator=generator)
-        return F.cross_entropy(classifier(noisy), labels[batch].long())
+        batch = torch.randint(len(images), (spec.batch,), generator=generator, device=device)
+        clean = pixels_to_model(images[batch] / 255.0)
+        z = AUGMENTATIONS[spec.augment](clean, generator, share=spec.augment_share)
+        sigma = levels[torch.randint(len(levels), (spec.batch, 1, 1, 1), generator=generator, device=device)]
+        noisy = z + sigma * torch.randn(z.shape, generator=generator, device=device)
+        with machine.mixed():
+            return F.cross_entropy(classifier(noisy), labels[batch])
 
-    return Fitting(classifier, spec=spec, generator=generator).run(batch_loss, on_step=on_step)
+    fitting = Fitting(classifier, spec=spec, generator=generator, machine=machine)
+    return fitting.run(batch_loss, on_step=on_step).to("cpu")

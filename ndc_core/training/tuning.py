@@ -28,8 +28,8 @@ PACE_OF_TEMPERATURE = 100.0
 
 @dataclass(frozen=True)
 class TuningSpec(FitSpec):
-    """How to tune. A share of the images is held out; every so many steps they judge the average of the weights, and
-    tuning ends when the best of them is `patience` judgements old."""
+    """How to tune. A share of the images is held out, `held_out_most` at most; every so many steps they judge the
+    average of the weights, and tuning ends when the best of them is `patience` judgements old."""
 
     steps: int = 3000
     max_seconds: float | None = 150.0
@@ -39,6 +39,7 @@ class TuningSpec(FitSpec):
     augment_share: float = 0.5
     denoising_share: float = 0.1
     held_out_share: float = 0.1
+    held_out_most: int = 1000
     steps_to_judge: int = 100
     patience: int = 8
 
@@ -176,7 +177,7 @@ def tune(
 def split(images: int, spec: TuningSpec) -> tuple[Int[Tensor, " held"], Int[Tensor, " train"]]:
     """Which images are held out, and which are learned from."""
     order = torch.randperm(images, generator=torch.Generator().manual_seed(spec.seed))
-    held = round(images * spec.held_out_share)
+    held = min(round(images * spec.held_out_share), spec.held_out_most)
     if held < 1 or images - held < spec.batch:
         raise ValueError(
             f"{images:,} images are too few to tune on: {held} would be held out, and a batch has {spec.batch}"

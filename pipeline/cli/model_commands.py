@@ -114,7 +114,7 @@ def train(
     given = {name: value for name, value in settings.items() if value is not None}
     if classifier:
         given |= {"noise": noise} if noise else {}
-        train_classifier_on(images, out, settings=given, say=click.echo)
+        train_classifier_on(images, out, settings=given, device=device, say=click.echo)
     else:
         options: dict[str, Any] = {
             name: given.pop(name) for name in ("channel_mult", "num_blocks", "attn_resolutions") if name in given
@@ -184,6 +184,9 @@ def distill(
 @FORMAT
 @LIMIT
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="As of `ndc certify`.")
+@AUGMENT
+@BATCH
+@LEARNING_RATE
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps at most, instead of the default.")
 @MAX_SECONDS
 @SEED
@@ -197,7 +200,7 @@ def tune(
     limit: int | None,
     assignments: tuple[str, ...],
     device: Any,
-    **settings: float | None,
+    **settings: Any,
 ) -> None:
     """Tune class heads for RUN, a preset or TOML file: as the classifier that votes there, at its noise levels.
 

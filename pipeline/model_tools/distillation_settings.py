@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 from ndc_core.models.networks.linear_heads import TRUNKS
-from ndc_core.training.augmentation import AUGMENTATIONS
 from ndc_core.training.distillation import DistillationSpec
 from pipeline.model_tools.training_presets import NO_STEPS_LIMIT
 
@@ -46,8 +45,6 @@ def distillation_spec(network: StudentNetwork, settings: dict[str, Any]) -> Dist
             raise ValueError("say how long to distil: --steps or --max-seconds")
         settings = {**OF_PHOTOGRAPHS, "steps": NO_STEPS_LIMIT, **settings}
     spec = DistillationSpec(**settings)
-    if spec.augment not in AUGMENTATIONS:
-        raise ValueError(f"augment {spec.augment!r} is unknown; there are: {', '.join(AUGMENTATIONS)}")
     if network == "small" and spec.channels % CHANNELS_STEP:
         raise ValueError(f"{spec.channels} channels make no network; take a multiple of {CHANNELS_STEP}")
     return spec

@@ -210,7 +210,14 @@ def where(machine: Machine) -> str:
     return f"GPU ({torch.cuda.get_device_name()}), bfloat16{compiled}"
 
 
-def train_classifier_on(data: DatasetSpec, out: Path, *, settings: dict[str, Any], say: Callable[[str], None]) -> None:
+def train_classifier_on(
+    data: DatasetSpec,
+    out: Path,
+    *,
+    settings: dict[str, Any],
+    device: Device = "auto",
+    say: Callable[[str], None] = print,
+) -> None:
     """Trains an image classifier for the baselines on the training split; `settings` are those of `ClassifierSpec`.
 
     Raises:
@@ -219,13 +226,19 @@ def train_classifier_on(data: DatasetSpec, out: Path, *, settings: dict[str, Any
     refuse_to_replace(out)
     spec = ClassifierSpec(**settings)
     images = labelled_images(data, batch=spec.batch, say=say)
+    machine = Machine(pick_device(device))
     out.mkdir(parents=True, exist_ok=True)
     set_up_process(threads=threads_for(images.image_shape))
-    with TrainingBar(spec.steps) as bar:
+    with TrainingBar(spec.steps, device=machine.device) as bar:
         classifier = train_classifier(
-            images.pixels, images.labels, num_classes=images.num_classes, spec=spec, on_step=bar.add
+            images.pixels,
+            images.labels,
+            num_classes=images.num_classes,
+            spec=spec,
+            machine=machine,
+            on_step=bar.add,
         )
-    notes = {"training": asdict(spec), **images.notes}
+    notes = {"training": asdict(spec), **images.notes, "trained_on": where(machine)}
     save_small_classifier(out, classifier, arguments={"channels": spec.channels}, notes=notes)
 
 

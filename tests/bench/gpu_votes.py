@@ -274,10 +274,9 @@ def parts_of(bench: Bench) -> Iterator[Part]:
         of.setdefault(way.network, []).append(way)
     yield partial(noise_rates, bench, (3, 32, 32))
     yield partial(noise_rates, bench, (3, 64, 64))
-    for way in (*of["none"], *of["heads"], *of["ADM 296 M"]):
+    yield partial(correctness, bench, replace(of["7 M heads"][0], rows=512))
+    for way in (*of["7 M heads"], *of["heads"], *of["none"], *of["ADM 296 M"]):
         yield partial(measured, bench, way)
-    for count, rows in ((1, 2048), (2, 1024)):
-        yield partial(actors_rate, bench, count, rows)
     race, gradient = of["7 M"][0], of["7 M"][3]
     for way in (race, gradient):
         yield partial(correctness, bench, replace(way, rows=512))
@@ -286,6 +285,8 @@ def parts_of(bench: Bench) -> Iterator[Part]:
             yield partial(hidden_waits, bench, way)
     for way in (*of["7 M"], *of["55.7 M"]):
         yield partial(measured, bench, way)
+    for count, rows in ((1, 2048), (2, 1024)):
+        yield partial(actors_rate, bench, count, rows)
 
 
 @click.command(help=__doc__)

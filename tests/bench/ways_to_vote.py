@@ -14,8 +14,10 @@ from ndc_core.classifiers.sift import LabelGradientSpec
 from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.denoiser import Denoiser, EDMDenoiser
 from ndc_core.models.execution import DTYPES, Execution
+from ndc_core.models.linear_heads import LinearHeadsDenoiser
 from ndc_core.models.networks.edm_adm import DhariwalUNet
 from ndc_core.models.networks.edm_song import SongUNet
+from ndc_core.models.networks.linear_heads import LinearHeadsNetwork
 from ndc_core.models.networks.small import SmallHeadsUNet
 from ndc_core.noise.grid import GridSpec
 
@@ -87,6 +89,9 @@ def ways() -> Iterator[Way]:
     yield Way("none", "race", {"race": RACE}, 2048, 1000)
     yield Way("none", "all classes", {}, 2048, 50)
     yield Way("none", "race", {"race": RACE}, 512, 50)
+    yield Way("7 M heads", "race", {"race": RACE}, 2048, 50)
+    yield Way("7 M heads", "all classes", {}, 2048, 1000)
+    yield Way("7 M heads", "race", {"race": RACE}, 2048, 2)
     yield Way("7 M", "race", {"race": RACE}, 2048, 2)
     yield Way("7 M", "race", {"race": RACE}, 2048, 50)
     yield Way("7 M", "all classes", {}, 2048, 50)
@@ -125,6 +130,8 @@ class Bench:
     def _made(self, name: str) -> Denoiser:
         if name == "none":
             return NoNetwork((3, 8, 8) if self.tiny else (3, 32, 32))
+        if name == "7 M heads":
+            return self._linear_heads()
         return self._heads() if name == "heads" else self._conditional(NETWORKS[name])
 
     def _conditional(self, spec: Network) -> EDMDenoiser:
@@ -132,6 +139,15 @@ class Bench:
         size = arguments["img_resolution"]
         network = self._run(spec.build(**arguments))
         return EDMDenoiser(network, image_shape=(3, size, size), num_classes=spec.classes, **self._around())
+
+    def _linear_heads(self) -> LinearHeadsDenoiser:
+        spec = NETWORKS["7 M"]
+        arguments = {**spec.arguments, **(spec.tiny if self.tiny else {})}
+        size = arguments["img_resolution"]
+        network = LinearHeadsNetwork(trunk="edm-song", arguments=arguments, features=8 if self.tiny else 64)
+        return LinearHeadsDenoiser(
+            self._run(network), image_shape=(3, size, size), num_classes=spec.classes, **self._around()
+        )
 
     def _heads(self) -> HeadsDenoiser:
         size = 8 if self.tiny else 32
@@ -179,6 +195,8 @@ class Bench:
                     torch.autograd.grad(denoiser(z, sigma, given).square().sum(), given)
                 elif kind == "every_class":
                     denoiser.every_class(z, sigma)
+                elif kind == "every_loss":
+                    denoiser.every_loss(z, sigma, z[:, None])
                 else:
                     denoiser(z, sigma, label)
 

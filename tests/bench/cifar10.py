@@ -1,0 +1,240 @@
+"""The paper's experiment on CIFAR-10 with a small model: every number of docs/cifar10.md.
+
+    python -m tests.bench.cifar10 TEACHER TRAIN TEST --out FOLDER [--parts plain,heads,votes,certify]  # one GPU
+    python -m tests.bench.cifar10 TEACHER TRAIN TEST --out FOLDER --cpu                           # two cores, an hour
+
+TEACHER is a conditional checkpoint, TRAIN and TEST are CIFAR-10 in any format that a run reads
+(shared/models/cifar10-small, shared/data/cifar10-jpeg-train.parquet and -test.parquet). Parts may be run one after the
+other, with the same FOLDER:
+
+  plain    image classifiers trained without noise and with that of each level (`ndc train --classifier`);
+  heads    class heads distilled from TEACHER (`ndc distill`), and these tuned for the preset fast-cifar10 (`ndc tune`);
+  votes    how often one vote is right (`tests.bench.cifar10_votes`);
+  certify  the same test images certified by each method (`ndc certify`), beside each other, until --seconds are over,
+           and a report of what is complete by then.
+
+All settings were chosen before any test image was looked at. What a part prints is in FOLDER/NAME.txt.
+"""
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+SIGMAS = (0.125, 0.25, 0.5)
+RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
+PRESET = "fast-cifar10"
+SECONDS_TO_STOP = 45
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a machine is given to do."""
+
+    heads_seconds: float
+    tuning_seconds: float
+    classifier_seconds: float
+    batch: int
+    images_of_heads: int
+    images_of_teacher: int
+    votes_of_teacher: int
+    compute: tuple[str, ...]
+    images_to_train: tuple[str, ...] = ()
+
+
+GPU = Size(
+    heads_seconds=130,
+    tuning_seconds=120,
+    classifier_seconds=25,
+    batch=128,
+    images_of_heads=512,
+    images_of_teacher=64,
+    votes_of_teacher=250,
+    compute=("compute.precision='float16'", "compute.channels_last=true", "compute.rows_per_pass=2048"),
+)
+CPU = Size(
+    heads_seconds=900,
+    tuning_seconds=900,
+    classifier_seconds=120,
+    batch=16,
+    images_of_heads=16,
+    images_of_teacher=2,
+    votes_of_teacher=20,
+    compute=("compute.rows_per_pass=32",),
+    images_to_train=("--limit", "10000"),
+)
+TINY = Size(20, 20, 5, 8, 4, 1, 5, ("compute.rows_per_pass=32",), ("--limit", "500"))
+
+
+@dataclass(frozen=True)
+class Bench:
+    teacher: Path
+    train: Path
+    test: Path
+    out: Path
+    size: Size
+
+    @property
+    def heads(self) -> Path:
+        return self.out / "heads"
+
+    @property
+    def tuned(self) -> Path:
+        return self.out / "tuned"
+
+    def classifier(self, noise: float) -> Path:
+        return self.out / f"classifier-{noise:g}"
+
+    def ndc(self, name: str, *arguments: object) -> subprocess.Popen[str]:
+        """A command of ours, under way; what it prints goes to FOLDER/NAME.txt."""
+        return self.python(name, "pipeline.cli", *arguments)
+
+    def python(self, name: str, module: str, *arguments: object) -> subprocess.Popen[str]:
+        log = (self.out / f"{name}.txt").open("w")
+        command = [sys.executable, "-m", module, *map(str, arguments)]
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
+
+
+def waited(name: str, process: subprocess.Popen[str], started: float) -> None:
+    code = process.wait()
+    click.echo(f"{name}: {'done' if code == 0 else f'ended with {code}'}, {time.perf_counter() - started:.0f} s")
+
+
+def train_classifiers(bench: Bench) -> None:
+    """Beside each other: none of them fills a GPU."""
+    size, started = bench.size, time.perf_counter()
+    classifiers = {
+        f"classifier-{noise:g}": bench.ndc(
+            f"classifier-{noise:g}",
+            *("train", bench.train, "--classifier", "--noise", noise, "--channels", 64, "--batch", 256),
+            *("--augment", "flip-and-shift", "--steps", 20000, "--max-seconds", size.classifier_seconds),
+            *("--out", bench.classifier(noise), *size.images_to_train),
+        )
+        for noise in (0.0, *SIGMAS)
+    }
+    for name, process in classifiers.items():
+        waited(name, process, started)
+
+
+def make_heads(bench: Bench) -> None:
+    size, started = bench.size, time.perf_counter()
+    heads = bench.ndc(
+        "distill",
+        *("distill", bench.teacher, bench.train, bench.heads, "--batch", size.batch),
+        *("--max-seconds", size.heads_seconds, *size.images_to_train),
+    )
+    waited("distill", heads, started)
+    tuned = bench.ndc(
+        "tune",
+        *("tune", PRESET, bench.tuned, "--model", bench.heads, "--data", bench.train, "--batch", size.batch),
+        *("--augment", "flip-and-shift", "--steps", 20000, "--max-seconds", size.tuning_seconds),
+        *size.images_to_train,
+    )
+    waited("tune", tuned, started)
+
+
+def count_votes(bench: Bench) -> None:
+    started = time.perf_counter()
+    process = bench.python(
+        "votes",
+        "tests.bench.cifar10_votes",
+        *(bench.teacher, bench.heads, bench.tuned, bench.test, "--out", bench.out / "votes.json"),
+        *("--images", 2 * bench.size.images_of_heads, "--teacher-images", 4 * bench.size.images_of_teacher),
+        *(argument for noise in (0.0, *SIGMAS) for argument in ("--classifier", bench.classifier(noise))),
+    )
+    waited("votes", process, started)
+    click.echo((bench.out / "votes.txt").read_text())
+
+
+def methods(bench: Bench) -> dict[str, tuple[str, ...]]:
+    """What differs from the preset, by method."""
+    size = bench.size
+    fewer = ("--limit", str(size.images_of_teacher), "--set", f"votes.estimation={size.votes_of_teacher}")
+    fewer += ("--radii", "0,0.25,0.5") if size.votes_of_teacher > CPU.votes_of_teacher else ("--radii", "0")
+    many = ("--limit", str(size.images_of_heads))
+    plain = {}
+    for noise in SIGMAS:
+        radii = ",".join(f"{radius:g}" for radius in RADII if radius < 3 * noise)
+        own = ("--model", str(bench.classifier(noise)), "--sigma-pixel", f"{noise:g}", "--radii", radii)
+        plain[f"rs-{noise:g}"] = (*many, *own, "--set", "classifier={name='plain'}")
+    denoised = f"classifier={{name='denoise', network='{bench.classifier(0.0)}'}}"
+    return {
+        "tuned": (*many, "--model", str(bench.tuned)),
+        "heads": (*many, "--model", str(bench.heads)),
+        "epndc": (*fewer, "--model", str(bench.teacher), "--set", "classifier.name='epndc'"),
+        "ensemble": (*fewer, "--model", str(bench.teacher)),
+        "denoise": (*many, "--model", str(bench.teacher), "--set", denoised),
+        **plain,
+    }
+
+
+def certify(bench: Bench, names: list[str], seconds: float) -> None:
+    """All methods beside each other. What is not complete in time is stopped, and reported as far as it came."""
+    started, under_way = time.perf_counter(), {}
+    settings = [argument for key in (*bench.size.compute, "tracking='none'") for argument in ("--set", key)]
+    for name, own in methods(bench).items():
+        if names and name not in names:
+            continue
+        run = ("--run", bench.out / "runs" / name, "--data", bench.test)
+        share = ("--set", f"compute.gpus_per_actor={0.12 if bench.size is GPU else 0}", "--set", "compute.actors=1")
+        under_way[name] = bench.ndc(f"certify-{name}", "certify", PRESET, *run, *settings, *share, *own)
+    while any(process.poll() is None for process in under_way.values()) and time.perf_counter() - started < seconds:
+        time.sleep(0.5)
+    for process in under_way.values():
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    for name, process in under_way.items():
+        try:
+            process.wait(SECONDS_TO_STOP)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        waited(f"certify-{name}", process, started)
+    reports = {
+        name: bench.ndc(f"report-{name}", "report", bench.out / "runs" / name, "--partial") for name in under_way
+    }
+    for name, process in reports.items():
+        waited(f"report-{name}", process, started)
+        click.echo((bench.out / f"report-{name}.txt").read_text())
+
+
+@click.command(help=__doc__)
+@click.argument("teacher", type=click.Path(path_type=Path))
+@click.argument("train", type=click.Path(path_type=Path))
+@click.argument("test", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True)
+@click.option("--parts", default="plain,heads,votes,certify", show_default=True)
+@click.option("--cpu", "machine", flag_value="cpu", help="Sized for two cores.")
+@click.option("--tiny", "machine", flag_value="tiny", help="A trial of the script.")
+@click.option("--seconds", default=200.0, show_default=True, help="For the part `certify`.")
+@click.option("--method", "names", multiple=True, help="For the part `certify`, instead of all.")
+def main(
+    teacher: Path,
+    train: Path,
+    test: Path,
+    out: Path,
+    parts: str,
+    machine: str | None,
+    seconds: float,
+    names: tuple[str, ...],
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(teacher, train, test, out, {"cpu": CPU, "tiny": TINY}.get(machine or "", GPU))
+    for part in parts.split(","):
+        if part == "plain":
+            train_classifiers(bench)
+        elif part == "heads":
+            make_heads(bench)
+        elif part == "votes":
+            count_votes(bench)
+        elif part == "certify":
+            certify(bench, [*names], seconds)
+        else:
+            raise click.UsageError(f"no part {part!r}: plain, heads, votes or certify")
+
+
+if __name__ == "__main__":
+    main()
