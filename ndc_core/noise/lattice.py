@@ -15,7 +15,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from ndc_core.noise.smoothing import LEVELS, TABLE_BITS, draw_from_table, refuse_off_grid, rounded_gaussian_table
+from ndc_core.noise.draw_tables import TABLE_BITS
+from ndc_core.noise.smoothing import LEVELS, refuse_off_grid, rounded_gaussian_table
 from ndc_core.noise.streams import Phase, draw_generator
 from ndc_core.space import pixels_to_model, sigma_to_pixel
 
@@ -38,8 +39,7 @@ class LatticeNoise:
         return max(0, math.ceil(math.log2(STEPS_OF_A_SIGMA / (LEVELS * sigma_to_pixel(self.sigma_model)))))
 
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
-        table = rounded_gaussian_table(sigma_to_pixel(self.sigma_model), bits=self.bits)
-        return draw_from_table(table, generator, shape)
+        return rounded_gaussian_table(sigma_to_pixel(self.sigma_model), bits=self.bits).draw(generator, shape)
 
     def add(
         self, image: UInt8[np.ndarray, "*shape"], noise: Shaped[np.ndarray, "*shape"]

@@ -15,10 +15,11 @@ from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Shaped, UInt64
+from jaxtyping import Shaped
 
+from ndc_core.noise.draw_tables import TABLE_BITS, DrawTable
 from ndc_core.noise.grid import GridSpec, path_levels
-from ndc_core.noise.smoothing import DECIMAL_DIGITS, LEVELS, TABLE_BITS, FloatNoise, IntegerNoise, draw_from_table
+from ndc_core.noise.smoothing import DECIMAL_DIGITS, LEVELS, FloatNoise, IntegerNoise
 from ndc_core.space import sigma_to_model, sigma_to_pixel
 
 PathSigmas = tuple[float, ...]  # sigma_pixel of each, rising
@@ -59,9 +60,7 @@ class IntegerPathNoise:
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Shaped[np.ndarray, "path_sigmas ..."]:
         """Whole levels of grey."""
         first = IntegerNoise(self.path_sigmas[0]).draw(generator, shape)
-        steps = [
-            draw_from_table(discrete_gaussian_table(*ends), generator, shape) for ends in pairwise(self.path_sigmas)
-        ]
+        steps = [discrete_gaussian_table(*ends).draw(generator, shape) for ends in pairwise(self.path_sigmas)]
         return np.cumsum([first, *steps], axis=0)
 
     def distance(self, index: int, dimension: int) -> float:
@@ -93,7 +92,7 @@ def rounding_gap(below: float, above: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def discrete_gaussian_table(below: float, above: float) -> UInt64[np.ndarray, " thresholds"]:
+def discrete_gaussian_table(below: float, above: float) -> DrawTable:
     """floor(2^64 P(K <= k)) for the whole numbers k = -m .. m - 1; what lies beyond has less than one unit.
 
     P(K = k) is proportional to exp(-k^2 / 2v), where v is the variance between the two sigma_pixel in levels of grey.
@@ -116,4 +115,4 @@ def discrete_gaussian_table(below: float, above: float) -> UInt64[np.ndarray, " 
                 lower.append(threshold)
     # By symmetry P(K <= k) = 1 - P(K <= -k - 1); both are rounded down, so every error is below one unit.
     thresholds = lower + [2**TABLE_BITS - 1 - threshold for threshold in reversed(lower)]
-    return np.array(thresholds, dtype=np.uint64)
+    return DrawTable(np.array(thresholds, dtype=np.uint64))

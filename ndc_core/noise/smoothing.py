@@ -15,12 +15,12 @@ from functools import lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt64
+from jaxtyping import Float, Shaped
 
+from ndc_core.noise.draw_tables import TABLE_BITS, DrawTable
 from ndc_core.space import bytes_to_pixels, pixels_to_model
 
 LEVELS = 255
-TABLE_BITS = 64
 DECIMAL_DIGITS = 60
 FAR = Decimal(20)  # standard deviations: what lies beyond is less than 2^-290
 
@@ -71,7 +71,7 @@ class IntegerNoise:
 
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
         """Whole levels, of the law of round(255 sigma_pixel e)."""
-        return draw_from_table(rounded_gaussian_table(self.sigma_pixel), generator, shape)
+        return rounded_gaussian_table(self.sigma_pixel).draw(generator, shape)
 
     @staticmethod
     def add(image: Image, noise: Noise) -> Float[np.ndarray, "draws c h w"]:
@@ -126,16 +126,8 @@ def refuse_off_grid(image: Image) -> None:
         )
 
 
-def draw_from_table(
-    table: UInt64[np.ndarray, " thresholds"], generator: np.random.Generator, shape: tuple[int, ...]
-) -> Shaped[np.ndarray, "..."]:
-    """Whole numbers k = -m .. m from the 2m thresholds floor(2^64 P(K <= k)), k = -m .. m - 1."""
-    uniform = generator.integers(0, 2**TABLE_BITS, size=shape, dtype=np.uint64)
-    return np.searchsorted(table, uniform, side="right") - len(table) // 2
-
-
 @lru_cache(maxsize=512)
-def rounded_gaussian_table(sigma_pixel: float, *, bits: int = 0) -> UInt64[np.ndarray, " thresholds"]:
+def rounded_gaussian_table(sigma_pixel: float, *, bits: int = 0) -> DrawTable:
     """floor(2^64 Phi((k + 1/2) / s)) for the whole numbers k = -m .. m - 1; what lies beyond has less than one unit.
 
     A uniform 64-bit u stands for the k whose cell holds it. s is sigma_pixel in levels of grey, or in the 2^bits parts
@@ -153,7 +145,7 @@ def rounded_gaussian_table(sigma_pixel: float, *, bits: int = 0) -> UInt64[np.nd
             upper_halves.append(min(half - 1, int(_phi_above_half(min(x, FAR)) * 2**TABLE_BITS)))
     # By symmetry the threshold below -k is at 1 - Phi; rounding down there as well keeps every error below one unit.
     thresholds = [half - upper - 1 for upper in reversed(upper_halves)] + [half + upper for upper in upper_halves]
-    return np.array(thresholds, dtype=np.uint64)
+    return DrawTable(np.array(thresholds, dtype=np.uint64))
 
 
 def _phi_above_half(x: Decimal) -> Decimal:

@@ -105,7 +105,7 @@ def test_cohen_with_integer_noise() -> None:
     """One pixel at level 60, a classifier that asks whether it is at least 40: rounding is part of the truth."""
     noise = IntegerNoise(SIGMA)
     generator = np.random.default_rng(3)
-    table = rounded_gaussian_table(SIGMA)
+    table = rounded_gaussian_table(SIGMA).thresholds
     p = 1 - int(table[40 - 60 + len(table) // 2 - 1]) / 2**64  # P(60 + n >= 40)
     assert p == pytest.approx(float(ndtr((60 - 40 + 0.5) / (LEVELS * SIGMA))))
     wins = np.concatenate(

@@ -14,7 +14,7 @@ SIGMAS = [0.02, 0.125, 0.25, 0.5]
 
 @pytest.mark.parametrize("sigma_pixel", SIGMAS)
 def test_the_table_is_the_exact_distribution_to_one_unit_of_64_bits(sigma_pixel: float) -> None:
-    table = rounded_gaussian_table(sigma_pixel)
+    table = rounded_gaussian_table(sigma_pixel).thresholds
     half = len(table) // 2
     with mpmath.workdps(40):
         s = 255 * mpmath.mpf(sigma_pixel)
@@ -27,7 +27,7 @@ def test_the_table_is_the_exact_distribution_to_one_unit_of_64_bits(sigma_pixel:
 @pytest.mark.parametrize("sigma_pixel", SIGMAS)
 def test_the_stated_distance_bounds_the_distance_of_the_table_from_the_law(sigma_pixel: float) -> None:
     """Total variation over all cells, exactly, in units of 2^-64."""
-    table = [0, *map(int, rounded_gaussian_table(sigma_pixel)), 2**64]
+    table = [0, *map(int, rounded_gaussian_table(sigma_pixel).thresholds), 2**64]
     half = (len(table) - 2) // 2
     with mpmath.workdps(40):
         s = 255 * mpmath.mpf(sigma_pixel)
@@ -89,12 +89,12 @@ def test_without_noise_an_8_bit_image_is_itself_and_no_other_is_taken() -> None:
 
 @pytest.mark.parametrize("sigma_pixel", [1e-300, 1e-4, 2e-4])
 def test_a_sigma_far_below_a_level_of_grey_adds_nothing_and_does_not_overflow(sigma_pixel: float) -> None:
-    table = rounded_gaussian_table(sigma_pixel)
+    table = rounded_gaussian_table(sigma_pixel).thresholds
     assert [int(threshold) for threshold in table] == [0, 2**64 - 1]
     assert not IntegerNoise(sigma_pixel).draw(np.random.default_rng(0), (1000,)).any()
 
 
 @pytest.mark.parametrize("bits", [1, 5])
 def test_a_finer_lattice_has_the_table_of_a_larger_sigma(bits: int) -> None:
-    finer = rounded_gaussian_table(0.02, bits=bits)
-    np.testing.assert_array_equal(finer, rounded_gaussian_table(0.02 * 2**bits))
+    finer = rounded_gaussian_table(0.02, bits=bits).thresholds
+    np.testing.assert_array_equal(finer, rounded_gaussian_table(0.02 * 2**bits).thresholds)
