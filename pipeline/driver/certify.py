@@ -35,6 +35,7 @@ from pipeline.workers.vote_actor import SequentialVoteActor, VoteActor, VoterSet
 
 IMAGES_TOGETHER = 8
 PASSES_OF_A_GPU = 6  # as many are launched, or wait for their turn
+FILLS_OF_A_CALL = 4
 UNITS_BETWEEN_COMPACTIONS = 20_000
 
 
@@ -298,9 +299,10 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
     """Sends units to a pool of actors and yields a receipt for each as soon as it is published.
 
     Where what is drawn depends on the votes, an actor is sent one unit of each image and noise level, and goes on from
-    there; levels on one path go together. Several images at a time, so that their rows share forward passes. Image
-    after image, so that a run that is not finished has complete ones; of an image what takes longest first: the level
-    with the most noise, the unit with the most draws.
+    there; levels on one path go together. As many images at a time as fill its passes with their first draws, several
+    times over, for passes are seldom full while the last ones end. Image after image, so that a run that is not
+    finished has complete ones; of an image what takes longest first: the level with the most noise, the unit with the
+    most draws.
     """
     record_of = {record.image_id: record for record in run.records}
     place_of = {image_id: place for place, image_id in enumerate(record_of)}
@@ -318,11 +320,12 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
         run.config, absolute(run.folder), run.declaration, run.fingerprint, run.num_classes, device=pool.device
     )
     actor, fewest = (SequentialVoteActor, IMAGES_TOGETHER) if follows else (VoteActor, 1)
-    together = max(fewest, units_of_passes(run.declaration, passes=PASSES_OF_A_GPU if pool.gpus_per_actor else 1))
+    fill = units_of_passes(run.declaration, passes=PASSES_OF_A_GPU if pool.gpus_per_actor else 1, follows=follows)
+    together = max(fewest, (FILLS_OF_A_CALL if follows and pool.gpus_per_actor else 1) * fill)
     stuck_seconds = run.config.compute.stuck_seconds
     metrics, exported = Metrics(str(run.folder)), SideChannel("Ray's metrics", say)
     for row in map_over_actors(
-        rows, actor, settings, pool=pool, stuck_seconds=stuck_seconds, rows_together=together, say=say
+        rows, actor, settings, pool=pool, stuck_seconds=stuck_seconds, rows_together=together, fill=fill, say=say
     ):
         receipt = Receipt(**row)
         with exported:
@@ -333,6 +336,8 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
         yield receipt
 
 
-def units_of_passes(declaration: Declaration, *, passes: int) -> int:
-    """How many units have the draws whose rows fill so many passes when each draw waits for one row's answer."""
-    return math.ceil(passes * declaration.rows_per_pass / declaration.votes_per_unit)
+def units_of_passes(declaration: Declaration, *, passes: int, follows: bool) -> int:
+    """How many units have the draws whose rows fill so many passes when each draw waits for one row's answer. Where an
+    actor follows the votes, an image begins with those that select its class."""
+    draws = min(declaration.votes_per_unit, declaration.selection_votes if follows else declaration.votes_per_unit)
+    return math.ceil(passes * declaration.rows_per_pass / draws)

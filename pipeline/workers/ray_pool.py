@@ -341,16 +341,17 @@ def map_over_actors(
     pool: Pool,
     stuck_seconds: float,
     rows_together: int = 1,
+    fill: int = 1,
     say: Say,
 ) -> Iterator[dict[str, Any]]:
     """Maps rows over a pool of `actor(settings, heartbeat)` and yields the rows that they return, as each is there.
 
     An actor is sent at most `rows_together` rows at a time (more only of more than MAX_BLOCKS times as many), and fewer
-    where there are few for each. The pool grows to its most as nodes come, and goes on with those that are left when
-    nodes go.
+    where there are few for each, down to the `fill` that it needs to be busy. The pool grows to its most as nodes come,
+    and goes on with those that are left when nodes go.
     """
     fewest, most = (min(bound, len(rows)) for bound in (pool.fewest, pool.most))
-    together = rows_of_a_call(len(rows), actors=most, rows_together=rows_together)
+    together = rows_of_a_call(len(rows), actors=most, rows_together=rows_together, fill=fill)
     blocks = [pa.Table.from_pylist(rows[first : first + together]) for first in range(0, len(rows), together)]
     stop_on_signals()  # again: Ray has put handlers of its own in place, which abort
     import ray.data
@@ -374,9 +375,11 @@ def map_over_actors(
             yield from rows_of(batch)
 
 
-def rows_of_a_call(rows: int, *, actors: int, rows_together: int) -> int:
-    """As many as asked for, unless an actor would have few turns or Ray too many blocks."""
-    return max(math.ceil(rows / MAX_BLOCKS), min(rows_together, rows // (TURNS_OF_AN_ACTOR * actors)), 1)
+def rows_of_a_call(rows: int, *, actors: int, rows_together: int, fill: int = 1) -> int:
+    """As many as asked for, unless one of several actors would have few turns or Ray too many blocks."""
+    turns = TURNS_OF_AN_ACTOR if actors > 1 else 1
+    share = max(rows // (turns * actors), min(fill, rows // actors))
+    return max(math.ceil(rows / MAX_BLOCKS), min(rows_together, share), 1)
 
 
 def _set_up_ray_data() -> None:

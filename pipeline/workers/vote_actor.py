@@ -4,8 +4,10 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,8 +29,11 @@ from pipeline.store.run_store import RunStore
 from pipeline.workers.compute import pick_device, set_up_process
 from pipeline.workers.models import build_classifier, checkpoints_of, model_digests
 from pipeline.workers.rows import RECEIPT_COLUMNS, Columns, Receipt, rows_of, unit_of_row
+from pipeline.workers.store_work import store_work
 from pipeline.workers.unit_groups import ImageSchedule, UnitGroup, levels_of
 from pipeline.workers.watchdog import LOADING, Heartbeat
+
+NO_IMAGE = np.zeros((0, 0, 0), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,36 @@ def votes_of_unit(
     return counts[0]
 
 
+@dataclass(frozen=True)
+class Known:
+    """What the store has of a group, and what is still to be voted on."""
+
+    evidence: list[Evidence]
+    missing: UnitGroup
+    image: np.ndarray
+
+
+@dataclass(frozen=True)
+class Published:
+    """A group whose votes are on their way to the store; the noise levels at which they decide their image."""
+
+    group: UnitGroup
+    items: list[Evidence]
+    decided: set[float]
+    future: Future[None]
+
+
+@dataclass
+class Queues:
+    """What an actor has before it. Groups of images that have begun go before those of others: passes are full from the
+    first to the last, and images are finished one after the other."""
+
+    fresh: deque[UnitGroup]
+    begun: deque[UnitGroup] = field(default_factory=deque)
+    looked_up: deque[tuple[UnitGroup, Future[Known]]] = field(default_factory=deque)
+    done: deque[Receipt] = field(default_factory=deque)
+
+
 class VoteActor:
     """Holds the model; for each unit adds noise, scores, counts and publishes, then gives a receipt.
 
@@ -93,6 +128,7 @@ class VoteActor:
         self.device = device_record(self.classifier).text()
         self.heartbeat.end(LOADING)
         self.store = RunStore(settings.run_folder)
+        self.store_work, self.look_ahead = store_work(self.classifier.device)
         self.clock = time.perf_counter()
 
     def __call__(self, batch: Columns) -> Iterator[Columns]:
@@ -102,68 +138,99 @@ class VoteActor:
     def receipts(self, rows: Iterable[tuple[WorkUnit, ImageRecord]]) -> Iterator[Receipt]:
         """A receipt for each unit, and for those that turn out to be needed as others are done."""
         self.clock = time.perf_counter()
-        waiting, done = deque(self.first_groups(rows)), deque[Receipt]()
-
-        def next_request() -> tuple[tuple[UnitGroup, UnitGroup], VoteRequest] | None:
-            while waiting:
-                group = waiting.popleft()
-                try:
-                    missing = self._without_evidence(group, done)
-                    if missing.units:
-                        for unit in missing.units:
-                            self.heartbeat.begin(str(unit))
-                            self._log("begin", unit)
-                        image = self.store.pictures.pixels(group.record)
-                        return (group, missing), missing.request(self.settings.config, image)
-                    waiting.extend(self.next_groups(group))
-                except Exception as error:  # whatever it is, it is this group's: the others go on
-                    done.extend(self._failed(group, error))
-            return None
-
-        for (group, missing), counts in stream_votes(self.classifier, next_request):
+        queues = Queues(deque(self.first_groups(rows)))
+        done, published = queues.done, deque[Published]()
+        for (group, known), counts in stream_votes(self.classifier, partial(self._next_request, queues)):
             try:
                 if isinstance(counts, Exception):
                     raise counts
-                done.extend(self._publish(missing, counts))
-                waiting.extend(self.next_groups(group))
-                _mark_decided(done, missing)
+                items = self._counted(known.missing, counts)
+                queues.begun.extend(self.next_groups(group, [*known.evidence, *items]))
+                decided = known.missing.decided_levels()
+                published.append(Published(known.missing, items, decided, self.store_work.submit(self._publish, items)))
             except Exception as error:
-                done.extend(self._failed(missing, error))
+                done.extend(self._failed(known.missing, error))
+            while published and published[0].future.done():
+                done.extend(self._published(published.popleft()))
             while done:
                 yield done.popleft()
+        for last in published:
+            done.extend(self._published(last))
         yield from done
+
+    def _next_request(self, queues: Queues) -> tuple[tuple[UnitGroup, Known], VoteRequest] | None:
+        while True:
+            while len(queues.looked_up) < self.look_ahead and (queues.begun or queues.fresh):
+                group = (queues.begun or queues.fresh).popleft()
+                queues.looked_up.append((group, self.store_work.submit(self._look_up, group)))
+            if not queues.looked_up:
+                return None
+            group, future = queues.looked_up.popleft()
+            try:
+                known = future.result()
+                queues.done.extend(self._receipt(item.unit) for item in known.evidence)
+                if known.missing.units:
+                    self._begin(known.missing)
+                    return (group, known), known.missing.request(self.settings.config, known.image)
+                queues.begun.extend(self.next_groups(group, known.evidence))
+            except Exception as error:  # whatever it is, it is this group's: the others go on
+                queues.done.extend(self._failed(group, error))
 
     def first_groups(self, rows: Iterable[tuple[WorkUnit, ImageRecord]]) -> Iterator[UnitGroup]:
         for unit, record in rows:
             units = [replace(unit, sigma_pixel=sigma) for sigma in levels_of(self.settings.config, unit)]
             yield UnitGroup(units, record, (NO_CLASS,) * len(units))
 
-    def next_groups(self, group: UnitGroup) -> Iterable[UnitGroup]:
-        """What is to be voted on next, now that a group is done."""
+    def next_groups(self, group: UnitGroup, evidence: Sequence[Evidence]) -> Iterable[UnitGroup]:
+        """What is to be voted on next, now that there is a group's evidence."""
         return ()
 
-    def _without_evidence(self, group: UnitGroup, done: deque[Receipt]) -> UnitGroup:
-        """The group of those units that have no evidence yet; receipts for the others."""
-        missing, fingerprint = [], self.settings.fingerprint
+    def _look_up(self, group: UnitGroup) -> Known:
+        """What the store has of a group, and the image for the rest of it."""
+        fingerprint, evidence, missing = self.settings.fingerprint, list[Evidence](), []
         for unit, candidate in zip(group.units, group.candidates, strict=True):
-            if self.store.has_evidence(unit.unit_id(fingerprint), fingerprint=fingerprint):
-                done.append(self._receipt(unit))
+            unit_id = unit.unit_id(fingerprint)
+            if self.store.has_evidence(unit_id, fingerprint=fingerprint):
+                evidence.append(self.store.read_evidence(unit_id, fingerprint=fingerprint))
             else:
                 missing.append((unit, candidate))
         units, candidates = [unit for unit, _ in missing], tuple(candidate for _, candidate in missing)
-        return UnitGroup(units, group.record, candidates, group.schedule)
+        rest = UnitGroup(units, group.record, candidates, group.schedule)
+        return Known(evidence, rest, self.store.pictures.pixels(group.record) if missing else NO_IMAGE)
 
-    def _publish(self, group: UnitGroup, counts: Sequence[VoteCounts]) -> Iterator[Receipt]:
-        """Makes the votes durable. The time since the last receipt is divided among the group's units."""
+    def _begin(self, group: UnitGroup) -> None:
+        for unit in group.units:
+            self.heartbeat.begin(str(unit))
+            self._log("begin", unit)
+
+    def _counted(self, group: UnitGroup, counts: Sequence[VoteCounts]) -> list[Evidence]:
+        """The time since the last were counted is divided among the group's units."""
         now = time.perf_counter()
         seconds, self.clock = (now - self.clock) / len(counts), now
+        items = []
         for unit, counted in zip(group.units, counts, strict=True):
             votes = {int(c): int(counted.votes[c]) for c in counted.votes.nonzero()[0]}
             cost = counted.evaluations, seconds, time.time(), self.device
-            self.store.publish(Evidence(unit, votes, *cost, counted.scores), fingerprint=self.settings.fingerprint)
-            self.heartbeat.end(str(unit))
-            self._log("published", unit, evaluations=counted.evaluations, seconds=seconds)
-            yield self._receipt(unit, evaluations=counted.evaluations, seconds=seconds)
+            items.append(Evidence(unit, votes, *cost, counted.scores))
+        return items
+
+    def _publish(self, items: Sequence[Evidence]) -> None:
+        """Makes votes durable."""
+        for item in items:
+            self.store.publish(item, fingerprint=self.settings.fingerprint)
+
+    def _published(self, group: Published) -> Iterator[Receipt]:
+        """Receipts for a group, once it is durable or cannot be made so."""
+        try:
+            group.future.result()
+        except Exception as error:
+            yield from self._failed(group.group, error)
+            return
+        for item in group.items:
+            self.heartbeat.end(str(item.unit))
+            self._log("published", item.unit, evaluations=item.evaluations, seconds=item.seconds)
+            receipt = self._receipt(item.unit, evaluations=item.evaluations, seconds=item.seconds)
+            yield replace(receipt, decided=item.unit.sigma_pixel in group.decided)
 
     def _log(self, event: str, unit: WorkUnit, **fields: Any) -> None:
         named = {"unit_id": unit.unit_id(self.settings.fingerprint), **asdict(unit), **fields}
@@ -196,13 +263,6 @@ class VoteActor:
             yield self._receipt(unit, error=message, fatal=away or isinstance(error, NoSpaceError))
 
 
-def _mark_decided(receipts: deque[Receipt], group: UnitGroup) -> None:
-    """The last receipts, which are the group's, of images that need no more draws."""
-    decided = group.decided_levels()
-    for place in range(-len(group.units), 0):
-        receipts[place] = replace(receipts[place], decided=receipts[place].sigma_pixel in decided)
-
-
 class SequentialVoteActor(VoteActor):
     """Sent any unit of an image, computes what its certificates still need, one wave after the other.
 
@@ -222,10 +282,9 @@ class SequentialVoteActor(VoteActor):
                 unit.label, record, cells, deque(draw_ranges(declaration, levels[0]))
             ).next_groups()
 
-    def next_groups(self, group: UnitGroup) -> Iterable[UnitGroup]:
+    def next_groups(self, group: UnitGroup, evidence: Sequence[Evidence]) -> Iterable[UnitGroup]:
         schedule = group.schedule
         assert schedule is not None
-        for unit in group.units:
-            fingerprint = self.settings.fingerprint
-            schedule.take(self.store.read_evidence(unit.unit_id(fingerprint), fingerprint=fingerprint))
+        for item in evidence:
+            schedule.take(item)
         return schedule.next_groups()

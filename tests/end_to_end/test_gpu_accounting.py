@@ -108,6 +108,9 @@ def test_a_call_has_the_rows_that_were_asked_for_unless_actors_would_have_few_tu
     assert rows_of_a_call(1000, actors=2, rows_together=8) == 8
     assert rows_of_a_call(100, actors=2, rows_together=8) == 6
     assert rows_of_a_call(100, actors=64, rows_together=8) == 1
+    assert rows_of_a_call(100, actors=1, rows_together=80) == 80, "one actor leaves no other alone"
+    assert rows_of_a_call(1536, actors=8, rows_together=984, fill=246) == 192, "half a GPU idles in fewer"
+    assert rows_of_a_call(150_000, actors=8, rows_together=984, fill=246) == 984
     assert rows_of_a_call(50_000, actors=2, rows_together=1) == 3, "of more than 20,000 blocks Ray makes heavy weather"
 
 
