@@ -170,3 +170,21 @@ def test_a_trunk_or_heads_that_cannot_be_are_refused(tmp_path: Path) -> None:
         (folder / "denoiser.json").write_text(description.replace(before, after))
         with pytest.raises(CheckpointError, match=message):
             load_denoiser(folder)
+
+
+def test_a_mixed_precision_rounds_features_and_not_what_classes_differ_in() -> None:
+    """Heads that differ by less than bfloat16 can tell still differ: training would learn nothing otherwise."""
+    denoiser = linear_heads("edm-song")
+    with torch.no_grad():
+        denoiser.network.heads.copy_(denoiser.network.heads[:1] * (1 + 1e-4 * torch.arange(CLASSES + 1)[:, None, None]))
+    z, sigma, _ = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        heads = denoiser.unclipped_heads(z, sigma)
+        one_hot = torch.stack(
+            [denoiser.unclipped(z, sigma, label.expand(4, -1)) for label in torch.eye(CLASSES)], dim=1
+        )
+    steps = heads.diff(dim=1)
+    assert heads.dtype == one_hot.dtype == torch.float32
+    torch.testing.assert_close(steps, steps[:, :1].expand_as(steps), rtol=0.05, atol=1e-6)
+    assert (steps != 0).double().mean() > 0.99
+    torch.testing.assert_close(one_hot, heads[:, :-1])

@@ -20,6 +20,9 @@ from ndc_core.models.networks.linear_heads import LinearHeadsNetwork
 from ndc_core.models.networks.small import SmallHeadsUNet
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.streams import DrawNoise
+from ndc_core.training.denoiser import TrainingSpec
+from ndc_core.training.distillation import DistillationSpec
+from ndc_core.training.image_classifier import ClassifierSpec
 from ndc_core.training.tuning import Judgement, TuningSpec, estimate_without_label, sampled_scores, split, tune
 from pipeline.cli import main
 
@@ -133,6 +136,18 @@ def test_held_out_images_are_not_learned_from() -> None:
     assert sorted([*held_out.tolist(), *train.tolist()]) == list(range(100))
     with pytest.raises(ValueError, match="50 images are too few to tune on"):
         split(50, TuningSpec(batch=48))
+
+
+def test_a_thousand_images_judge_however_many_there_are() -> None:
+    held_out, learned = split(50_000, TuningSpec())
+    assert (len(held_out), len(learned)) == (1000, 49_000)
+    assert not set(held_out.tolist()) & set(learned.tolist())
+
+
+def test_an_unknown_augmentation_is_refused_for_whatever_is_trained() -> None:
+    for spec in (TuningSpec, ClassifierSpec, TrainingSpec, DistillationSpec):
+        with pytest.raises(ValueError, match="augment 'mirror' is unknown; there are: none, jitter, flip-and-shift"):
+            spec(augment="mirror")
 
 
 def ndc(*arguments: str | Path) -> Result:
