@@ -21,7 +21,7 @@ ORDER = [
     ["ndc_core.conversion", "ndc_core.training", "ndc_core.voting"],
     ["ndc_core.certify", "ndc_core.analysis"],
     ["ndc_core"],
-    ["pipeline.file_names", "pipeline.near_names", "pipeline.side_channel"],
+    ["pipeline.file_names", "pipeline.named_functions", "pipeline.near_names", "pipeline.side_channel"],
     ["pipeline.locations", "pipeline.progress"],
     ["pipeline.data"],
     ["pipeline.declaration"],

@@ -162,7 +162,9 @@ def distill(
     resample: str | None,
     **settings: Any,
 ) -> None:
-    """Teach a network with an output for each class what TEACHER, a checkpoint of any kind, says of images of DATA.
+    """Teach a network with an output for each class what TEACHER says of images of DATA.
+
+    TEACHER is a checkpoint of any kind, or module:function.
 
     The classes are TEACHER's, in its order; labels of the images play no part. The same command goes on with a
     distillation that was stopped, from the last of the checkpoints that it keeps every few minutes.
@@ -251,6 +253,7 @@ def convert(
     take in only what you trust.
     """
     from ndc_core.conversion.convert import convert as convert_model
+    from pipeline.named_functions import is_function
 
     if classifier:
         from pipeline.model_tools.convert_classifier import take_in
@@ -263,6 +266,8 @@ def convert(
         return
     if image_shape or mean or std:
         raise click.UsageError("--image-shape, --mean and --std are for --classifier.")
+    if is_function(source):
+        raise click.UsageError(f"{source} is a function, which needs no conversion: give it as --model.")
     description = convert_model(Path(source), out)
     click.echo(
         f"{out}: {description['network']}, {description['num_classes']} classes, "
@@ -308,7 +313,8 @@ def diagnose(
 ) -> None:
     """See at which noise levels MODEL tells the classes of DATA apart, and have a grid of levels proposed.
 
-    The training split is taken where the data have one: a grid should not be chosen on the images it is tested on.
+    MODEL is a checkpoint, or module:function. The training split is taken where the data have one: a grid should not be
+    chosen on the images it is tested on.
     """
     from pipeline.data.classes import class_order
     from pipeline.data.datasets import DatasetSpec

@@ -30,7 +30,7 @@ from pipeline.store.evidence import EvidenceTable
 from pipeline.store.run_images import placed
 from pipeline.store.run_store import RunStore
 from pipeline.workers.measurement import Measured, MeasurementRequest, measure
-from pipeline.workers.models import build_classifier, model_digests
+from pipeline.workers.models import build_classifier, functions_of, model_digests
 from pipeline.workers.ray_pool import run_once
 
 IMAGES_TO_MEASURE = 8
@@ -96,6 +96,7 @@ class PreparedRun:
         resized = f", resized with the filter {data.filter}" if data.resize else ""
         lines = [f"data: {data.name}{guess}: {channels} x {height} x {width} pixels{resized}", self.labels]
         lines += [f"data: {note}" for note in self.listing.notes]
+        lines += [f"model: {line}" for line in functions_of(self.config)]
         lines += [f"the run {self.growth}"] if self.growth else []
         if self.measured is None or self.measured.device:  # a stated rate does not tell the rows
             lines += [
