@@ -86,8 +86,9 @@ def train(
 ) -> None:
     """Train a denoiser on DATA, or a small image classifier to compare with.
 
-    DATA is digits, mnist, or a path or URI as a run takes it; the training split is taken where there is one. The same
-    command goes on with a training that was stopped, from the last of the checkpoints that it keeps every few minutes.
+    DATA is digits, mnist, or a path, URI or module:function as a run takes it; the training split is taken where there
+    is one. The same command goes on with a training that was stopped, from the last of the checkpoints that it keeps
+    every few minutes.
     """
     from pipeline.data.classes import class_order
     from pipeline.data.datasets import DatasetSpec

@@ -10,7 +10,6 @@ from upath import UPath
 
 from pipeline.certificates.stopping import cells_of
 from pipeline.data.datasets import (
-    DATASETS,
     Example,
     ImageRecord,
     Listing,
@@ -19,11 +18,13 @@ from pipeline.data.datasets import (
     meaning_of_labels,
     source_of,
 )
+from pipeline.data.formats import FORMATS
 from pipeline.data.source import Source
 from pipeline.declaration.config import RunConfig
 from pipeline.declaration.declaration import Declaration, declare
 from pipeline.declaration.growth import Growth, growth_of
 from pipeline.declaration.units import WorkUnit, draws_a_unit, plan_units
+from pipeline.named_functions import is_function, named_function
 from pipeline.progress import ReadingProgress
 from pipeline.side_channel import Say
 from pipeline.store.evidence import EvidenceTable
@@ -92,7 +93,8 @@ class PreparedRun:
     def remarks(self) -> list[str]:
         """What was decided about the data without being asked."""
         data, (channels, height, width) = self.config.dataset, self.listing.image_shape
-        guess = "" if data.format or data.name in DATASETS else f", read as {self.source.format} (--format overrides)"
+        guessed = self.source.format in FORMATS and not data.format
+        guess = f", read as {self.source.format} (--format overrides)" if guessed else ""
         resized = f", resized with the filter {data.filter}" if data.resize else ""
         lines = [f"data: {data.name}{guess}: {channels} x {height} x {width} pixels{resized}", self.labels]
         lines += [f"data: {note}" for note in self.listing.notes]
@@ -137,6 +139,8 @@ class PreparedRun:
             "label_order": self.source.label_order,
             "classes": self.source.class_names,
         }
+        if is_function(self.config.dataset.name):
+            data["source_sha256"] = named_function(self.config.dataset.name).sha256
         return {"fingerprint": self.fingerprint, "law": self.declaration.to_json(), "plan": plan, "data": data}
 
 

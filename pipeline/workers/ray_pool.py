@@ -55,6 +55,10 @@ Argument = TypeVar("Argument")
 Answer = TypeVar("Answer")
 
 
+class ActorStartError(RuntimeError):
+    """Actors cannot load what they vote with on their nodes."""
+
+
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
@@ -371,8 +375,12 @@ def map_over_actors(
             max_restarts=FOR_EVER,
             max_task_retries=FOR_EVER,
         )
-        for batch in receipts.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-            yield from rows_of(batch)
+        try:
+            for batch in receipts.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+                yield from rows_of(batch)
+        except ray.exceptions.ActorDiedError as error:  # before its first unit; later ones start again
+            cause = str(error).strip().splitlines()[-1].partition(": ")[2]  # Ray hands over the text alone
+            raise ActorStartError(f"no actor can start: {cause}") from error
 
 
 def rows_of_a_call(rows: int, *, actors: int, rows_together: int, fill: int = 1) -> int:
