@@ -250,12 +250,21 @@ def convert(
     NVIDIA's EDM and EDM2 pickles, training states, state dicts (.pt, .safetensors) of EDM's networks, and diffusers'
     UNet2DModel folders. Nothing in a pickle is executed.
 
+    SOURCE may be hf://ORG/NAME[@REVISION][/FILE or FOLDER], of the Hugging Face hub.
+
     With --classifier a TorchScript file, a torch.export file (.pt2), or timm:NAME. These are programs, which are run:
     take in only what you trust.
     """
     from ndc_core.conversion.convert import convert as convert_model
+    from pipeline.hub import is_hub
     from pipeline.named_functions import is_function
 
+    named = source
+    if is_hub(source):
+        from pipeline.model_tools.hub_sources import local_source
+
+        local, named = local_source(source)
+        source = str(local)
     if classifier:
         from pipeline.model_tools.convert_classifier import take_in
 
@@ -269,7 +278,7 @@ def convert(
         raise click.UsageError("--image-shape, --mean and --std are for --classifier.")
     if is_function(source):
         raise click.UsageError(f"{source} is a function, which needs no conversion: give it as --model.")
-    description = convert_model(Path(source), out)
+    description = convert_model(Path(source), out, named=named if is_hub(named) else None)
     click.echo(
         f"{out}: {description['network']}, {description['num_classes']} classes, "
         f"images of {description['image_shape']}, "

@@ -212,8 +212,8 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0)
     """From which all noise of the run follows. Every preset has the same; an independent confirmation needs another."""
     model: str
-    """Folder or URI of a checkpoint: a denoiser, or for `plain` an image classifier. Or `module:function`, a function
-    of yours that returns one."""
+    """Folder or URI of a checkpoint, also `hf://ORG/NAME`: a denoiser, or for `plain` an image classifier. Or
+    `module:function`, a function of yours that returns one."""
     unconditional: str = "null_label"
     """What knows images without a label, for apndc and `denoise`: `null_label`, `label_mean`, `blended_label`, or
     another model."""

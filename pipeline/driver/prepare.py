@@ -24,6 +24,7 @@ from pipeline.declaration.config import RunConfig
 from pipeline.declaration.declaration import Declaration, declare
 from pipeline.declaration.growth import Growth, growth_of
 from pipeline.declaration.units import WorkUnit, draws_a_unit, plan_units
+from pipeline.driver.pinned import with_commits
 from pipeline.named_functions import is_function, named_function
 from pipeline.progress import ReadingProgress
 from pipeline.side_channel import Say
@@ -204,6 +205,7 @@ def prepare(
     """
     store = RunStore(folder)
     store.is_declared()  # says at once whether the place can be reached at all
+    config = with_commits(config)
     inputs = inputs or read_inputs(config)
     source, listing = inputs.source, inputs.listing
     measuring = Measurer(source, listing, inputs.most_evaluations_per_vote, say)

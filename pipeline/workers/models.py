@@ -33,6 +33,7 @@ from ndc_core.models.execution import Execution
 from ndc_core.models.image_classifier import ImageClassifier
 from ndc_core.untrusted_files.file_kinds import foreign_kind
 from pipeline.declaration.config import DenoiseConfig, PlainConfig, RunConfig
+from pipeline.hub import HubName, is_hub, local_copy
 from pipeline.locations import cache_folder, is_local, location, reaching, read
 from pipeline.named_functions import is_function, named_function
 from pipeline.workers.own_models import own_classifier, own_denoiser, own_digest
@@ -47,6 +48,8 @@ def local_checkpoint(where: str) -> Path:
         CheckpointError: there is none, it is a file of another program, or what arrived is not what was written.
         LocationError: the object store cannot be used.
     """
+    if is_hub(where):
+        where = _of_hub(where, DESCRIPTION_FILE, WEIGHTS_FILE)
     if is_local(location(where)):
         describe_denoiser(Path(where))
         return Path(where)
@@ -62,6 +65,8 @@ def local_checkpoint(where: str) -> Path:
 
 def local_classifier(where: str) -> Path:
     """The same for the folder of an image classifier."""
+    if is_hub(where):
+        where = _of_hub(where, CLASSIFIER_DESCRIPTION, f"{Path(CLASSIFIER_DESCRIPTION).stem}.*")
     if is_local(location(where)):
         describe_classifier(Path(where))
         return Path(where)
@@ -73,6 +78,19 @@ def local_classifier(where: str) -> Path:
     )
     description = parse_classifier(content, where=str(location(where) / CLASSIFIER_DESCRIPTION))
     return _fetched(where, (CLASSIFIER_DESCRIPTION, content), description.file, description.sha256)
+
+
+def _of_hub(where: str, description: str, weights: str) -> str:
+    """The local copy of a folder in a repository of the Hugging Face hub, which is fetched once for a node."""
+    name = HubName.parse(where)
+    below = f"{name.path}/" if name.path else ""
+    folder, exact = local_copy(name, [f"{below}{description}", f"{below}{weights}"])
+    if not (folder / name.path / description).is_file():
+        raise CheckpointError(
+            f"{exact} is no model of ndc ({description} is missing); take it in with `ndc convert {where} FOLDER`, and "
+            "name that folder"
+        )
+    return str(folder / name.path)
 
 
 def _read_description(where: str, name: str, *, kind: str, remedy: str) -> bytes:

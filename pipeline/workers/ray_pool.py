@@ -47,7 +47,10 @@ SECONDS_BETWEEN_WATCHES = 5.0
 SECONDS_TO_A_GPU = 20.0  # after which the driver says that it waits for one
 MOST_OF_A_LABEL = 200
 # What leads actors to stores and is no secret: Ray shows a job's environment to all who see its dashboard.
-HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION")
+HANDED_ON = (
+    *("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION"),
+    *("HF_ENDPOINT", "HF_HUB_OFFLINE"),
+)
 
 JOINING_SECONDS = 60.0  # of a Ray that answers
 
