@@ -382,8 +382,12 @@ def map_over_actors(
             for batch in receipts.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
                 yield from rows_of(batch)
         except ray.exceptions.ActorDiedError as error:  # before its first unit; later ones start again
-            cause = str(error).strip().splitlines()[-1].partition(": ")[2]  # Ray hands over the text alone
-            raise ActorStartError(f"no actor can start: {cause}") from error
+            raise ActorStartError(f"no actor can start: {last_words(error)}") from error
+
+
+def last_words(error: Exception) -> str:
+    """What an actor's own error said: Ray hands over nothing but the text of its traceback."""
+    return str(error).strip().splitlines()[-1].partition(": ")[2]
 
 
 def rows_of_a_call(rows: int, *, actors: int, rows_together: int, fill: int = 1) -> int:

@@ -1,6 +1,9 @@
 """Models and data by their names on a hub, which is an imitation on loopback: fetched once, pinned, and without it."""
 
 import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from pipeline.driver.verify import verify_run
 from pipeline.hub import HubError, HubName, _snapshot, at_commit, pinned
 from pipeline.locations import location
 from pipeline.workers.models import local_checkpoint, local_classifier
-from tests.support.commands import ndc, ndc_process
+from tests.support.commands import ndc
 from tests.support.fake_hub import TOKEN, FakeHub, go_offline
 from tests.support.small_runs import computed, small_arguments, small_config
 
@@ -49,6 +52,20 @@ def test_a_checkpoint_is_fetched_once_however_many_ask(hub: FakeHub, tiny_model:
     _snapshot.cache_clear()  # as in another process
     local_checkpoint(f"hf://org/tiny@{commit}")
     assert hub.asked == asked, "a commit that is there needs no hub"
+
+
+def test_processes_that_ask_at_once_fetch_once_where_the_environment_says(hub: FakeHub, tmp_path: Path) -> None:
+    commit = hub.push("org/one", {"weights.bin": bytes(10**7)})
+    script = f"from pipeline.hub import *; local_copy(HubName.parse('hf://org/one@{commit}'), ['*'])"
+    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")}
+    actors = [subprocess.Popen([sys.executable, "-c", script], env=environment) for _ in range(4)]
+    assert [actor.wait(60) for actor in actors] == [0] * 4
+    assert hub.served["weights.bin"] == 1
+    offline = f"from pipeline.hub import *; print(local_copy(HubName.parse('hf://org/one@{commit}'), ['*'])[0])"
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", offline], env=environment, capture_output=True, text=True, check=True)
+    assert (Path(done.stdout.strip()) / "weights.bin").stat().st_size == 10**7
+    assert done.stderr == ""
 
 
 def test_a_folder_in_a_repository_and_an_image_classifier_are_taken(hub: FakeHub, tiny_model: Path) -> None:
@@ -144,15 +161,10 @@ def test_a_model_of_diffusers_is_converted_by_its_name(hub: FakeHub, tmp_path: P
     assert "asks to call os.system" in done.stderr
 
 
-def test_the_command_is_led_by_the_environment(hub: FakeHub, tiny_model: Path, workplace: Path) -> None:
-    """In processes of its own: whatever huggingface_hub reads when it is imported."""
+@pytest.mark.usefixtures("workplace_without_ray")
+def test_a_plan_names_the_commit(hub: FakeHub, tiny_model: Path) -> None:
     commit = hub.push_folder("org/tiny", tiny_model)
-    variables = {"HF_ENDPOINT": hub.address, "HF_HOME": str(workplace / "home")}
     few = [*small_arguments(tiny_model, "dataset.limit=1"), "--model", "hf://org/tiny", "--evaluations-per-second", "9"]
-    planned = ndc_process("plan", "demo", *few, **variables)
+    planned = ndc("plan", "demo", *few)
     assert planned.returncode == 0, planned.stderr
     assert f"model: hf://org/tiny@{commit}" in planned.stderr
-    assert (workplace / "home/hub/models--org--tiny").is_dir()
-    again = ndc_process("plan", "demo", *few, **variables, HF_HUB_OFFLINE="1")
-    assert again.returncode == 0, again.stderr
-    assert hub.served["denoiser.safetensors"] == 1
