@@ -59,7 +59,7 @@ def named_function(where: str) -> NamedFunction:
     _look_here_too()
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported; a script may exit
         raise FunctionError(f"{where}: {_why(module_name, error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -95,7 +95,7 @@ def _look_here_too() -> None:
     importlib.invalidate_caches()
 
 
-def _why(module_name: str, error: Exception) -> str:
+def _why(module_name: str, error: BaseException) -> str:
     if not isinstance(error, ModuleNotFoundError) or not f"{module_name}.".startswith(f"{error.name}."):
         return f"importing {module_name} fails with {_first_line(error)}"
     return (
@@ -104,7 +104,7 @@ def _why(module_name: str, error: Exception) -> str:
     )
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 

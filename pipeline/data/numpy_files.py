@@ -179,12 +179,7 @@ def npz(location: UPath, split: Split) -> Source:
             opened_member(archive, IMAGE_MEMBERS, location) as images,
             opened_member(archive, LABEL_MEMBERS, location) as labels,
         ):
-            yield from array_entries(
-                images,
-                labels_of(labels, images),
-                readable(location.stem),
-                planes_of(images),
-            )
+            yield from array_entries(images, labels_of(labels, images), readable(location.stem), planes_of(images))
 
     return Source("npz", entries, None)
 

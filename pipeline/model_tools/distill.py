@@ -9,11 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ndc_core.checkpoints.denoisers import (
-    CheckpointError,
-    describe_denoiser,
-    save_denoiser,
-)
+from ndc_core.checkpoints.denoisers import CheckpointError, describe_denoiser, save_denoiser
 from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.denoiser import DescribedDenoiser, EDMDenoiser
 from ndc_core.models.execution import Execution

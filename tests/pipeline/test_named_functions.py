@@ -96,6 +96,9 @@ def test_every_way_to_fail_says_what_to_do(write: Write) -> None:
         named_function("mine:build")
     with pytest.raises(FunctionError, match=r"there is no module absent on .*; run ndc in .*--working-dir"):
         named_function("absent.mine:build")
+    write("mine.py", "raise SystemExit(0)\n")
+    with pytest.raises(FunctionError, match="importing mine fails with SystemExit: 0"):
+        named_function("mine:build")
     write("mine.py", "build = 3\ndef broken():\n    raise KeyError('weights')\n")
     with pytest.raises(FunctionError, match=r"mine:build: .*mine.py has no function build"):
         named_function("mine:build")

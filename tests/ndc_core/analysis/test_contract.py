@@ -44,7 +44,7 @@ def test_sound_networks_pass(tiny_model: Path, tmp_path: Path) -> None:
 FAULTS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "shape": (
         lambda z, outputs: outputs[..., :2],
-        r"gives \(6, 1, 2, 2\) for .* of 6 rows; it must give \(6, 1",
+        r"gives \(4, 1, 2, 2\) for .* of 4 rows; it must give \(4, 1",
     ),
     "rows": (lambda z, outputs: outputs[:1], r"gives \(1, 1, 2, 3\)"),
     "no tensor": (lambda z, outputs: outputs.numpy(), "gives ndarray for"),
@@ -54,7 +54,7 @@ FAULTS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "scale": (lambda z, outputs: (outputs + 1) * 127.5, r"another scale; return images in \[-1, 1\]"),
     "raises": (
         lambda z, outputs: outputs.view(7, -1),
-        r"fails on images, .* \(6, 1, 2, 3\), \(6,\), \(6, 3\): Runt",
+        r"fails on images, .* \(4, 1, 2, 3\), \(4,\), \(4, 3\): Runt",
     ),
     "batch": (lambda z, outputs: outputs - outputs.mean(0), r"moves with the other rows .*rule S1.*normalisation over"),
     "place": (lambda z, outputs: outputs + torch.arange(len(z)).view(-1, 1, 1, 1) / 9, "moves with a row's place"),
@@ -128,7 +128,7 @@ def test_an_image_classifier_gives_a_score_for_each_class() -> None:
     check_classifier(Scores(), name="mine", device="cpu", precision="float32")
     more = Scores()
     more.num_classes = 5
-    with pytest.raises(ContractError, match=r"gives \(6, 4\) for images of 6 rows; it must give \(6, 5\)"):
+    with pytest.raises(ContractError, match=r"gives \(4, 4\) for images of 4 rows; it must give \(4, 5\)"):
         check_classifier(more, name="mine", device="cpu", precision="float32")
     more.num_classes = 1
     with pytest.raises(ContractError, match="num_classes of at least 2"):

@@ -160,6 +160,27 @@ def test_functions_stand_wherever_a_model_may(write: Write, tiny_model: Path) ->
         computed(config.model_copy(update={"tracking": "none"}), Path(name))
 
 
+def test_a_sweep_shares_votes_of_a_function(write: Write) -> None:
+    Path("sweep.toml").write_text("""base = "demo"
+
+[set]
+model = "mine:labelled"
+sigma_pixel = [0.25]
+tracking = "none"
+"dataset.limit" = 2
+"votes.selection" = 10
+"votes.estimation" = 20
+"certificate.radii" = [0.0]
+"compute.rows_per_pass" = 32
+
+[vary]
+"votes.estimation" = [20, 40]
+""")
+    done = ndc("sweep", "sweep.toml", "--out", "sweep")
+    assert done.returncode == 0, done.stderr
+    assert "votes over from" in done.stderr
+
+
 def test_tools_take_functions_or_say_why_not(write: Write) -> None:
     few = "--limit", "12", "--draws", "1", "--sigma-pixel", "0.25", "--budget", "2"
     done = ndc("diagnose", "mine:edm", "digits", *few)
