@@ -16,6 +16,8 @@ MEANINGS = {
     "AWS_ENDPOINT_URL": "address of an object store that is not Amazon's",
     "AWS_REGION": "region of the bucket",
     "AWS_REQUEST_CHECKSUM_CALCULATION": "stores other than Amazon's refuse uploads with the newer checksums",
+    "HF_ENDPOINT": "address of a Hugging Face hub that is not huggingface.co",
+    "HF_HUB_OFFLINE": "`1`: models and data of the hub come from its cache alone (`HF_HOME`)",
     "MLFLOW_ALLOW_FILE_STORE": "`true` lets MLflow write to a folder of files all the same",
     "MLFLOW_DISABLE_TELEMETRY": "MLflow sends no usage statistics",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "how often MLflow asks a server again",

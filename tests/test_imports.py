@@ -21,7 +21,7 @@ ORDER = [
     ["ndc_core.conversion", "ndc_core.training", "ndc_core.voting"],
     ["ndc_core.certify", "ndc_core.analysis"],
     ["ndc_core"],
-    ["pipeline.file_names", "pipeline.near_names", "pipeline.side_channel"],
+    ["pipeline.file_names", "pipeline.hub", "pipeline.named_functions", "pipeline.near_names", "pipeline.side_channel"],
     ["pipeline.locations", "pipeline.progress"],
     ["pipeline.data"],
     ["pipeline.declaration"],
@@ -53,6 +53,7 @@ HOMES = {
     "s3fs": set(),
     "filelock": {"pipeline/store/lease.py", "pipeline/report/mlflow_tracker.py", "pipeline/workers/models.py"},
     "jinja2": {"pipeline/report/pages.py"},
+    "huggingface_hub": {"pipeline/hub.py"},
     "timm": {"pipeline/model_tools/convert_classifier.py"},
     "triton": {
         "ndc_core/models/networks/fused_kernels.py",

@@ -95,7 +95,13 @@ class ScoreObjective:
         shape = (len(x) * self.draws, *x.shape[1:])
         noise = torch.randn(shape, generator=self.generator, dtype=x.dtype)
         noisy = x.repeat_interleave(self.draws, dim=0) + self.sigma_pixel * noise
-        scores = self.scores(pixels_to_model(noisy)).view(len(x), self.draws, len(self.classes))
+        scores = self.scores(pixels_to_model(noisy))
+        if x.requires_grad and not scores.requires_grad:
+            raise ValueError(
+                "the model's outputs have no gradient, which an attack climbs: do not run it under torch.no_grad or "
+                "inference_mode, and do not detach its outputs"
+            )
+        scores = scores.view(len(x), self.draws, len(self.classes))
         if not self.smoothed:
             mean = scores.mean(dim=1)
             return mean[:, 1:].amax(dim=1) - mean[:, 0]

@@ -32,8 +32,9 @@ from ndc_core.untrusted_files.torch_files import read_pickle
 ANCHOR = "map_layer0.weight"
 
 
-def convert(source: Path, out: Path) -> dict[str, Any]:
-    """Writes the checkpoint folder `out` from a file or folder of another program; returns its description.
+def convert(source: Path, out: Path, *, named: str | None = None) -> dict[str, Any]:
+    """Writes the checkpoint folder `out` from a file or folder of another program; returns its description, which says
+    that the source was `named` so, if it was not by its path.
 
     Nothing in a pickle is executed. Weights are mapped, and copied once while they are written. The network is run once
     before.
@@ -62,7 +63,7 @@ def convert(source: Path, out: Path) -> dict[str, Any]:
         num_classes=model.arguments.get("label_dim", 0),
         sigma_data=SIGMA_DATA,
         knows_no_label=model.knows_no_label,
-        notes={**model.notes, "source": source.name, "remarks": remarks},
+        notes={**model.notes, "source": named or source.name, "remarks": remarks},
     )
     return describe_denoiser(out)
 

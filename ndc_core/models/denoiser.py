@@ -28,6 +28,13 @@ class Denoiser(Protocol):
     ) -> Float[Tensor, "rows c h w"]: ...
 
 
+class DescribedDenoiser(Denoiser, Protocol):
+    """A denoiser that says whether its outputs are clipped, and whether it was trained without a label."""
+
+    bounded: bool
+    knows_no_label: bool
+
+
 @runtime_checkable
 class EveryClass(Protocol):
     """A denoiser that knows the outputs for all classes from one forward pass."""
@@ -53,6 +60,24 @@ def clip_to_image_range(estimate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Clips to [-1, 1], as the Lipschitz theorem of the paper needs; NaN and infinity become NaN."""
     # x - x is 0 for a finite x and NaN otherwise: clamp alone would turn an infinity into a valid pixel.
     return estimate.clamp(-1.0, 1.0) + (estimate - estimate)
+
+
+class ClippedDenoiser:
+    """Any denoiser with its outputs clipped to [-1, 1]."""
+
+    bounded = True
+
+    def __init__(self, denoiser: Denoiser, *, knows_no_label: bool) -> None:
+        self.unclipped, self.knows_no_label = denoiser, knows_no_label
+        self.image_shape, self.num_classes = denoiser.image_shape, denoiser.num_classes
+
+    def __call__(
+        self,
+        z: Float[Tensor, "rows c h w"],
+        sigma_model: Float[Tensor, " rows"],
+        label: Float[Tensor, "rows classes"],
+    ) -> Float[Tensor, "rows c h w"]:
+        return clip_to_image_range(self.unclipped(z, sigma_model, label))
 
 
 class Preconditioning(NamedTuple):

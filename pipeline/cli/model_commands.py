@@ -86,8 +86,9 @@ def train(
 ) -> None:
     """Train a denoiser on DATA, or a small image classifier to compare with.
 
-    DATA is digits, mnist, or a path or URI as a run takes it; the training split is taken where there is one. The same
-    command goes on with a training that was stopped, from the last of the checkpoints that it keeps every few minutes.
+    DATA is digits, mnist, or a path, URI or module:function as a run takes it; the training split is taken where there
+    is one. The same command goes on with a training that was stopped, from the last of the checkpoints that it keeps
+    every few minutes.
     """
     from pipeline.data.classes import class_order
     from pipeline.data.datasets import DatasetSpec
@@ -162,7 +163,9 @@ def distill(
     resample: str | None,
     **settings: Any,
 ) -> None:
-    """Teach a network with an output for each class what TEACHER, a checkpoint of any kind, says of images of DATA.
+    """Teach a network with an output for each class what TEACHER says of images of DATA.
+
+    TEACHER is a checkpoint of any kind, or module:function.
 
     The classes are TEACHER's, in its order; labels of the images play no part. The same command goes on with a
     distillation that was stopped, from the last of the checkpoints that it keeps every few minutes.
@@ -247,11 +250,21 @@ def convert(
     NVIDIA's EDM and EDM2 pickles, training states, state dicts (.pt, .safetensors) of EDM's networks, and diffusers'
     UNet2DModel folders. Nothing in a pickle is executed.
 
+    SOURCE may be hf://ORG/NAME[@REVISION][/FILE or FOLDER], of the Hugging Face hub.
+
     With --classifier a TorchScript file, a torch.export file (.pt2), or timm:NAME. These are programs, which are run:
     take in only what you trust.
     """
     from ndc_core.conversion.convert import convert as convert_model
+    from pipeline.hub import is_hub
+    from pipeline.named_functions import is_function
 
+    named = source
+    if is_hub(source):
+        from pipeline.model_tools.hub_sources import local_source
+
+        local, named = local_source(source)
+        source = str(local)
     if classifier:
         from pipeline.model_tools.convert_classifier import take_in
 
@@ -263,7 +276,9 @@ def convert(
         return
     if image_shape or mean or std:
         raise click.UsageError("--image-shape, --mean and --std are for --classifier.")
-    description = convert_model(Path(source), out)
+    if is_function(source):
+        raise click.UsageError(f"{source} is a function, which needs no conversion: give it as --model.")
+    description = convert_model(Path(source), out, named=named if is_hub(named) else None)
     click.echo(
         f"{out}: {description['network']}, {description['num_classes']} classes, "
         f"images of {description['image_shape']}, "
@@ -308,7 +323,8 @@ def diagnose(
 ) -> None:
     """See at which noise levels MODEL tells the classes of DATA apart, and have a grid of levels proposed.
 
-    The training split is taken where the data have one: a grid should not be chosen on the images it is tested on.
+    MODEL is a checkpoint, or module:function. The training split is taken where the data have one: a grid should not be
+    chosen on the images it is tested on.
     """
     from pipeline.data.classes import class_order
     from pipeline.data.datasets import DatasetSpec

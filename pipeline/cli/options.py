@@ -46,8 +46,10 @@ def run_options(command: Any) -> Any:
             click.option("--certificate", "method", help="cohen, sequential or lipschitz."),
             click.option("--radii", help="Radii of the table, and the sequential certificate's aims, as 0.25,0.5."),
             click.option("--run", "folder", type=PLACE, help="Run folder, here or s3://... [default: runs/<preset>]."),
-            click.option("--model", help="Folder or URI of a checkpoint."),
-            click.option("--data", "dataset", help="A data set: digits, or the path or URI of your images."),
+            click.option("--model", help="Folder or URI of a checkpoint, hf://ORG/NAME, or module:function."),
+            click.option(
+                "--data", "dataset", help="Images: digits, a path or URI (hf://datasets/... too), or module:function."
+            ),
             click.option("--format", "data_format", help="Format of the data, instead of the one guessed."),
             click.option("--limit", type=click.IntRange(min=1), help="At most N images."),
             click.option("--every", type=click.IntRange(min=1), help="Only every N-th image."),

@@ -14,8 +14,12 @@ from jaxtyping import UInt8
 from pipeline.data.classes import ORDERS, arranged, listed, refuse_open_order
 from pipeline.data.decoding import CorruptImageError, decode
 from pipeline.data.formats import open_source
+from pipeline.data.function_data import function_data
+from pipeline.data.hub_data import hub_data
 from pipeline.data.source import DataError, Entry, LabelOrder, Source, Split
+from pipeline.hub import is_hub
 from pipeline.locations import location
+from pipeline.named_functions import is_function
 
 DIGITS_TRAINING_IMAGES = 1297  # of 1,797; the other 500 are held out
 MNIST_TRAINING_IMAGES = 4500  # of 5,000
@@ -51,7 +55,8 @@ class DatasetSpec:
     """Which images to take, in the order of the data, and what is done to them."""
 
     name: str
-    """`digits`, `mnist`, or a path or URI of your images."""
+    """`digits`, `mnist`, a path or URI of your images, `hf://datasets/ORG/NAME`, or `module:function`, a function of
+    yours that gives them."""
     format: str | None = None
     """Format of the data; left out, it is guessed from names."""
     split: Split = "test"
@@ -169,6 +174,10 @@ def source_of(spec: DatasetSpec) -> Source:
 def _stored(spec: DatasetSpec) -> Source:
     if spec.name in DATASETS:
         return DATASETS[spec.name](spec.split)
+    if is_function(spec.name):
+        return function_data(spec.name, spec.split)
+    if is_hub(spec.name):
+        return hub_data(spec.name, spec.split)
     try:
         return open_source(location(spec.name), format=spec.format, split=spec.split)
     except DataError as error:

@@ -84,6 +84,11 @@ def labels_of(stored: StoredArray, images: StoredArray) -> list[int]:
 
 
 def planes_of(images: StoredArray) -> Planes:
+    """How a row of a stored array becomes (channels, height, width): see `planes_of_array`."""
+    return planes_of_array(images.where, images.dtype, images.shape)
+
+
+def planes_of_array(where: str, dtype: np.dtype, shape: tuple[int, ...]) -> Planes:
     """How a row becomes (channels, height, width).
 
     (n, h, w) is grey. Of four axes the last is the channels if it is 1 or 3, or else the second if that is.
@@ -91,13 +96,12 @@ def planes_of(images: StoredArray) -> Planes:
     Raises:
         DataError: the array is not uint8, or both axes, or neither, could be the channels.
     """
-    shape = images.shape
-    if images.dtype == np.uint8 and len(shape) == 3:
+    if dtype == np.uint8 and len(shape) == 3:
         return lambda row: row[None]
-    if images.dtype == np.uint8 and len(shape) == 4 and (shape[1] in (1, 3)) != (shape[3] in (1, 3)):
+    if dtype == np.uint8 and len(shape) == 4 and (shape[1] in (1, 3)) != (shape[3] in (1, 3)):
         return (lambda row: row.transpose(2, 0, 1)) if shape[3] in (1, 3) else (lambda row: row)
     raise DataError(
-        f"{images.where} is {images.dtype} {shape}; images must be uint8 of shape (n, h, w), (n, h, w, channels) or "
+        f"{where} is {dtype} {shape}; images must be uint8 of shape (n, h, w), (n, h, w, channels) or "
         "(n, channels, h, w), where exactly one axis can be the 1 or 3 channels"
     )
 

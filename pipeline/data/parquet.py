@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -145,7 +145,7 @@ def content_id(path: str | None, content: bytes, label: Any, seen: Counter[str],
     return f"{image_id}-{further}"
 
 
-def repeated_paths(shards: list[UPath]) -> pa.Table:
+def repeated_paths(shards: Sequence[UPath]) -> pa.Table:
     """The paths that several rows have, in all files together, with their numbers of rows: `values` and `counts`.
 
     Pixels are not touched.
@@ -166,15 +166,19 @@ def paths_in(shard: UPath) -> list[pa.Array]:
 
 
 def parquet(location: UPath, split: Split) -> Source:
-    """One Parquet file, or those of a folder or pattern in the order of their names.
+    """One Parquet file, or those of a folder or pattern in the order of their names: see `parquet_files`."""
+    notes = Notes()
+    return parquet_files(list(shards(location, (".parquet",), split, notes).values()), notes)
+
+
+def parquet_files(files: Sequence[UPath], notes: Notes) -> Source:
+    """Parquet files, one after the other.
 
     An image's id is its path where no other row has that path, and then listing does not touch the pixels. Where
     several rows have it, as after Hugging Face's push_to_hub, which keeps base names only, it is the path and a digest
     of label and content; where a row has none, the digest. All of it stays the same when the rows are stored in another
     order or in other files. Entries hold the rows of one batch, and the paths that repeat.
     """
-    notes = Notes()
-    files = list(shards(location, (".parquet",), split, notes).values())
     with opened_parquet(files[0]) as file:
         names = class_names(file.schema_arrow, find_columns(file.schema_arrow, files[0]).label)
 

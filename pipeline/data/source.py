@@ -137,7 +137,7 @@ def shards(location: UPath, endings: tuple[str, ...], split: Split, notes: Notes
     return {name: root / name for name in names}
 
 
-def of_split(names: list[str], split: Split, location: UPath) -> list[str]:
+def of_split(names: list[str], split: Split, location: object) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name in names:
         word = SPLIT_WORD.search(name.lower())

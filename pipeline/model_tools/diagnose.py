@@ -16,7 +16,7 @@ from ndc_core.analysis.grid_search import Choice, GridSearch
 from ndc_core.checkpoints.denoisers import CheckpointError
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.losses import NonFiniteScoreError
-from ndc_core.models.denoiser import Denoiser, EDMDenoiser, EveryClass
+from ndc_core.models.denoiser import Denoiser, EveryClass
 from ndc_core.noise.grid import GridSpec
 from ndc_core.space import sigma_to_model
 from pipeline.data.datasets import (
@@ -105,7 +105,7 @@ def diagnose_model(
     return diagnosis
 
 
-def spread_images(data: DatasetSpec, denoiser: EDMDenoiser, *, say: Callable[[str], None]) -> list[Example]:
+def spread_images(data: DatasetSpec, denoiser: Denoiser, *, say: Callable[[str], None]) -> list[Example]:
     """As many images as asked for, evenly spread over the data, which may be sorted by class.
 
     Says what was decided about the data by rule.

@@ -9,15 +9,9 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ndc_core.checkpoints.denoisers import (
-    CheckpointError,
-    denoiser_digest,
-    describe_denoiser,
-    load_denoiser,
-    save_denoiser,
-)
+from ndc_core.checkpoints.denoisers import CheckpointError, describe_denoiser, save_denoiser
 from ndc_core.models.class_heads import HeadsDenoiser
-from ndc_core.models.denoiser import EDMDenoiser
+from ndc_core.models.denoiser import DescribedDenoiser, EDMDenoiser
 from ndc_core.models.execution import Execution
 from ndc_core.training.distillation import DistillationSpec, distil
 from ndc_core.training.fitting import DivergedError, Machine
@@ -29,8 +23,9 @@ from pipeline.model_tools.distillation_settings import StudentNetwork, distillat
 from pipeline.model_tools.train import TrainingBar, place_of_images, refuse_to_overwrite, where
 from pipeline.model_tools.training_images import data_notes, stacked
 from pipeline.model_tools.training_state import SECONDS_BETWEEN_CHECKPOINTS, TrainingState
+from pipeline.named_functions import is_function
 from pipeline.workers.compute import pick_device, set_up_process, threads_for
-from pipeline.workers.models import local_checkpoint
+from pipeline.workers.models import load_model, local_checkpoint, model_digest
 
 # What the last head learns.
 WITHOUT_LABEL, MEAN_OF_CLASSES = "the teacher without a label", "the teacher's mean over classes"
@@ -58,11 +53,10 @@ def distill(
         TrainingError: the distillation diverged, or the disk is full; names the last good checkpoint.
     """
     refuse_to_overwrite(out)
-    folder = local_checkpoint(teacher)
-    description = describe_denoiser(folder)
-    kind = student_network(network, description["network"])
+    description = {} if is_function(teacher) else describe_denoiser(local_checkpoint(teacher))
+    kind = student_network(network, description.get("network", "of a function"))
     spec = distillation_spec(kind, settings)
-    denoiser = load_denoiser(folder)
+    denoiser = load_model(teacher)
     check_teacher(teacher, denoiser, kind)
     images = fitting_images(data, denoiser, say)
     refuse_few(data.name, images, spec)
@@ -71,7 +65,7 @@ def distill(
     say(f"{name} for {denoiser.num_classes:,} classes on {len(images):,} images, {where(machine)}")
     notes = {
         "training": asdict(spec),
-        "teacher_sha256": denoiser_digest(folder),
+        "teacher_sha256": model_digest(teacher),
         "head_for_no_class": WITHOUT_LABEL if denoiser.knows_no_label else MEAN_OF_CLASSES,
         **data_notes(data, images),
         "trained_on": where(machine),
@@ -87,13 +81,13 @@ def distill(
     out.mkdir(parents=True, exist_ok=True)
     set_up_process(threads=threads_for(denoiser.image_shape))
     if machine.device == "cuda":  # products of TF32: what classes differ in is little, and to be learned
-        denoiser = load_denoiser(folder, device="cuda", execution=Execution("tf32", channels_last=True))
+        denoiser = load_model(teacher, device="cuda", execution=Execution("tf32", channels_last=True))
     write(out, taught(denoiser, student, stacked(images), spec, machine, state, begun), {})
     state.clear()
 
 
 def taught(
-    teacher: EDMDenoiser,
+    teacher: DescribedDenoiser,
     student: HeadsDenoiser,
     images: UInt8[Tensor, "n c h w"],
     spec: DistillationSpec,
@@ -120,10 +114,11 @@ def taught(
 
 
 def student_of(
-    teacher: EDMDenoiser, description: dict[str, Any], kind: StudentNetwork, spec: DistillationSpec
+    teacher: DescribedDenoiser, description: dict[str, Any], kind: StudentNetwork, spec: DistillationSpec
 ) -> tuple[HeadsDenoiser, str, dict[str, Any]]:
     """The network before its distillation, and the name and arguments by which a checkpoint builds it."""
     if kind == "own":
+        assert isinstance(teacher, EDMDenoiser)  # it is a checkpoint's
         arguments = heads_arguments(description["network"], description["arguments"])
         return linear_student(teacher, arguments, seed=spec.seed), "linear-heads", arguments
     sizes = {"image_channels": teacher.image_shape[0], "num_classes": teacher.num_classes, "channels": spec.channels}
@@ -134,7 +129,7 @@ def machine_of(device: str) -> Machine:
     return Machine(device, channels_last=device == "cuda")
 
 
-def check_teacher(teacher: str, denoiser: EDMDenoiser, kind: StudentNetwork) -> None:
+def check_teacher(teacher: str, denoiser: DescribedDenoiser, kind: StudentNetwork) -> None:
     if denoiser.num_classes < 2:
         raise CheckpointError(
             f"{teacher} knows {denoiser.num_classes} classes, and heads tell classes apart: distil a model that was "
@@ -147,7 +142,7 @@ def check_teacher(teacher: str, denoiser: EDMDenoiser, kind: StudentNetwork) -> 
         )
 
 
-def fitting_images(data: DatasetSpec, teacher: EDMDenoiser, say: Callable[[str], None]) -> list[Example]:
+def fitting_images(data: DatasetSpec, teacher: DescribedDenoiser, say: Callable[[str], None]) -> list[Example]:
     """All images of the data, which need no meaningful labels. Says what was decided about the data by rule.
 
     Raises:

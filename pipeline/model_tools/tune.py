@@ -17,6 +17,7 @@ from pipeline.data.source import DataError
 from pipeline.declaration.config import ComputeConfig, Device, RunConfig
 from pipeline.model_tools.train import TrainingBar, refuse_to_overwrite
 from pipeline.model_tools.training_images import TrainingImages, labelled_images
+from pipeline.named_functions import is_function
 from pipeline.workers.compute import pick_device, set_up_process, threads_for
 from pipeline.workers.models import build_classifier, local_checkpoint
 
@@ -40,6 +41,11 @@ def tune_for(
         DivergedError: the loss is not finite any more; nothing is written, the parent is as it was.
     """
     refuse_to_overwrite(out)
+    if is_function(config.model):
+        raise CheckpointError(
+            f"{config.model} is a function, and tuned heads are kept as a checkpoint, which says how to build their "
+            "network: distil it with `ndc distill`, and tune the heads"
+        )
     spec = TuningSpec(**settings)
     classifier = heads_of(config)
     images = labelled_images(training_data(config, data, data_format, limit), batch=spec.batch, say=say)

@@ -15,6 +15,7 @@ from pipeline.declaration.config import ConfigError, RunConfig
 from pipeline.declaration.declaration import Declaration, DeclarationChangedError, declare, refuse_changes
 from pipeline.declaration.units import WorkUnit, draws_a_unit
 from pipeline.driver.certify import NothingKeptError, UnitsFailedError, certify_run
+from pipeline.driver.pinned import with_commits
 from pipeline.driver.prepare import Inputs, Measurer, PreparedRun, prepare, read_inputs
 from pipeline.driver.services import say_services
 from pipeline.locations import exists, publish, read
@@ -177,7 +178,8 @@ def read_members(sweep: Sweep, folder: UPath) -> list[Member]:
     inputs: dict[str, Inputs] = {}
     members = []
     for point in sweep.points:
-        config = point.config
+        with naming(point):
+            config = with_commits(point.config)
         key = config.model_dump_json(include={"dataset", "model", "unconditional", "noise", "compute", "classifier"})
         if key not in inputs:
             with naming(point):

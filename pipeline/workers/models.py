@@ -1,4 +1,4 @@
-"""The models of a run: checkpoints in an object store are copied to each node once, and checked."""
+"""The models of a run. Checkpoints in an object store are copied to each node once, and checked."""
 
 import hashlib
 import os
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from ndc_core.analysis.contract import check_rows
 from ndc_core.checkpoints.denoisers import (
     DESCRIPTION_FILE,
     WEIGHTS_FILE,
@@ -27,11 +28,15 @@ from ndc_core.classifiers.baselines import Baseline
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.unconditional import UNCONDITIONALS, Unconditional, null_label
 from ndc_core.classifiers.voter import Voter
-from ndc_core.models.denoiser import EDMDenoiser
+from ndc_core.models.denoiser import DescribedDenoiser
 from ndc_core.models.execution import Execution
+from ndc_core.models.image_classifier import ImageClassifier
 from ndc_core.untrusted_files.file_kinds import foreign_kind
 from pipeline.declaration.config import DenoiseConfig, PlainConfig, RunConfig
+from pipeline.hub import HubName, is_hub, local_copy
 from pipeline.locations import cache_folder, is_local, location, reaching, read
+from pipeline.named_functions import is_function, named_function
+from pipeline.workers.own_models import own_classifier, own_denoiser, own_digest
 
 NEED_NO_LABEL = ("apndc", "apndc-ensemble", "denoise")
 
@@ -43,6 +48,8 @@ def local_checkpoint(where: str) -> Path:
         CheckpointError: there is none, it is a file of another program, or what arrived is not what was written.
         LocationError: the object store cannot be used.
     """
+    if is_hub(where):
+        where = _of_hub(where, DESCRIPTION_FILE, WEIGHTS_FILE)
     if is_local(location(where)):
         describe_denoiser(Path(where))
         return Path(where)
@@ -58,6 +65,8 @@ def local_checkpoint(where: str) -> Path:
 
 def local_classifier(where: str) -> Path:
     """The same for the folder of an image classifier."""
+    if is_hub(where):
+        where = _of_hub(where, CLASSIFIER_DESCRIPTION, f"{Path(CLASSIFIER_DESCRIPTION).stem}.*")
     if is_local(location(where)):
         describe_classifier(Path(where))
         return Path(where)
@@ -69,6 +78,19 @@ def local_classifier(where: str) -> Path:
     )
     description = parse_classifier(content, where=str(location(where) / CLASSIFIER_DESCRIPTION))
     return _fetched(where, (CLASSIFIER_DESCRIPTION, content), description.file, description.sha256)
+
+
+def _of_hub(where: str, description: str, weights: str) -> str:
+    """The local copy of a folder in a repository of the Hugging Face hub, which is fetched once for a node."""
+    name = HubName.parse(where)
+    below = f"{name.path}/" if name.path else ""
+    folder, exact = local_copy(name, [f"{below}{description}", f"{below}{weights}"])
+    if not (folder / name.path / description).is_file():
+        raise CheckpointError(
+            f"{exact} is no model of ndc ({description} is missing); take it in with `ndc convert {where} FOLDER`, and "
+            "name that folder"
+        )
+    return str(folder / name.path)
 
 
 def _read_description(where: str, name: str, *, kind: str, remedy: str) -> bytes:
@@ -124,11 +146,42 @@ def model_digests(config: RunConfig) -> dict[str, str]:
     for name, where in checkpoints_of(config).items():
         if name == "unconditional" and where in UNCONDITIONALS:
             digests[name] = where
-        elif name == "network_sha256" or isinstance(config.classifier, PlainConfig):
-            digests[name] = classifier_digest(local_classifier(where))
         else:
-            digests[name] = denoiser_digest(local_checkpoint(where))
+            is_classifier = name == "network_sha256" or isinstance(config.classifier, PlainConfig)
+            digests[name] = model_digest(where, is_classifier=is_classifier)
     return digests
+
+
+def model_digest(where: str, *, is_classifier: bool = False) -> str:
+    """Of a checkpoint, or of a function's source and what it returns."""
+    if is_function(where):
+        return own_digest(where)
+    return classifier_digest(local_classifier(where)) if is_classifier else denoiser_digest(local_checkpoint(where))
+
+
+def load_model(where: str, *, device: str = "cpu", execution: Execution | None = None) -> DescribedDenoiser:
+    """The denoiser of a checkpoint, or the one that a function returns.
+
+    Raises:
+        CheckpointError: a checkpoint that cannot be used.
+        FunctionError, ContractError: a function that cannot, or returns what cannot: see `own_models`.
+    """
+    if is_function(where):
+        return own_denoiser(where, device=device, execution=execution or Execution())
+    return load_denoiser(local_checkpoint(where), device=device, execution=execution)
+
+
+def load_image_classifier(where: str, *, device: str, execution: Execution) -> ImageClassifier:
+    """The same of an image classifier."""
+    if is_function(where):
+        return own_classifier(where, device=device, execution=execution)
+    return load_classifier(local_classifier(where), device=device, execution=execution)
+
+
+def functions_of(config: RunConfig) -> list[str]:
+    """The models that are functions, each with the files that its digest covers, for people."""
+    named = [named_function(where) for where in dict.fromkeys(checkpoints_of(config).values()) if is_function(where)]
+    return [f"{function.name} is run as a program; it is declared with its {function.source}" for function in named]
 
 
 def execution_of(config: RunConfig) -> Execution:
@@ -153,7 +206,7 @@ def build_classifier(config: RunConfig, *, device: str) -> Voter:
     if execution.compile or device.startswith("cuda"):
         keep_compiled()
     if isinstance(config.classifier, PlainConfig):
-        network = load_classifier(local_classifier(config.model), device=device, execution=execution)
+        network = load_image_classifier(config.model, device=device, execution=execution)
         return Baseline(network, rows_per_pass=rows_per_pass, device=device)
     denoiser, unconditional = load_models(config, device=device)
     if config.certificate.method == "lipschitz" and not denoiser.bounded:
@@ -163,12 +216,15 @@ def build_classifier(config: RunConfig, *, device: str) -> Voter:
         )
     if isinstance(config.classifier, DenoiseConfig):
         where, steps, paths = config.classifier.network, config.classifier.steps, config.classifier.paths
-        network = load_classifier(local_classifier(where), device=device, execution=execution)
+        network = load_image_classifier(where, device=device, execution=execution)
         try:
             return Baseline(network, unconditional, steps, paths, rows_per_pass, device)
         except ValueError as error:
             raise CheckpointError(f"{where} does not go with {config.model}: {error}") from error
     own = config.classifier
+    if own.label_gradient and is_function(config.model):
+        name = f"what {config.model} returns"
+        check_rows("label_gradient", denoiser, name=name, device=device, precision=execution.precision)
     return DiffusionClassifier(
         denoiser,
         own.name,
@@ -185,7 +241,7 @@ def build_classifier(config: RunConfig, *, device: str) -> Voter:
     )
 
 
-def load_models(config: RunConfig, *, device: str) -> tuple[EDMDenoiser, Unconditional]:
+def load_models(config: RunConfig, *, device: str) -> tuple[DescribedDenoiser, Unconditional]:
     """The denoiser and the unconditional estimate of a run that has them: see `load_pair`."""
     return load_pair(
         config.model,
@@ -198,14 +254,14 @@ def load_models(config: RunConfig, *, device: str) -> tuple[EDMDenoiser, Uncondi
 
 def load_pair(
     model: str, unconditional: str, *, classifier: str, device: str, execution: Execution | None = None
-) -> tuple[EDMDenoiser, Unconditional]:
+) -> tuple[DescribedDenoiser, Unconditional]:
     """A denoiser, and an unconditional estimate by its name or from a checkpoint. Only `denoise` needs no classes.
 
     Raises:
         CheckpointError: a model that cannot be used; no label is asked of one that was never trained without; or the
             two models are of different images.
     """
-    denoiser = load_denoiser(local_checkpoint(model), device=device, execution=execution)
+    denoiser = load_model(model, device=device, execution=execution)
     if denoiser.num_classes < 2 and classifier != "denoise":
         raise CheckpointError(f"{model} knows no classes: it can stand as unconditional, not as the model")
     if unconditional in UNCONDITIONALS:
@@ -217,9 +273,10 @@ def load_pair(
                 f"{model} was never trained without a label, which {classifier} asks for; set "
                 "unconditional to a checkpoint without classes, to 'label_mean' or to 'blended_label'"
                 + ("" if classifier == "denoise" else ", or take epndc")
+                + ("; if it was, let what it returns have knows_no_label = True" if is_function(model) else "")
             )
         return denoiser, UNCONDITIONALS[unconditional](denoiser)
-    other = load_denoiser(local_checkpoint(unconditional), device=device, execution=execution)
+    other = load_model(unconditional, device=device, execution=execution)
     if other.image_shape != denoiser.image_shape or not other.knows_no_label:
         raise CheckpointError(
             f"{unconditional} cannot stand for {model} without a label: it makes images of shape "

@@ -47,12 +47,19 @@ SECONDS_BETWEEN_WATCHES = 5.0
 SECONDS_TO_A_GPU = 20.0  # after which the driver says that it waits for one
 MOST_OF_A_LABEL = 200
 # What leads actors to stores and is no secret: Ray shows a job's environment to all who see its dashboard.
-HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION")
+HANDED_ON = (
+    *("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION"),
+    *("HF_ENDPOINT", "HF_HUB_OFFLINE"),
+)
 
 JOINING_SECONDS = 60.0  # of a Ray that answers
 
 Argument = TypeVar("Argument")
 Answer = TypeVar("Answer")
+
+
+class ActorStartError(RuntimeError):
+    """Actors cannot load what they vote with on their nodes."""
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
@@ -371,8 +378,16 @@ def map_over_actors(
             max_restarts=FOR_EVER,
             max_task_retries=FOR_EVER,
         )
-        for batch in receipts.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-            yield from rows_of(batch)
+        try:
+            for batch in receipts.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+                yield from rows_of(batch)
+        except ray.exceptions.ActorDiedError as error:  # before its first unit; later ones start again
+            raise ActorStartError(f"no actor can start: {last_words(error)}") from error
+
+
+def last_words(error: Exception) -> str:
+    """What an actor's own error said: Ray hands over nothing but the text of its traceback."""
+    return str(error).strip().splitlines()[-1].partition(": ")[2]
 
 
 def rows_of_a_call(rows: int, *, actors: int, rows_together: int, fill: int = 1) -> int:
