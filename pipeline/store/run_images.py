@@ -7,6 +7,7 @@ images/00000.parquet       pixels of the images with the places 0 to 255, and so
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import count, islice
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipeline.locations import LocationError, publish, read
 from pipeline.store.parquet_io import parquet_bytes, parquet_table
 
 IMAGES_OF_A_SHARD = 256
+SHARDS_KEPT = 4  # an actor is at images of two at most, unless a run has grown
 
 RECORD_SCHEMA = pa.schema(
     [("index", pa.int64()), ("image_id", pa.string()), ("label", pa.int32()), ("sha256", pa.string())]
@@ -30,11 +32,12 @@ class ChangedImageError(ValueError):
 
 
 class RunImages:
-    """Writes a run's images once, and reads them in any order; the last shard that was read is kept."""
+    """Writes a run's images once, and reads them in any order, from several threads too; the shards that were read last
+    are kept."""
 
     def __init__(self, run_folder: UPath) -> None:
         self.folder = run_folder
-        self._shard: tuple[int, list[dict[str, object]]] | None = None
+        self._shard = lru_cache(maxsize=SHARDS_KEPT)(self._read_shard)
 
     def _shard_path(self, number: int) -> UPath:
         return self.folder / "images" / f"{number:05d}.parquet"
@@ -95,9 +98,7 @@ class RunImages:
             ChangedImageError: they are not those that the run was declared with.
         """
         number, row = divmod(record.index, IMAGES_OF_A_SHARD)
-        if self._shard is None or self._shard[0] != number:
-            self._shard = number, parquet_table(read(self._shard_path(number))).to_pylist()
-        kept = self._shard[1][row]
+        kept = self._shard(number)[row]
         image = np.frombuffer(kept["pixels"], np.uint8).reshape(kept["shape"])  # type: ignore[call-overload]
         if Example(str(kept["image_id"]), image, record.label).record(record.index) != record:
             raise ChangedImageError(
@@ -105,6 +106,10 @@ class RunImages:
                 "restore the file"
             )
         return image
+
+    def _read_shard(self, number: int) -> list[dict[str, object]]:
+        rows: list[dict[str, object]] = parquet_table(read(self._shard_path(number))).to_pylist()
+        return rows
 
     def examples(self, records: Iterable[ImageRecord]) -> Iterator[Example]:
         """The images of these records again.

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 
 from pipeline.data.datasets import Example
 from pipeline.locations import LocationError, location
+from pipeline.store import run_images
 from pipeline.store.run_images import IMAGES_OF_A_SHARD, ChangedImageError, RunImages
 
 COUNT = 2 * IMAGES_OF_A_SHARD + 3
@@ -22,6 +24,17 @@ def test_images_come_back_in_any_order(images: RunImages) -> None:
     assert images.records() == RECORDS
     for index in (COUNT - 1, 0, IMAGES_OF_A_SHARD, IMAGES_OF_A_SHARD - 1, 7):
         np.testing.assert_array_equal(images.pixels(RECORDS[index]), EXAMPLES[index].image)
+
+
+def test_images_come_back_whoever_else_reads(images: RunImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that ask for images of other shards do not take each other's."""
+    monkeypatch.setattr(run_images, "SHARDS_KEPT", 1)
+    images = RunImages(images.folder)
+    in_turn = [(EXAMPLES[place], RECORDS[place]) for place in (0, IMAGES_OF_A_SHARD) * 200]
+    with ThreadPoolExecutor(8) as threads:
+        pixels = list(threads.map(lambda pair: images.pixels(pair[1]), in_turn))
+    for (example, _), image in zip(in_turn, pixels, strict=True):
+        np.testing.assert_array_equal(image, example.image)
 
 
 def test_another_image_than_the_declared_one_is_refused(images: RunImages) -> None:
