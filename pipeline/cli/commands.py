@@ -4,6 +4,7 @@ import json
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -227,6 +228,7 @@ def attack(folder: "UPath", limit: int | None, **settings: int) -> None:
 @click.option("--out", type=PLACE, help="Where to write [default: RUN, or RUN/alpha-<alpha>].")
 @click.option("--partial", is_flag=True, help="Of the images that are complete so far [default --out: RUN/partial].")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--open", "opened", is_flag=True, help="Open the page in the browser, where there is one.")
 @click.option("--mlflow-link", is_flag=True, help="Only print the link that opens on the experiment's MLflow charts.")
 def report(
     folder: "UPath",
@@ -235,6 +237,7 @@ def report(
     out: "UPath | None",
     partial: bool,
     as_json: bool,
+    opened: bool,
     mlflow_link: bool,
 ) -> None:
     """Derive certificates, tables and pictures again from a run's evidence. Needs no model."""
@@ -244,7 +247,7 @@ def report(
     from pipeline.store.run_store import RunStore
 
     if mlflow_link:
-        if as_json or alpha is not None or radii or out or partial:
+        if as_json or alpha is not None or radii or out or partial or opened:
             raise click.UsageError("--mlflow-link goes with no other option: it prints a link, and derives nothing.")
         link, how_to_open = link_of_run(folder)
         click.echo(link)
@@ -264,6 +267,8 @@ def report(
         click.echo(json.dumps(summary_json(written.summary), indent=2))
     else:
         _print_report(written)
+    if opened:
+        _open_in_browser(written.page)
 
 
 @main.command()
@@ -324,6 +329,16 @@ def status(folder: "UPath", as_json: bool, watch: bool, every: float) -> None:
         return
     with suppress(KeyboardInterrupt):  # who watches stops when they have seen enough
         watch_status(lambda: status_of(folder), every_seconds=every, as_json=as_json)
+
+
+def _open_in_browser(page: "UPath") -> None:
+    import webbrowser
+
+    from pipeline.locations import is_local
+
+    if is_local(page):  # of an object store's page a browser would ask for a login
+        with suppress(webbrowser.Error, OSError):
+            webbrowser.open(Path(str(page)).absolute().as_uri())
 
 
 def _print_report(written: Any) -> None:

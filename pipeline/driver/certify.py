@@ -94,7 +94,7 @@ def certify_run(
 def report_on(run: PreparedRun, tracker: Any, mlflow: SideChannel, say: Say) -> Report:
     """The report of a complete run, which MLflow is told as well."""
     report = reduce_and_report(RunStore(run.folder), alpha=None, radii=run.config.certificate.radii, folder=run.folder)
-    for line in report.devices:
+    for line in report.provenance.devices:
         say(line)
     if tracker:
         names = ("report.html", "curve.svg", "curve.png", "table.md", "certificates.parquet", "run.toml")

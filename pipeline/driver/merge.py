@@ -14,6 +14,7 @@ from pipeline.declaration.growth import IMAGES
 from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import plan_units
 from pipeline.locations import absolute
+from pipeline.program import program_facts
 from pipeline.report.report import Report, reduce_and_report
 from pipeline.side_channel import Say
 from pipeline.store.evidence import Evidence, EvidenceTable, checked_rows
@@ -169,6 +170,8 @@ def declare(
         "law": declaration.to_json(),
         "plan": {**first["plan"], "units": len(units), "votes": sum(unit.draws for unit in units)},
         "data": first["data"],
+        "model": first["model"],
+        "program": program_facts(),
         "merged": [{"folder": str(part.folder), "fingerprint": part.manifest["fingerprint"]} for part in parts],
     }
     examples = (example_of(record, parts) for record in listing.records)

@@ -26,12 +26,14 @@ from pipeline.declaration.growth import Growth, growth_of
 from pipeline.declaration.units import WorkUnit, draws_a_unit, plan_units
 from pipeline.driver.pinned import with_commits
 from pipeline.named_functions import is_function, named_function
+from pipeline.program import program_facts
 from pipeline.progress import ReadingProgress
 from pipeline.side_channel import Say
 from pipeline.store.evidence import EvidenceTable
 from pipeline.store.run_images import placed
 from pipeline.store.run_store import RunStore
 from pipeline.workers.measurement import Measured, MeasurementRequest, measure
+from pipeline.workers.model_facts import model_facts
 from pipeline.workers.models import build_classifier, functions_of, model_digests
 from pipeline.workers.ray_pool import run_once
 
@@ -48,6 +50,7 @@ class PreparedRun:
     listing: Listing
     declaration: Declaration
     fingerprint: str  # by which its evidence is known: that of the first declaration, of a run that has grown
+    model: dict[str, Any]  # what readers are told of it
     num_classes: int
     most_evaluations_per_vote: int
     votes_cost_alike: bool  # whether every vote costs that
@@ -142,7 +145,14 @@ class PreparedRun:
         }
         if is_function(self.config.dataset.name):
             data["source_sha256"] = named_function(self.config.dataset.name).sha256
-        return {"fingerprint": self.fingerprint, "law": self.declaration.to_json(), "plan": plan, "data": data}
+        return {
+            "fingerprint": self.fingerprint,
+            "law": self.declaration.to_json(),
+            "plan": plan,
+            "data": data,
+            "model": self.model,
+            "program": program_facts(),
+        }
 
 
 def silent(line: str) -> None:
@@ -156,6 +166,7 @@ class Inputs:
     source: Source
     listing: Listing
     digests: dict[str, str]  # of the models
+    model: dict[str, Any]  # see `model_facts`
     num_classes: int
     most_evaluations_per_vote: int
     votes_cost_alike: bool
@@ -181,6 +192,7 @@ def read_inputs(config: RunConfig) -> Inputs:
         source,
         listing,
         model_digests(config),
+        model_facts(config, classifier),
         classifier.num_classes,
         classifier.most_evaluations_per_vote,
         classifier.votes_cost_alike,
@@ -220,6 +232,7 @@ def prepare(
         listing,
         declaration,
         declaration.fingerprint,
+        inputs.model,
         inputs.num_classes,
         inputs.most_evaluations_per_vote,
         inputs.votes_cost_alike,

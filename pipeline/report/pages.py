@@ -13,6 +13,7 @@ from pipeline.declaration.declaration import Declaration
 from pipeline.report.curves import Curve, interval_of
 from pipeline.report.figures import COLOURS
 from pipeline.report.gallery import gallery_data, picture_data, shown_items
+from pipeline.report.provenance import NOTHING_KNOWN, Provenance
 from pipeline.report.tables import Table
 from pipeline.store.run_store import StoredImage, spread
 
@@ -131,17 +132,14 @@ def html_page(
     declaration: Declaration,
     warnings: Sequence[str] = (),
     classes: str = "",
-    class_names: Sequence[str] = (),
-    devices: Sequence[str] = (),
-    stages: Sequence[str] = (),
+    provenance: Provenance = NOTHING_KNOWN,
 ) -> str:
     """One page that needs no other file: curves, costs, table, what was declared, and a gallery of images.
 
-    `classes` lists the names of the classes, `class_names` are those of the gallery, by label; `stages` say how the run
-    has grown.
+    `classes` lists the names of the classes.
     """
-    items = shown_items(certified, images)
-    data = charts_data(curves) | {"gallery": gallery_data(items, images=len(images), class_names=class_names)}
+    items, names = shown_items(certified, images), provenance.class_names
+    data = charts_data(curves) | {"gallery": gallery_data(items, images=len(images), class_names=names)}
 
     def page(pictures: dict[str, Any]) -> str:
         return (
@@ -158,8 +156,7 @@ def html_page(
                 declared=dict(readable(declaration.to_json())),
                 warnings=warnings,
                 classes=classes,
-                devices=devices,
-                stages=stages,
+                provenance=provenance,
                 data=data | {"pictures": pictures},
             )
         )

@@ -13,15 +13,15 @@ from pipeline.certificates.reduce import CertifiedImage, by_level, certify_compl
 from pipeline.certificates.stopping import IncompleteRunError
 from pipeline.data.classes import listed
 from pipeline.declaration.declaration import Declaration, refuse_undeclared_radii
-from pipeline.declaration.growth import stage_lines
+from pipeline.declaration.toml_files import load_config
 from pipeline.locations import publish
 from pipeline.report.chance import chance_warning
 from pipeline.report.curves import curve_of
 from pipeline.report.figures import certified_accuracy_figure
 from pipeline.report.gallery import MOST_IMAGES
 from pipeline.report.pages import html_page
+from pipeline.report.provenance import NOTHING_KNOWN, Provenance, provenance_of
 from pipeline.report.tables import Table, escape_markdown, latex, latex_comments, markdown, percent
-from pipeline.store.devices import device_lines
 from pipeline.store.run_store import RunStore, StoredImage
 
 CLASSES_LISTED = 1000
@@ -157,7 +157,7 @@ class Report:
     summary: Summary
     levels: dict[str, list[CertifiedImage]]
     folder: UPath
-    devices: tuple[str, ...] = ()  # what computed it, where that needs to be said
+    provenance: Provenance = NOTHING_KNOWN
 
     @property
     def page(self) -> UPath:
@@ -175,20 +175,18 @@ def write_report(
     title: str,
     evidence_digest: str,
     empirical: Empirical | None = None,
-    class_names: Sequence[str] | None = None,
-    devices: Sequence[str] = (),
-    stages: Sequence[str] = (),
+    provenance: Provenance = NOTHING_KNOWN,
 ) -> Report:
-    """Writes certificates, tables, pictures and the page into a folder; `class_names` are by label, `devices` and
-    `stages` are remarks for the page."""
+    """Writes certificates, tables, pictures and the page into a folder."""
     levels = by_level(certified, maximum_over_sigmas=declaration.maximum_over_sigmas)
     missing = len(images) - len({item.image_id for item in certified})
-    summary = summarise(levels, alpha=alpha, radii=radii, empirical=empirical, class_names=class_names, missing=missing)
+    names = provenance.class_names
+    summary = summarise(levels, alpha=alpha, radii=radii, empirical=empirical, class_names=names, missing=missing)
     write_certificates(folder / "certificates.parquet", certificate_rows(certified), evidence_digest=evidence_digest)
     table = accuracy_table(summary)
     curves = [curve_of(summary.method, name, items, (empirical or {}).get(name)) for name, items in levels.items()]
     figure = certified_accuracy_figure(curves, note=summary.so_far)
-    classes = listed(class_names, most=CLASSES_LISTED) if class_names else ""
+    classes = listed(names, most=CLASSES_LISTED) if names else ""
     notes = [*summary.warnings, *([f"Classes: {classes}"] if classes else [])]
     texts = {
         "certificates.tsv": certificate_tsv(
@@ -210,15 +208,13 @@ def write_report(
             declaration=declaration,
             warnings=summary.warnings,
             classes=classes,
-            class_names=class_names or (),
-            devices=devices,
-            stages=stages,
+            provenance=provenance,
         ),
     }
     for name, text in texts.items():
         publish(folder / name, text.encode())
     publish(folder / "curve.png", figure.png)
-    return Report(summary, levels, folder, tuple(devices))
+    return Report(summary, levels, folder, provenance)
 
 
 def summary_so_far(store: RunStore, *, radii: Sequence[float]) -> Summary | None:
@@ -254,7 +250,7 @@ def reduce_and_report(
     manifest, images = store.manifest(), store.images(shown=MOST_IMAGES)
     declaration, fingerprint = Declaration.from_json(manifest["law"]), manifest["fingerprint"]
     refuse_undeclared_radii(declaration, radii)
-    evidence = store.all_evidence(fingerprint=fingerprint)
+    evidence, spent = store.all_evidence(fingerprint=fingerprint), declaration.alpha if alpha is None else alpha
     certified = (certify_complete_images if partial else certify_images)(
         evidence,
         images,
@@ -273,12 +269,12 @@ def reduce_and_report(
         certified,
         images,
         declaration=declaration,
-        alpha=declaration.alpha if alpha is None else alpha,
+        alpha=spent,
         radii=radii,
         title=f"Certified robustness: {store.folder.name}",
         evidence_digest=evidence.digest,
         empirical=empirical_accuracy(store.folder, fingerprint=declaration.fingerprint),
-        class_names=manifest["data"].get("classes"),
-        devices=device_lines(evidence.devices),
-        stages=stage_lines(manifest),
+        provenance=provenance_of(
+            load_config(str(store.folder / "run.toml")), manifest, declaration, evidence, alpha=spent
+        ),
     )

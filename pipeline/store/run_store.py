@@ -1,7 +1,8 @@
 """A run's folder: what it was declared to be, and the evidence that its units left.
 
 run.json               the law (all that decides a vote), the fingerprint of the first, the plan, which class is which,
-                       when that was declared, and what was declared earlier, of a run that has grown
+                       when that was declared and by which program, what the model is, and what was declared earlier,
+                       of a run that has grown
 run.toml               the configuration as resolved
 images.parquet images/ ids, labels and pixels: see pipeline/store/run_images.py
 evidence/ab/<id>.parquet   one file a work unit, published whole or not at all
@@ -56,7 +57,7 @@ from pipeline.store.run_images import RunImages
 MANY_FILES = 5_000
 READINGS = 5
 # Keys of run.json that folders of earlier programs lack, and what stands for each.
-OPTIONAL: dict[str, Any] = {"data": {}, "declared": "", "earlier": [], "merged": []}
+OPTIONAL: dict[str, Any] = {"data": {}, "model": {}, "program": {}, "declared": "", "earlier": [], "merged": []}
 
 
 class StoreError(ValueError):
@@ -96,7 +97,8 @@ class RunStore:
 
         `fingerprint` is that of the law that the run began with, by which its evidence is known. `declared` is when the
         law was, and `earlier` has the laws before it, of a run that has grown, oldest first; `merged` names the runs
-        that it was put together from. Folders that know nothing of the last four have empty ones.
+        that it was put together from. `model` and `program` say, for readers, what the model is and which program
+        declared the run, by which command. Folders that know nothing of these six have empty ones.
 
         Raises:
             StoreError: the folder holds no run, or its manifest is damaged.

@@ -17,6 +17,7 @@ from pipeline.driver.prepare import PreparedRun, prepare
 from pipeline.driver.tracked_votes import TrackedVotes
 from pipeline.driver.vote_progress import VoteProgress
 from pipeline.locations import location
+from pipeline.report.provenance import NOTHING_KNOWN
 from pipeline.side_channel import Listeners, SideChannel, in_time, safely
 from pipeline.store import event_log as run_log
 from pipeline.store import lease as lease_module
@@ -136,7 +137,7 @@ def run(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pr
 
 def units_kept(store: RunStore, **_: object) -> SimpleNamespace:
     units = len(store.all_evidence(fingerprint=store.manifest()["fingerprint"]))
-    return SimpleNamespace(units=units, devices=())
+    return SimpleNamespace(units=units, provenance=NOTHING_KNOWN)
 
 
 def fail_with_mlflow(when: str) -> Callable[[pytest.MonkeyPatch], None]:

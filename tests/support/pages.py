@@ -12,11 +12,13 @@ from pipeline.certificates.reduce import CertifiedImage, by_level
 from pipeline.declaration.declaration import Declaration
 from pipeline.report.curves import Curve, curve_of
 from pipeline.report.pages import comparison_page, html_page
+from pipeline.report.provenance import Provenance
 from pipeline.report.tables import Table
 from pipeline.store.run_store import StoredImage
 
 FIGURE = "<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'></svg>"
 LAW = {"seed": 0, "classifier": {}, "noise": "integer", "sigma_pixel": [0.25, 0.5], "dataset": {"name": "<digits>"}}
+TABLE = Table("Certified accuracy", ["sigma", "r = 0"], [["0.25", "70.0 %"], ["0.5", "70.0 %"]])
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 
@@ -63,10 +65,11 @@ def report_page(
     law: dict[str, Any] = LAW,
     attacked: Attacked | None = None,
     class_names: tuple[str, ...] = (),
+    table: Table = TABLE,
 ) -> str:
     return html_page(
         title=title,
-        table=Table("Certified accuracy", ["sigma", "r = 0"], [["0.25", "70.0 %"], ["0.5", "70.0 %"]]),
+        table=table,
         figure=FIGURE,
         curves=curves_of(items, attacked),
         alpha=0.001,
@@ -74,7 +77,7 @@ def report_page(
         certified=items,
         images=images,
         declaration=Declaration(law),
-        class_names=class_names,
+        provenance=Provenance(class_names=class_names),
     )
 
 

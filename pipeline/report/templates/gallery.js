@@ -7,8 +7,13 @@ const SIGMAS = 32; // steps of stored noise in one sigma; 128 is none
 
 const outcomeOf = (card) =>
   card.predicted === null ? "abstained" : card.predicted === gallery.images[card.image].label ? "right" : "wrong";
-// `3 = cat` where the data name their classes, and not just by their numbers.
-const called = (c) => (c === null || [undefined, `${c}`].includes(gallery.names[c]) ? `${c}` : `${c} = ${gallery.names[c]}`);
+// The name where the data name their classes; with the number where two are called alike.
+const often = Object.values(gallery.names).reduce((count, name) => count.set(name, (count.get(name) ?? 0) + 1), new Map());
+function called(c) {
+  const name = gallery.names[c];
+  if (name === undefined) return `${c}`;
+  return often.get(name) > 1 ? `${name} (${c})` : name;
+}
 const uri = (code) => `data:image/webp;base64,${code}`;
 const cleanPicture = (card) =>
   html("img", { src: uri(pictures.clean[card.image]), alt: `image ${gallery.images[card.image].id}` });

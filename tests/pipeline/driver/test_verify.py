@@ -259,7 +259,7 @@ def test_several_devices_are_named_with_their_units(run: RunStore) -> None:
     assert any("(5 units): exact" in line for line in found.devices)
     assert set(found.devices) <= set(status_lines(found))
     report = reduce_and_report(run, alpha=None, radii=(0.0, 0.1), folder=run.folder)
-    assert report.devices == found.devices
+    assert report.provenance.devices == found.devices
     page = (run.folder / "report.html").read_text()
     assert "Computed on NVIDIA H100, torch 2.11.0, CUDA 12.8, cuDNN 91002 (1 units): not exact" in page
 

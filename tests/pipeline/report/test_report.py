@@ -15,6 +15,7 @@ from pipeline.locations import location
 from pipeline.report.curves import curve_of
 from pipeline.report.figures import certified_accuracy_steps
 from pipeline.report.gallery import noisy_pixels
+from pipeline.report.provenance import Provenance
 from pipeline.report.report import Report, accuracy_table, summarise, write_report
 from pipeline.report.tables import latex, markdown
 from pipeline.store.run_store import StoredImage
@@ -162,8 +163,8 @@ def test_a_run_says_nothing_of_chance_where_it_is_right(written: Report) -> None
 
 
 def test_class_names_stand_in_the_tables_the_page_and_the_gallery(tmp_path: Path) -> None:
-    names = ["an_ant", "<bee>" + 60 * "e"]
-    report = wrong_run(tmp_path, class_names=names)
+    names = ("an_ant", "<bee>" + 60 * "e")
+    report = wrong_run(tmp_path, provenance=Provenance(class_names=names))
     assert r"Classes: 0 = an\_ant, 1 = \<bee\>eee" in (report.folder / "table.md").read_text()
     assert "% Classes: 0 = an_ant, 1 = <bee>eee" in (report.folder / "table.tex").read_text()
     page = report.page.read_text()
