@@ -10,13 +10,13 @@ from typing import Any
 from pipeline.certificates.attack_results import Attacked
 from pipeline.certificates.files import cut_text
 from pipeline.certificates.reduce import LARGEST
-from pipeline.report.curves import BEST, CONFIDENCE, Curve, best_of, interval_of
+from pipeline.report.curves import AVERAGE_MISLEADS, BEST, CONFIDENCE, Curve, best_of, interval_of
 from pipeline.report.tables import Table, percent
 
 ALL_LEVELS = "all levels together"
 ACCURACY_CAPTION = (
     "Certified accuracy: images classified correctly and certified to the radius, in % of all. Natural accuracy is "
-    "that at radius 0: the certificate names the right class, and an abstention counts as wrong."
+    "that at radius 0: the certificate names the right class, and an abstention counts as wrong. " + AVERAGE_MISLEADS
 )
 COST_CAPTION = (
     "Cost, the mean over the images: to certify one at a noise level, with all its votes, and to classify one, with a "

@@ -1,7 +1,7 @@
 """The self-contained HTML pages: a run's report, and a comparison of methods."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -9,12 +9,15 @@ import jinja2
 
 from pipeline.certificates.files import cut
 from pipeline.certificates.reduce import CertifiedImage
+from pipeline.certificates.reuse import is_about_candidate
 from pipeline.declaration.declaration import Declaration
 from pipeline.report.curves import Curve, interval_of
 from pipeline.report.figures import COLOURS
 from pipeline.report.gallery import gallery_data, picture_data, shown_items
+from pipeline.report.per_class import by_class
 from pipeline.report.provenance import NOTHING_KNOWN, Provenance
 from pipeline.report.tables import Table
+from pipeline.report.vote_shares import vote_shares
 from pipeline.store.run_store import StoredImage, spread
 
 MOST_BYTES = 1_950_000  # of a report's page
@@ -81,6 +84,20 @@ def charts_data(curves: Sequence[Curve]) -> dict[str, Any]:
     }
 
 
+def shares_data(levels: Mapping[str, Sequence[CertifiedImage]]) -> list[dict[str, Any]]:
+    """How sure the votes are, for each curve, as curves over the share of votes."""
+    most_steps = max(FEWEST_STEPS, MOST_STEPS // max(1, 2 * len(levels)))
+    both = (vote_shares(levels, right=right) for right in (True, False))
+    return [
+        {
+            name: {key: shown[key] for key in ("images", "radii", "right", "low", "high")}
+            for name, curve in (("right", right), ("wrong", wrong))
+            for shown in [curve_data(curve, most_steps=most_steps)]
+        }
+        for right, wrong in zip(*both, strict=True)
+    ]
+
+
 def comparison_page(
     *,
     title: str,
@@ -128,18 +145,24 @@ def html_page(
     alpha: float,
     scope: str,
     certified: Sequence[CertifiedImage],
+    levels: Mapping[str, Sequence[CertifiedImage]],
+    radii: Sequence[float],
     images: Sequence[StoredImage],
     declaration: Declaration,
     warnings: Sequence[str] = (),
     classes: str = "",
     provenance: Provenance = NOTHING_KNOWN,
 ) -> str:
-    """One page that needs no other file: curves, costs, table, what was declared, and a gallery of images.
+    """One page that needs no other file: curves, costs, table, votes, classes, what was declared, a gallery.
 
-    `classes` lists the names of the classes.
+    `levels` are the certificates of each curve, in the same order; `classes` lists the names of the classes.
     """
     items, names = shown_items(certified, images), provenance.class_names
-    data = charts_data(curves) | {"gallery": gallery_data(items, images=len(images), class_names=names)}
+    data = charts_data(curves) | {
+        "gallery": gallery_data(items, images=len(images), class_names=names),
+        "shares": shares_data(levels),
+    }
+    classes_of_levels = by_class(levels, radii=radii, class_names=names)
 
     def page(pictures: dict[str, Any]) -> str:
         return (
@@ -156,6 +179,8 @@ def html_page(
                 declared=dict(readable(declaration.to_json())),
                 warnings=warnings,
                 classes=classes,
+                by_class=classes_of_levels,
+                about_candidate=is_about_candidate(declaration),
                 provenance=provenance,
                 data=data | {"pictures": pictures},
             )

@@ -204,6 +204,8 @@ def write_report(
             alpha=alpha,
             scope=summary.scope,
             certified=certified,
+            levels=levels,
+            radii=radii,
             images=images,
             declaration=declaration,
             warnings=summary.warnings,

@@ -17,7 +17,7 @@ from pipeline.compare.method_tables import MethodAtLevel, best_curve, level_json
 from pipeline.compare.shared_images import OtherImagesError
 from pipeline.declaration.declaration import Declaration, differences
 from pipeline.locations import publish
-from pipeline.report.curves import BEST, interval_of
+from pipeline.report.curves import AVERAGE_MISLEADS, BEST, interval_of
 from pipeline.report.pages import sweep_page
 from pipeline.report.tables import Table, latex_page, markdown_page, percent
 from pipeline.store.run_store import RunStore
@@ -26,11 +26,12 @@ from pipeline.sweep.file import Point, Sweep
 
 SHARES = (
     "Certified accuracy: images classified correctly and certified to the radius, in % of all; the figure has 95 % "
-    "intervals. Votes and evaluations are what a run takes by itself, also where it took them over from another."
+    "intervals. Votes and evaluations are what a run takes by itself, also where it took them over from another. "
+    + AVERAGE_MISLEADS
 )
 BEST_LEVEL = (
-    "Of runs with several noise levels: the best one for each radius, and the largest of their average radii, chosen "
-    "on this data, without an interval."
+    "Of runs with several noise levels: the best one for each radius, and the average radius of that curve, chosen on "
+    "this data, without an interval."
 )
 
 
@@ -68,7 +69,7 @@ class Result:
 
     @property
     def average_radius(self) -> float:
-        return max(level.curve.average_radius for level in self.levels)
+        return best_curve(self.levels).average_radius
 
     @property
     def evaluations(self) -> float:

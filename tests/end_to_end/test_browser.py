@@ -9,11 +9,13 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from pipeline.certificates.attack_results import Attacked
+from pipeline.certificates.reduce import by_level
 from pipeline.declaration.declaration import Declaration
 from pipeline.report.curves import Curve, interval_of
 from pipeline.report.figures import COLOURS
 from pipeline.report.gallery import noisy_pixels
 from pipeline.report.tables import Table
+from pipeline.report.vote_shares import top_share
 from tests.support.pages import HOSTILE, LAW, certified_images, curves_of, methods_page, random_images, report_page
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -307,6 +309,32 @@ def test_a_narrow_window_does_not_scroll_sidewards(page: Page, request: pytest.F
         assert page.evaluate("document.getElementById('detail').scrollWidth") < 360
 
 
+def test_how_sure_votes_are_is_read_at_each_share(page: Page, report: Path) -> None:
+    slider = opened(page, report).get_by_label("Share of votes", exact=True)
+    slider.focus()
+    page.keyboard.press("Home")
+    expect(page.locator("#shares-readout b")).to_have_text("At least 0\u00a0% of the votes")
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator("#shares-readout b")).to_have_text("At least 90\u00a0% of the votes")
+    for index, (level, items) in enumerate(by_level(ITEMS, maximum_over_sigmas=False).items()):
+        right = sum(top_share(item) >= 0.9 and item.most_likely == item.label for item in items)
+        expect(page.locator("#shares-readout li").nth(index)).to_contain_text(
+            f"sigma {level}: {100 * right / 40:.1f}\u00a0%"
+        )
+    expect(page.locator("#shares-chart g.curve")).to_have_count(2)
+    page.get_by_label("sigma 0.25", exact=True).uncheck()
+    expect(page.locator("#shares-chart g.curve")).to_have_count(1)
+
+
+def test_classes_are_shown_of_one_level_at_a_time(page: Page, report: Path) -> None:
+    opened(page, report)
+    expect(page.locator("#classes .level:visible")).to_have_count(1)
+    page.locator("#classes-level").select_option("0.5")
+    expect(page.locator("#classes .level[data-level='0.5'] .confusion")).to_be_visible()
+    expect(page.locator("#classes .level[data-level='0.25']")).to_be_hidden()
+
+
 def test_on_a_phone_the_table_scrolls_inside_itself_and_shows_all_radii(page: Page, tmp_path: Path) -> None:
     radii = ["r = 0", "r = 0.1", "r = 0.2", "r = 0.4"]
     header = ["sigma", *radii, "average radius", "abstained", "votes per image", "evaluations per image"]
@@ -389,5 +417,6 @@ def test_without_scripts_the_figure_and_the_table_are_shown(browser: Browser, re
         page = context.new_page()
         opened(page, report)
         expect(page.locator("noscript figure svg")).to_have_count(1)
-        expect(page.locator("table")).to_be_visible()
+        expect(page.locator("#tables table")).to_be_visible()
+        expect(page.locator("#classes .confusion:visible")).to_have_count(2)  # one after the other: no choice works
         expect(page.locator("#toggles")).to_be_hidden()

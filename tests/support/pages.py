@@ -75,6 +75,8 @@ def report_page(
         alpha=0.001,
         scope="8-bit images",
         certified=items,
+        levels=by_level(items, maximum_over_sigmas=False),
+        radii=(0.0, 0.25),
         images=images,
         declaration=Declaration(law),
         provenance=Provenance(class_names=class_names),

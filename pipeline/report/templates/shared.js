@@ -83,7 +83,7 @@ function linearTicks(end) {
 const MARGIN = { left: 52, right: 14, top: 10, bottom: 46 };
 
 // An empty chart as wide as its place: percent upwards, `scale` (0 to 1) sidewards.
-function emptyChart(place, { label, xLabel, yLabel, ticks, scale }) {
+function emptyChart(place, { label, xLabel, yLabel, ticks, scale, tickText = (tick) => tick.toLocaleString("en") }) {
   const width = Math.max(280, place.clientWidth);
   const height = Math.round(Math.min(430, Math.max(280, width * 0.55)));
   const x = (number) => MARGIN.left + scale(number) * (width - MARGIN.left - MARGIN.right);
@@ -97,7 +97,7 @@ function emptyChart(place, { label, xLabel, yLabel, ticks, scale }) {
   }
   let free = 0;
   for (const tick of ticks) {
-    const text = tick.toLocaleString("en");
+    const text = tickText(tick);
     if (x(tick) - 4 * text.length < free) continue; // it would cover the number before
     free = x(tick) + 4 * text.length + 6;
     root.append(svg("text", { x: x(tick), y: height - MARGIN.bottom + 20, "text-anchor": "middle" }, text));

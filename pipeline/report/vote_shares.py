@@ -1,0 +1,26 @@
+"""How sure votes are: which share of them the top class of an image has, over all images."""
+
+from collections.abc import Mapping, Sequence
+
+from pipeline.certificates.reduce import CertifiedImage
+from pipeline.report.curves import Curve
+
+
+def top_share(item: CertifiedImage) -> float:
+    """The share of an image's estimation votes that its certified class has, or where it abstains the leading one."""
+    return item.counts[item.most_likely] / sum(item.counts)
+
+
+def vote_shares(levels: Mapping[str, Sequence[CertifiedImage]], *, right: bool) -> list[Curve]:
+    """For each noise level the shares of images whose top class is the label, or of those whose is another: curves
+    over the share of votes in a radius's place, of all images of the level."""
+    return [
+        Curve(
+            items[0].certificate.method,
+            level,
+            len(items),
+            tuple(sorted(top_share(item) for item in items if (item.most_likely == item.label) is right)),
+            sum(item.certificate.predicted is None for item in items),
+        )
+        for level, items in levels.items()
+    ]
