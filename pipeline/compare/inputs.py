@@ -18,6 +18,7 @@ from pipeline.declaration.config import DenoiseConfig, RunConfig
 from pipeline.declaration.declaration import Declaration
 from pipeline.declaration.toml_files import load_config
 from pipeline.locations import exists, location
+from pipeline.report.curves import stopping_radii
 from pipeline.store.evidence import EvidenceTable
 from pipeline.store.run_store import RunStore, StoreError
 
@@ -115,6 +116,7 @@ class RunInput:
             raise IncompleteRunError(f"{self.where} cannot be compared: {error}") from error
         empirical = empirical_accuracy(self.where, fingerprint=self.declaration.fingerprint)
         levels = by_level(certified, maximum_over_sigmas=self.declaration.maximum_over_sigmas)
+        stops = stopping_radii(self.declaration)
         return [
             MethodAtLevel(
                 method,
@@ -125,6 +127,7 @@ class RunInput:
                 network=self.network,
                 devices=tuple(sorted({record.name or record.kind for record, _ in evidence.devices})),
                 attacked=empirical.get(level),
+                stopped_at=stops.get(level),
             )
             for level, items in levels.items()
         ]

@@ -54,6 +54,7 @@ class MethodAtLevel:
     network: str = ""
     devices: tuple[str, ...] = ()  # none where they are unknown
     attacked: Attacked | None = None
+    stopped_at: float | None = None  # see Curve
 
     def mean(self, cost: Callable[[Outcome], float | None]) -> float | None:
         costs = [cost(outcome) for outcome in self.outcomes.values()]
@@ -84,6 +85,7 @@ class MethodAtLevel:
             evaluations_per_image=self.mean(lambda outcome: outcome.evaluations),
             seconds_per_image=self.mean(lambda outcome: outcome.seconds),
             attacked=self.attacked,
+            stopped_at=self.stopped_at,
         )
 
 

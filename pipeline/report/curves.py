@@ -8,7 +8,8 @@ from itertools import zip_longest
 from scipy.special import betaincinv
 
 from pipeline.certificates.attack_results import Attacked
-from pipeline.certificates.reduce import CertifiedImage
+from pipeline.certificates.reduce import LARGEST, CertifiedImage
+from pipeline.declaration.declaration import Declaration
 
 CONFIDENCE = 0.95
 BEST = "best sigma per radius, chosen on this data"
@@ -21,7 +22,10 @@ AVERAGE_MISLEADS = (
 @dataclass(frozen=True)
 class Curve:
     """One method at one noise level. `radii` are those of the images that it gave their label, rising; the others count
-    as wrong at every radius (rule S6). Costs are means over the images, None where a log does not tell."""
+    as wrong at every radius (rule S6). Costs are means over the images, None where a log does not tell.
+
+    At `stopped_at` sampling stopped, since all declared radii of an image were decided: what lies beyond is what those
+    votes prove besides. None where sampling aimed at no radius."""
 
     method: str
     level: str
@@ -31,6 +35,7 @@ class Curve:
     evaluations_per_image: float | None = None
     seconds_per_image: float | None = None
     attacked: Attacked | None = None
+    stopped_at: float | None = None
 
     def right_at(self, radius: float) -> int:
         """How many images are right and certified to at least this radius."""
@@ -46,14 +51,35 @@ class Curve:
 
 
 def best_of(curves: Sequence[Curve]) -> Curve:
-    """The highest of some levels of one method at each radius, chosen on these very images; its costs are unknown."""
+    """The highest of some levels of one method at each radius, chosen on these very images; its costs are unknown.
+    Sampling stopped where the last level's did, if all stopped."""
     falling = [curve.radii[::-1] for curve in curves]
     radii = [max(same_rank) for same_rank in zip_longest(*falling, fillvalue=0.0)]  # to which so many images hold
     first = curves[0]
-    return Curve(first.method, BEST, first.images, tuple(reversed(radii)), 0)
+    stops = [curve.stopped_at for curve in curves if curve.stopped_at is not None]
+    stopped_at = max(stops) if len(stops) == len(curves) else None
+    return Curve(first.method, BEST, first.images, tuple(reversed(radii)), 0, stopped_at=stopped_at)
 
 
-def curve_of(method: str, level: str, items: Sequence[CertifiedImage], attacked: Attacked | None = None) -> Curve:
+def stopping_radii(declaration: Declaration) -> dict[str, float]:
+    """By level, the last declared radius that votes could prove there; none of a run that declared no radii to aim
+    at."""
+    radii, stops = declaration.radii, dict[str, float]()
+    for sigma_pixel in declaration.sigma_pixel if radii else ():
+        largest = declaration.procedure(sigma_pixel).largest_radius
+        if reached := [radius for radius in radii or () if radius <= largest]:
+            stops[f"{sigma_pixel:g}"] = max(reached)
+    return {**stops, LARGEST: max(stops.values())} if stops else {}
+
+
+def curve_of(
+    method: str,
+    level: str,
+    items: Sequence[CertifiedImage],
+    attacked: Attacked | None = None,
+    *,
+    stopped_at: float | None = None,
+) -> Curve:
     return Curve(
         method=method,
         level=level,
@@ -63,6 +89,7 @@ def curve_of(method: str, level: str, items: Sequence[CertifiedImage], attacked:
         evaluations_per_image=sum(item.evaluations for item in items) / len(items),
         seconds_per_image=sum(item.seconds for item in items) / len(items),
         attacked=attacked,
+        stopped_at=stopped_at,
     )
 
 

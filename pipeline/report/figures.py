@@ -4,18 +4,22 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.report.curves import Curve
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")  # told apart by the colour-blind too
-LINES = ("-", ":", "-.")
+LINES: tuple[Any, ...] = ("-", "-.", (0, (5, 1, 1, 1, 1, 1)))  # dashed are attacks, dotted is what lies beyond a stop
 LETTERS_OF_A_LINE = 62  # of a legend
+STOPPED = (
+    "\n\N{BLACK RIGHT-POINTING TRIANGLE} sampling stopped here, at a level's last declared radius: no end of robustness"
+)
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,7 @@ def certified_accuracy_figure(curves: Sequence[Curve], *, note: str = "") -> Pic
         axes = figure.add_subplot()
         for index, (curve, label) in enumerate(zip(curves, labels, strict=True)):
             colour, line = COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)]
-            radii, share = certified_accuracy_steps(curve)
-            # A radius that just holds is certified: the step goes down behind it.
-            ends, shares = np.append(radii, radii[-1]), 100 * np.append(share, 0)
-            axes.step(ends, shares, where="pre", color=colour, linestyle=line, linewidth=2, label=label)
+            draw_steps(axes, curve, color=colour, linestyle=line, label=label)
             if curve.attacked:
                 reached = sorted(curve.attacked.accuracy)
                 axes.plot(  # an attack of one radius is an attack of every larger one
@@ -65,7 +66,8 @@ def certified_accuracy_figure(curves: Sequence[Curve], *, note: str = "") -> Pic
                     markersize=4,
                     label=f"{label}, {curve.attacked.label}",
                 )
-        axes.set_xlabel(f"L2 radius (pixels in [0, 1]){note and f'; {note}'}")
+        stopped = any(curve.stopped_at is not None for curve in curves)
+        axes.set_xlabel(f"L2 radius (pixels in [0, 1]){note and f'; {note}'}{STOPPED if stopped else ''}")
         attacked = any(curve.attacked for curve in curves)
         axes.set_ylabel("accuracy (%): certified, under attack" if attacked else "certified accuracy (%)")
         axes.set_xlim(left=0)
@@ -76,6 +78,23 @@ def certified_accuracy_figure(curves: Sequence[Curve], *, note: str = "") -> Pic
         columns = 1 if several else 2 if attacked else 3  # names that do not fit beside each other squeeze the axes
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
         return Picture(render(figure, "svg").decode(), render(figure, "png"))
+
+
+def draw_steps(axes: "Axes", curve: Curve, *, label: str, **style: Any) -> None:
+    """A radius that just holds is certified: the step goes down behind it. Beyond the radius where sampling stopped the
+    line is dotted, behind an arrow: there its votes end, not what could be certified."""
+    radii, share = certified_accuracy_steps(curve)
+    ends, shares = np.append(radii, radii[-1]), 100 * np.append(share, 0)
+    if curve.stopped_at is None:
+        axes.step(ends, shares, where="pre", linewidth=2, label=label, **style)
+        return
+    stop, right = curve.stopped_at, 100 * curve.accuracy_at(curve.stopped_at)
+    until = ends < stop
+    axes.step([*ends[until], stop], [*shares[until], right], where="pre", linewidth=2, label=label, **style)
+    beyond = {**style, "linestyle": ":"}
+    axes.step([stop, *ends[~until]], [right, *shares[~until]], where="pre", linewidth=1.5, **beyond)
+    if right:
+        axes.plot([stop], [right], color=style["color"], marker=">", markersize=7, clip_on=False)
 
 
 def curve_label(curve: Curve, *, with_method: bool) -> str:

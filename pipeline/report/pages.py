@@ -71,6 +71,7 @@ def curve_data(curve: Curve, *, most_steps: int = MOST_STEPS) -> dict[str, Any]:
         "attacked": sorted(attacked.accuracy.items()) if attacked else [],
         "attackedImages": attacked.images if attacked else 0,
         "attackedLabel": attacked.label if attacked else "",
+        "stoppedAt": curve.stopped_at,
     }
 
 

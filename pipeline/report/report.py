@@ -16,7 +16,7 @@ from pipeline.declaration.declaration import Declaration, refuse_undeclared_radi
 from pipeline.declaration.toml_files import load_config
 from pipeline.locations import publish
 from pipeline.report.chance import chance_warning
-from pipeline.report.curves import curve_of
+from pipeline.report.curves import curve_of, stopping_radii
 from pipeline.report.figures import certified_accuracy_figure
 from pipeline.report.gallery import MOST_IMAGES
 from pipeline.report.pages import html_page
@@ -184,7 +184,11 @@ def write_report(
     summary = summarise(levels, alpha=alpha, radii=radii, empirical=empirical, class_names=names, missing=missing)
     write_certificates(folder / "certificates.parquet", certificate_rows(certified), evidence_digest=evidence_digest)
     table = accuracy_table(summary)
-    curves = [curve_of(summary.method, name, items, (empirical or {}).get(name)) for name, items in levels.items()]
+    stops, attacked = stopping_radii(declaration), empirical or {}
+    curves = [
+        curve_of(summary.method, name, items, attacked.get(name), stopped_at=stops.get(name))
+        for name, items in levels.items()
+    ]
     figure = certified_accuracy_figure(curves, note=summary.so_far)
     classes = listed(names, most=CLASSES_LISTED) if names else ""
     notes = [*summary.warnings, *([f"Classes: {classes}"] if classes else [])]

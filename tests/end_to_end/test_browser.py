@@ -309,6 +309,22 @@ def test_a_narrow_window_does_not_scroll_sidewards(page: Page, request: pytest.F
         assert page.evaluate("document.getElementById('detail').scrollWidth") < 360
 
 
+def test_where_sampling_stopped_is_marked_and_told_beyond(page: Page, tmp_path: Path) -> None:
+    curves = [replace(curve, stopped_at=stop) for curve, stop in zip(CURVES, (0.2, None), strict=True)]
+    path = tmp_path / "comparison.html"
+    path.write_text(methods_page(curves))
+    opened(page, path)
+    expect(page.locator("#curves-chart .stop")).to_have_count(1)
+    expect(page.locator("#curves-chart .beyond")).to_have_count(1)
+    expect(page.locator("#curves")).to_contain_text("not where robustness ends")
+    for radius, told in (("0.2", False), ("0.3", True)):
+        page.get_by_label("Radius", exact=True).fill(radius)
+        check_readout(page, curves)
+        line = page.locator("#curves-readout li").first
+        assert ("at least: sampling stopped at radius 0.2" in line.inner_text()) is told
+        expect(page.locator("#curves-readout li").last).not_to_contain_text("stopped")
+
+
 def test_how_sure_votes_are_is_read_at_each_share(page: Page, report: Path) -> None:
     slider = opened(page, report).get_by_label("Share of votes", exact=True)
     slider.focus()

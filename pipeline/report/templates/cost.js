@@ -7,7 +7,7 @@ function describe(curve, radius) {
   const seconds = curve.seconds === null ? "" : `, ${Number(curve.seconds.toPrecision(3))} seconds per image`;
   return (
     `${curve.method}, ${levelName(curve.level)}: ${percent(share)} (${percent(low)} to ${percent(high)}) ` +
-    `at radius ${radius}, ${counted(curve.evaluations)} evaluations per image${seconds}`
+    `at radius ${radius}${stoppedText(curve, radius)}, ${counted(curve.evaluations)} evaluations per image${seconds}`
   );
 }
 

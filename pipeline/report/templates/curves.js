@@ -21,9 +21,19 @@ function fitSlider(slider) {
 }
 
 // A radius that just holds is certified: the curve goes down behind it.
-function stepPath(radii, shares, { x, y }) {
+function stepPath(radii, shares, { x, y }, { from = 0, to = from } = {}) {
   const steps = radii.map((radius, index) => `H${x(radius).toFixed(1)}V${y(shares[index + 1]).toFixed(1)}`);
-  return `M${x(0)} ${y(shares[0]).toFixed(1)}${steps.join("")}`;
+  return `M${x(from).toFixed(1)} ${y(shares[0]).toFixed(1)}${steps.join("")}${to > from ? `H${x(to).toFixed(1)}` : ""}`;
+}
+
+// The steps up to where sampling stopped, and dotted what its votes prove beyond, behind an arrow: no end of robustness.
+function stoppedPaths(curve, shares, chart) {
+  const [stop, place] = [curve.stoppedAt, placeOf(curve.radii, curve.stoppedAt)];
+  const [x, y] = [chart.x(stop), chart.y(shares[place])];
+  const before = stepPath(curve.radii.slice(0, place), shares, chart, { to: stop });
+  const beyond = stepPath(curve.radii.slice(place), shares.slice(place), chart, { from: stop });
+  const arrow = shares[place] ? [svg("path", { class: "stop", d: `M${x} ${y - 6}L${x + 11} ${y}L${x} ${y + 6}Z` })] : [];
+  return [before, svg("path", { class: "line beyond", d: beyond }), ...arrow];
 }
 
 function drawCurve(chart, curve, order) {
@@ -31,9 +41,9 @@ function drawCurve(chart, curve, order) {
   const shares = curve.right.map((right) => right / curve.images);
   const index = colourIndex(curve);
   const group = svg("g", { class: "ink curve", style: inkOf(index), "data-name": nameOf(curve) });
-  group.append(
-    svg("path", { class: "line", "stroke-dasharray": dashOf(index), d: stepPath(curve.radii, shares, chart) }),
-  );
+  const [steps, ...beyond] =
+    curve.stoppedAt === null ? [stepPath(curve.radii, shares, chart)] : stoppedPaths(curve, shares, chart);
+  group.append(svg("path", { class: "line", "stroke-dasharray": dashOf(index), d: steps }), ...beyond);
   const end = curve.radii.at(-1) ?? 0;
   for (const part of [0.1, 0.35, 0.6, 0.85]) {
     const radius = end * (part + 0.03 * order); // beside those of the other curves
@@ -111,7 +121,7 @@ function readCurves() {
     const whisker = { class: "whisker ink", style: inkOf(colourIndex(curve)) };
     reading.append(svg("line", { ...whisker, x1: x(radius), x2: x(radius), y1: y(low), y2: y(high) }));
     const interval = `(${percent(low)} to ${percent(high)})`;
-    const text = `${nameOf(curve)}: ${percent(share)} ${interval}${attackText(curve, radius)}`;
+    const text = `${nameOf(curve)}: ${percent(share)} ${interval}${stoppedText(curve, radius)}${attackText(curve, radius)}`;
     return html("li", {}, swatchOf(curve), html("span", {}, text));
   });
   for (const method of methods.filter(bestShown)) {

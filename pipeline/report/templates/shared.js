@@ -43,6 +43,11 @@ function accuracyAt(curve, radius) {
   return { share: curve.right[place] / curve.images, low: curve.low[place], high: curve.high[place] };
 }
 
+// What to say of a curve beyond the radius where sampling stopped.
+const isStopped = (curve, radius) => curve.stoppedAt !== null && radius > curve.stoppedAt;
+const stoppedText = (curve, radius) =>
+  isStopped(curve, radius) ? `, at least: sampling stopped at radius ${curve.stoppedAt}` : "";
+
 const bestAt = (method, radius) =>
   Math.max(...data.curves.filter((c) => c.method === method).map((c) => accuracyAt(c, radius).share));
 

@@ -5,7 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.report.curves import Curve, interval_of
+from pipeline.certificates.reduce import LARGEST
+from pipeline.declaration.declaration import Declaration
+from pipeline.report.curves import Curve, best_of, interval_of, stopping_radii
+from pipeline.report.figures import certified_accuracy_figure
 from tests.bench import evaluations
 
 
@@ -38,3 +41,38 @@ def test_the_interval_of_the_best_of_three_levels_accounts_for_the_choice(share:
 def test_intervals_of_none_and_of_all_reach_the_end() -> None:
     assert interval_of(0, 10)[0] == 0.0
     assert interval_of(10, 10)[1] == 1.0
+
+
+def sequential(*radii: float, votes: int = 1000) -> Declaration:
+    law = {
+        "dataset": {"image_shape": [1, 8, 8]},
+        "classifier": {"name": "plain"},
+        "sigma_pixel": [0.125, 0.25],
+        "noise": "integer",
+        "votes": {"selection": 10, "estimation": votes},
+        "certificate": {"method": "sequential", "alpha": 0.001, "maximum_over_sigmas": False, "radii": list(radii)},
+    }
+    return Declaration(law)
+
+
+def test_sampling_stops_at_the_last_declared_radius_that_a_levels_votes_can_prove() -> None:
+    assert stopping_radii(sequential(0.0, 0.25, 0.5)) == {"0.125": 0.25, "0.25": 0.5, LARGEST: 0.5}
+    assert stopping_radii(sequential(0.0, 0.5, 9.0)) == {"0.125": 0.0, "0.25": 0.5, LARGEST: 0.5}
+    assert stopping_radii(sequential(9.0)) == {}
+    fixed = sequential().recorded["certificate"] | {"method": "cohen"}
+    del fixed["radii"]
+    assert stopping_radii(Declaration({**sequential().recorded, "certificate": fixed})) == {}
+
+
+def test_the_best_of_levels_stops_where_the_last_of_them_did_if_all_stopped() -> None:
+    curves = [Curve("m", str(stop), 4, (0.1, 0.3), 0, stopped_at=stop) for stop in (0.1, 0.2)]
+    assert best_of(curves).stopped_at == 0.2
+    assert best_of([*curves, Curve("m", "1", 4, (0.4,), 0)]).stopped_at is None
+
+
+@pytest.mark.parametrize("stop", [0.0, 0.1, 0.25, 0.5])
+def test_a_figure_says_that_sampling_stopped_and_no_other_does(stop: float) -> None:
+    curve = Curve("m", "0.25", 4, (0.1, 0.2, 0.3), 0)
+    stopped = certified_accuracy_figure([Curve("m", "0.25", 4, (0.1, 0.2, 0.3), 0, stopped_at=stop)])
+    assert stopped.svg != certified_accuracy_figure([curve]).svg
+    assert stopped == certified_accuracy_figure([Curve("m", "0.25", 4, (0.1, 0.2, 0.3), 0, stopped_at=stop)])
