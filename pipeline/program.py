@@ -1,5 +1,6 @@
 """Which program makes a run: its version, the commit of its source, and the command by which it was called."""
 
+import getpass
 import importlib.metadata
 import json
 import re
@@ -57,6 +58,14 @@ def command() -> str:
         return ""
     shown = PASSWORD.sub("", shlex.join(["ndc", *sys.argv[1:]]))
     return shown if len(shown) <= LONGEST_COMMAND else f"{shown[: LONGEST_COMMAND - 4]} ..."
+
+
+def user() -> str:
+    """Who calls; empty where the system has no name for them, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
 
 
 def program_facts() -> dict[str, str]:

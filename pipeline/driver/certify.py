@@ -21,7 +21,7 @@ from pipeline.driver.prepare import PreparedRun, in_folder
 from pipeline.driver.tracked_votes import TrackedVotes
 from pipeline.driver.vote_progress import VoteProgress
 from pipeline.locations import LocationError, absolute
-from pipeline.report.mlflow_values import partial_scalars
+from pipeline.report.mlflow_values import model_tags, partial_scalars
 from pipeline.report.report import Report, reduce_and_report, summary_so_far
 from pipeline.side_channel import Listener, Listeners, Say, SideChannel, in_time, safely
 from pipeline.store.event_log import EventLog
@@ -140,7 +140,8 @@ def tracker_of(run: PreparedRun) -> Any:
         return None
     from pipeline.report.mlflow_tracker import Tracker
 
-    return Tracker(run.config, folder=run.folder, declaration=run.declaration)
+    tags = model_tags(run.model, run.num_classes, run.source.class_names or ())
+    return Tracker(run.config, folder=run.folder, declaration=run.declaration, tags=tags)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,6 @@ class TrainingTracker:
 def metrics_of(progress: TrainingProgress) -> dict[str, Any]:
     return {
         "training/loss": progress.loss,
-        "training/images_per_second": progress.images_per_second,
+        "training/images_per_s": progress.images_per_second,
         "training/seconds": progress.seconds,
     }

@@ -1,5 +1,6 @@
 """MLflow, spoken to by the driver only: one flat run for each run folder, continued on resume."""
 
+import json
 import logging
 import os
 import shlex
@@ -32,6 +33,7 @@ from pipeline.report.mlflow_address import (
 from pipeline.report.mlflow_values import (
     Point,
     attacked_scalars,
+    caller_tags,
     curve_points,
     description,
     flatten,
@@ -54,20 +56,26 @@ DEFAULT_ARTIFACTS = "mlartifacts"
 TRAININGS = "ndc-training"
 NOTE = "mlflow.note.content"
 TABLE = "certified.json"
+LEFT_OUT = "ndc.left_out"  # files that are larger than an artifact may be
 POINTS_AT_ONCE = 1000  # as MLflow allows
+MOST_ARTIFACT_BYTES = 20_000_000  # of one file
 CHARTS = "workflowType=machine_learning&compareRunsMode=CHART"
 
 
 class Tracker:
     """The MLflow run that belongs to one law and one run folder: a run that grows has one for each law."""
 
-    def __init__(self, config: RunConfig, *, folder: UPath, declaration: Declaration) -> None:
+    def __init__(
+        self, config: RunConfig, *, folder: UPath, declaration: Declaration, tags: Mapping[str, str] | None = None
+    ) -> None:
+        """`tags` are more than those of configuration and declaration."""
         self.folder = absolute(folder)
         self.uri, self.client, self.experiment_id = open_experiment(config.experiment)
-        tags = tags_of(config, declaration)
+        own = tags_of(config, declaration)
         run_id = find_run(self.client, self.experiment_id, self.folder, declaration.fingerprint)
-        self.run_id = run_id or self._create(f"{tags['method']}: {folder.name}", declaration, config.dataset)
-        for name, value in tags.items():  # those that are not of the law may have changed
+        self.run_id = run_id or self._create(f"{own['method']}: {folder.name}", declaration, config.dataset)
+        # Those that are not of the law may have changed.
+        for name, value in {**own, **caller_tags(), **(tags or {})}.items():
             self.client.set_tag(self.run_id, name, value)
         self.client.update_run(self.run_id, status="RUNNING")
 
@@ -78,15 +86,18 @@ class Tracker:
         )
 
     def _create(self, name: str, declaration: Declaration, data: DatasetSpec) -> str:
-        from mlflow.entities import Dataset, DatasetInput, Param
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
         identity = {"ndc.fingerprint": declaration.fingerprint, "ndc.folder": self.folder}
         tags = {**identity, NOTE: description(None, self.folder)}
         run = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
         params = [Param(key, value) for key, value in flatten(declaration.to_json()).items()]
         self.client.log_batch(run.info.run_id, params=params)
-        dataset = Dataset(name=data.name, digest=declaration.images_sha256[:32], source_type="ndc", source=data.name)
-        self.client.log_inputs(run.info.run_id, [DatasetInput(dataset)])
+        images = json.dumps({"num_rows": declaration.recorded["dataset"].get("images")})
+        digest = declaration.images_sha256[:32]
+        dataset = Dataset(name=data.name, digest=digest, source_type="ndc", source=data.name, profile=images)
+        context = InputTag("mlflow.data.context", "certified")
+        self.client.log_inputs(run.info.run_id, [DatasetInput(dataset, tags=[context])])
         return str(run.info.run_id)
 
     @property
@@ -102,25 +113,35 @@ class Tracker:
         self.client.set_terminated(self.run_id, status="FAILED" if failed else "KILLED")
 
     def finish(self, report: Report, artifacts: list[UPath]) -> None:
-        """Logs figures and curves once (a second time would zigzag), and ends the MLflow run."""
+        """Logs figures and curves once (a second time would zigzag), and ends the MLflow run. One that was logged under
+        an earlier program's names gets those of this one besides."""
         run = self.client.get_run(self.run_id)
-        if run.data.tags.get("ndc.reported") != "true":
-            points = [(name, 0, value) for name, value in scalars(report.summary).items()]
-            # All at the run's own time: if a driver is killed here, the next one logs the very same points.
-            self._log_points([*points, *curve_points(report.levels)], milliseconds=run.info.start_time)
+        reported = run.data.tags.get("ndc.reported") == "true"
+        points = [(name, 0, value) for name, value in scalars(report.summary).items()]
+        points += curve_points(report.levels)
+        if reported:
+            points = [point for point in points if point[0] not in run.data.metrics]
+        # All at the run's own time: if a driver is killed here, the next one logs the very same points.
+        self._log_points(points, milliseconds=run.info.start_time)
+        if not reported:
             self._log_files(artifacts)
             if TABLE not in {item.path for item in self.client.list_artifacts(self.run_id)}:  # it would be added to
                 self.client.log_table(self.run_id, table_of(report.summary), TABLE)
-            self.client.set_tag(self.run_id, NOTE, description(report.summary, self.folder))
+            self._describe(report)
             self.client.set_tag(self.run_id, "ndc.reported", "true")
         self.client.set_terminated(self.run_id)
+
+    def _describe(self, report: Report) -> None:
+        left_out = self.client.get_run(self.run_id).data.tags.get(LEFT_OUT, "")
+        text = description(report.summary, self.folder, facts=report.provenance.facts, left_out=left_out)
+        self.client.set_tag(self.run_id, NOTE, text)
 
     def attacked(self, report: Report, artifacts: list[UPath]) -> None:
         """Adds what attacks left standing to a run that is reported already."""
         points = [(name, 0, value) for name, value in attacked_scalars(report.summary).items()]
         self._log_points(points, milliseconds=round(1000 * time.time()))
         self._log_files(artifacts)
-        self.client.set_tag(self.run_id, NOTE, description(report.summary, self.folder))
+        self._describe(report)
         self.client.set_terminated(self.run_id)
 
     def _log_points(self, points: list[Point], *, milliseconds: int) -> None:
@@ -131,11 +152,17 @@ class Tracker:
             self.client.log_batch(self.run_id, metrics=metrics[start : start + POINTS_AT_ONCE])
 
     def _log_files(self, artifacts: list[UPath]) -> None:
+        left_out = []
         with tempfile.TemporaryDirectory() as scratch:  # a run folder may be in an object store
             for artifact in artifacts:
-                copy = Path(scratch) / artifact.name
-                copy.write_bytes(read(artifact))
+                content, copy = read(artifact), Path(scratch) / artifact.name
+                if len(content) > MOST_ARTIFACT_BYTES:
+                    left_out.append(f"{artifact.name} ({len(content) / 1e6:,.0f} MB)")
+                    continue
+                copy.write_bytes(content)
                 self.client.log_artifact(self.run_id, str(copy))
+        if left_out:
+            self.client.set_tag(self.run_id, LEFT_OUT, ", ".join(left_out))
 
 
 class TrainingRun:
@@ -151,7 +178,7 @@ class TrainingRun:
     def _created(self, experiment_id: str, name: str, folder: str, fingerprint: str, parameters: dict[str, Any]) -> str:
         from mlflow.entities import Param
 
-        tags = {"ndc.fingerprint": fingerprint, "ndc.folder": folder}
+        tags = {"ndc.fingerprint": fingerprint, "ndc.folder": folder, **caller_tags()}
         run = self.client.create_run(experiment_id, run_name=name, tags=tags)
         params = [Param(key, value) for key, value in flatten(parameters).items()]
         self.client.log_batch(run.info.run_id, params=params)

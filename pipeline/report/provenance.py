@@ -39,7 +39,7 @@ def provenance_of(
     facts = [
         ("Model", model_text(config, manifest, declaration)),
         ("Data", data_text(config, manifest, declaration)),
-        ("Classes", classes_text(manifest)),
+        ("Classes", classes_text(manifest["plan"]["classes"], manifest["data"].get("classes") or ())),
         ("Classifier", declaration.method_name),
         ("Certificate", certificate_text(declaration, alpha)),
         ("Noise levels", f"sigma {_listed(declaration.sigma_pixel)}, {declaration.noise} noise"),
@@ -81,8 +81,7 @@ def data_text(config: RunConfig, manifest: dict[str, Any], declaration: Declarat
     return ", ".join(part for part in (spec.name, split, *images, resized) if part)
 
 
-def classes_text(manifest: dict[str, Any]) -> str:
-    count, names = manifest["plan"]["classes"], manifest["data"].get("classes") or ()
+def classes_text(count: int, names: Sequence[str]) -> str:
     if list(names) == [str(label) for label in range(len(names))]:
         names = ()
     named = [*names[:CLASSES_NAMED], *(["..."] if len(names) > CLASSES_NAMED else [])]

@@ -12,9 +12,22 @@ from pipeline.certificates.reduce import LARGEST
 from pipeline.declaration.declaration import Declaration
 from pipeline.declaration.toml_files import load_config
 from pipeline.locations import location
+from pipeline.program import commit
+from pipeline.report import mlflow_tracker
 from pipeline.report.mlflow_address import TrackingError
 from pipeline.report.mlflow_tracker import CHARTS, Tracker, charts_link, check_tracking, link_of_run, serving_command
-from pipeline.report.mlflow_values import BEST_ROW, curve_points, description, flatten, scalars, table_of
+from pipeline.report.mlflow_values import (
+    BEST_ROW,
+    attacked_scalars,
+    curve_points,
+    description,
+    flatten,
+    model_tags,
+    partial_scalars,
+    scalars,
+    table_of,
+)
+from pipeline.report.provenance import Provenance
 from pipeline.report.report import Empirical, Report, summarise
 from tests.pipeline.report.test_report import HALF, ITEMS
 
@@ -60,7 +73,8 @@ def finish(found: Tracker, folder: Path) -> None:
 
 
 def report(folder: Path, empirical: Empirical | None = None) -> Report:
-    return Report(summarise(LEVELS, alpha=0.001, radii=(0.0, 0.25), empirical=empirical), LEVELS, location(folder))
+    summary = summarise(LEVELS, alpha=0.001, radii=(0.0, 0.25), empirical=empirical)
+    return Report(summary, LEVELS, location(folder), Provenance((("Model", "models/my_model, small"),)))
 
 
 def history(found: Tracker, metric: str) -> list[tuple[int, float]]:
@@ -92,23 +106,76 @@ def test_metrics_come_in_few_sections_and_name_no_method(workplace: Path) -> Non
         "curve/sigma_0.5",
     }
     assert metrics["radius/0.25_best_sigma"] == 0.5
-    assert metrics["cost/evaluations_per_image"] == 200
-    assert metrics["sigma_0.25/evaluations_per_image"] == 100
+    assert metrics["cost/evaluations"] == 200
+    assert metrics["sigma_0.25/evaluations"] == 100
     assert metrics["sigma_0.25/abstained"] == 0.25
     assert len(metrics) == 14
 
 
 def test_the_largest_per_image_is_a_level_that_costs_nothing_more() -> None:
     with_largest = summarise({**LEVELS, LARGEST: ITEMS}, alpha=0.001, radii=(0.0,))
-    assert scalars(with_largest)["cost/evaluations_per_image"] == 200
-    assert "largest_per_image/average_radius" in scalars(with_largest)
+    assert scalars(with_largest)["cost/evaluations"] == 200
+    assert "largest/avg_radius" in scalars(with_largest)
     assert table_of(with_largest)["level"] == [BEST_ROW, "sigma 0.25", "sigma 0.5", LARGEST]
+
+
+def test_charts_show_every_name_whole() -> None:
+    attacked = {level: Attacked(4, {0.25: 0.75}, confirmed=True) for level in ("0.0625", LARGEST)}
+    levels = {"0.0625": ITEMS, LARGEST: ITEMS}
+    summary = summarise(levels, alpha=0.001, radii=(0.0, 0.25), empirical=attacked)
+    told = [*scalars(summary), *partial_scalars(summary), *attacked_scalars(summary)]
+    names = {*told, *(name for name, _, _ in curve_points(levels))}
+    assert len(names) > 15
+    assert [name for name in names if len(name) > 24] == []
+
+
+def test_a_run_says_who_called_what_and_which_model_it_is_of(workplace: Path, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/bin/ndc", "certify", "runs/a"])
+    monkeypatch.setattr("getpass.getuser", lambda: "me")
+    tags = model_tags({"network": "small", "parameters": 12}, 2, ("ant", "bee"))
+    found = Tracker(load_config("demo"), folder=location("runs/a"), declaration=Declaration(LAW), tags=tags)
+    kept = found.client.get_run(found.run_id)
+    assert (
+        kept.data.tags.items()
+        >= {
+            "mlflow.user": "me",
+            "mlflow.source.name": "ndc certify",
+            "command": "ndc certify runs/a",
+            "network": "small",
+            "parameters": "12",
+            "classes": "2: ant, bee",
+        }.items()
+    )
+    assert kept.data.tags.get("mlflow.source.git.commit", "") == commit().removesuffix("-dirty")
+    assert [tag.value for tag in kept.inputs.dataset_inputs[0].tags] == ["certified"]
+
+
+def test_files_that_are_too_large_are_left_out_and_named(workplace: Path, monkeypatch) -> None:
+    monkeypatch.setattr(mlflow_tracker, "MOST_ARTIFACT_BYTES", 4)
+    found = tracker()
+    finish(found, workplace)
+    assert [artifact.path for artifact in found.client.list_artifacts(found.run_id)] == ["certified.json"]
+    said = "Too large for the artifacts, and in the run's folder: table.md (0 MB)"
+    assert said in found.client.get_run(found.run_id).data.tags["mlflow.note.content"]
+    found.attacked(report(workplace), [])
+    assert said in found.client.get_run(found.run_id).data.tags["mlflow.note.content"]
+
+
+def test_a_run_that_an_earlier_program_logged_gets_the_names_of_this_one_and_no_point_twice(workplace: Path) -> None:
+    found = tracker()
+    found._log_points([("curve/sigma_0.25", 0, 1.0)], milliseconds=1)
+    found.client.set_tag(found.run_id, "ndc.reported", "true")
+    for _ in range(2):
+        finish(tracker(), workplace)
+    assert history(found, "curve/sigma_0.25") == [(0, 1.0)]
+    assert history(found, "cost/evaluations") == [(0, 200)]
+    assert len(history(found, "curve/best_sigma")) == len(dict(history(found, "curve/best_sigma"))) > 1
 
 
 def test_runs_are_found_by_method_certificate_levels_and_sweep(workplace: Path) -> None:
     found = tracker(sweep="first")
     tags = found.client.get_run(found.run_id).data.tags
-    assert {key: value for key, value in tags.items() if not key.startswith(("ndc.", "mlflow."))} == {
+    assert {key: value for key, value in tags.items() if not key.startswith(("ndc.", "mlflow.", "command"))} == {
         "method": "denoise",
         "certificate": "cohen",
         "dataset": "digits",
@@ -132,9 +199,10 @@ def test_the_description_says_how_to_go_on_and_then_what_was_proved(workplace: P
     first = found.client.get_run(found.run_id).data.tags["mlflow.note.content"]
     assert first == f"Not finished. To go on: `ndc certify {workplace}/runs/a`\n"
     finish(found, workplace)
-    header, _, best, quarter, half, _, command = (
+    header, _, best, quarter, half, _, command, *rest = (
         found.client.get_run(found.run_id).data.tags["mlflow.note.content"].replace("&emsp;", "").splitlines()
     )
+    assert rest == ["", "Model: models/my\\_model, small"]
     assert header == "| sigma | r = 0 | r = 0.25 |"
     assert best == "| best per radius, chosen on this data | 50.0 % | 50.0 % |"
     assert quarter == "| 0.25 | 50.0 % | 50.0 % |"
@@ -147,6 +215,8 @@ def test_a_description_stays_short_enough_for_mlflow() -> None:
     summary = summarise(levels, alpha=0.001, radii=[0.01 * index for index in range(20)])
     assert len(description(summary, "runs/a")) < 8000
     assert "`table.md`" in description(summary, "runs/a")
+    facts = tuple((f"fact {index}", 900 * "x") for index in range(20))
+    assert len(description(summary, "runs/a", facts=facts)) < 8000
 
 
 def test_the_best_sigmas_curve_is_the_highest_at_each_radius(workplace: Path) -> None:
@@ -197,7 +267,7 @@ def test_attacks_are_added_to_level_and_description(workplace: Path) -> None:
     found = tracker()
     finish(found, workplace)
     found.attacked(report(workplace, {"0.25": Attacked(4, {0.25: 0.75}, confirmed=True)}), [])
-    assert found.client.get_run(found.run_id).data.metrics["sigma_0.25/attacked_at_0.25"] == 0.75
+    assert found.client.get_run(found.run_id).data.metrics["sigma_0.25/attack_0.25"] == 0.75
 
 
 def test_another_folder_or_law_is_another_run(workplace: Path) -> None:
