@@ -10,6 +10,7 @@ from typing import Protocol, Self
 from pipeline.side_channel import Say, SideChannel
 from pipeline.store.evidence import EvidenceTable
 from pipeline.workers.rows import Receipt
+from pipeline.workers.usage import ActorsUsage
 
 SECONDS_BETWEEN_POINTS = 30.0
 SECONDS_BETWEEN_RESULTS = 60.0
@@ -25,7 +26,7 @@ class TrackedVotes:
     """A point now and then, from a thread of its own: a slow server slows no votes, and one that is away fails alone.
 
     Counts include what there was before; a point's step is the number of votes. `results` gives what the complete
-    images prove, from the evidence.
+    images prove, from the evidence. Beside them goes what the actors take of their machines.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class TrackedVotes:
         self.tracker, self.channel = tracker, SideChannel("progress in MLflow", say)
         self.results, self.results_due = results, time.monotonic() + SECONDS_BETWEEN_RESULTS
         self.units, self.votes, self.evaluations = len(before), before.draws, before.evaluations
-        self.images, self.failed = set(before.images), 0
+        self.images, self.failed, self.usage = set(before.images), 0, ActorsUsage()
         self.ended, self.lock = threading.Event(), threading.Lock()
         self.thread = threading.Thread(target=self._tell, daemon=True)
 
@@ -55,6 +56,8 @@ class TrackedVotes:
 
     def add(self, receipt: Receipt) -> None:
         with self.lock:
+            if receipt.usage:
+                self.usage.add(receipt.usage)
             if receipt.error:
                 self.failed += 1
             elif receipt.seconds:  # else it was there before, and is counted
@@ -73,6 +76,10 @@ class TrackedVotes:
                 "progress/units_failed": self.failed,
             }
 
+    def _used(self) -> Mapping[str, float]:
+        with self.lock:
+            return self.usage.metrics(now_unix=time.time())
+
     def _tell(self) -> None:
         told: dict[str, int] = {}
         last = False
@@ -81,7 +88,7 @@ class TrackedVotes:
             counts = self.counts()
             if counts != told:
                 with self.channel:
-                    self.tracker.progress(counts, step=counts["progress/votes"])
+                    self.tracker.progress({**counts, **self._used()}, step=counts["progress/votes"])
                     told = counts
                 if not last:
                     self._tell_results(step=counts["progress/votes"])

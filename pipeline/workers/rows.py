@@ -16,7 +16,8 @@ Columns = dict[str, np.ndarray]
 class Receipt:
     """What became of a unit; `error` is empty unless it failed, and no other's votes can be kept either if `fatal`.
 
-    `decided` says that with it the image is known to need no more draws at its noise level.
+    `decided` says that with it the image is known to need no more draws at its noise level. `usage` is the text of a
+    `Usage` now and then, else empty.
     """
 
     unit_id: str
@@ -30,6 +31,7 @@ class Receipt:
     error: str
     fatal: bool
     decided: bool = False
+    usage: str = ""
 
 
 RECEIPT_COLUMNS = tuple(field.name for field in fields(Receipt))

@@ -31,6 +31,7 @@ from pipeline.workers.models import build_classifier, checkpoints_of, model_dige
 from pipeline.workers.rows import RECEIPT_COLUMNS, Columns, Receipt, rows_of, unit_of_row
 from pipeline.workers.store_work import store_work
 from pipeline.workers.unit_groups import ImageSchedule, UnitGroup, levels_of
+from pipeline.workers.usage import UsageMeter
 from pipeline.workers.watchdog import LOADING, Heartbeat
 
 NO_IMAGE = np.zeros((0, 0, 0), np.uint8)
@@ -126,6 +127,7 @@ class VoteActor:
         self.heartbeat.arrive()
         self.classifier = load_voter(settings)
         self.device = device_record(self.classifier).text()
+        self.meter = UsageMeter(self.classifier.device)
         self.heartbeat.end(LOADING)
         self.store = RunStore(settings.run_folder)
         self.store_work, self.look_ahead = store_work(self.classifier.device)
@@ -250,6 +252,7 @@ class VoteActor:
             socket.gethostname(),
             error,
             fatal,
+            usage=self.meter.text(),
         )
 
     def _failed(self, group: UnitGroup, error: Exception) -> Iterator[Receipt]:
