@@ -20,6 +20,7 @@ from pipeline.cli.model_options import (
     RESIZE,
     SEED,
     STEPS,
+    TRACKING,
 )
 
 
@@ -42,13 +43,7 @@ from pipeline.cli.model_options import (
 @SEED
 @DEVICE
 @click.option("--compile/--no-compile", "compiled", default=None, help="Compile the network [default: long GPU runs].")
-@click.option(
-    "--tracking",
-    type=click.Choice(["mlflow", "none"]),
-    default="mlflow",
-    show_default=True,
-    help="Where loss and rate are logged; a server that is away ends no training.",
-)
+@TRACKING
 @FORMAT
 @LIMIT
 @RESIZE
@@ -147,6 +142,7 @@ def train(
 @MAX_SECONDS
 @SEED
 @DEVICE
+@TRACKING
 @FORMAT
 @LIMIT
 @RESIZE
@@ -157,6 +153,7 @@ def distill(
     out: Path,
     network: Any,
     device: Any,
+    tracking: Any,
     data_format: str | None,
     limit: int | None,
     resize: int | None,
@@ -175,7 +172,16 @@ def distill(
 
     images = DatasetSpec(data, format=data_format, split="train", limit=limit, resize=resize, filter=resample)
     given = {name: value for name, value in settings.items() if value is not None}
-    distill_model(teacher, out, data=images, network=network, settings=given, device=device, say=click.echo)
+    distill_model(
+        teacher,
+        out,
+        data=images,
+        network=network,
+        settings=given,
+        device=device,
+        tracking=tracking,
+        say=click.echo,
+    )
     click.echo(f"distilled {out}")
 
 

@@ -34,6 +34,13 @@ DEVICE = click.option(
     show_default=True,
     help="auto takes CUDA where torch can use it.",
 )
+TRACKING = click.option(
+    "--tracking",
+    type=click.Choice(["mlflow", "none"]),
+    default="mlflow",
+    show_default=True,
+    help="Where loss and rate are logged; a server that is away ends no training.",
+)
 FORMAT = click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
 LIMIT = click.option("--limit", type=click.IntRange(min=1), help="At most N images.")
 RESIZE = click.option("--resize", type=click.IntRange(min=1), help="As a run's dataset.resize, with --filter.")

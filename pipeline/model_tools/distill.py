@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.denoiser import DescribedDenoiser, EDMDenoiser
 from ndc_core.models.execution import Execution
 from ndc_core.training.distillation import DistillationSpec, distil
-from ndc_core.training.fitting import DivergedError, Machine
+from ndc_core.training.fitting import DivergedError, Machine, TrainingProgress
 from ndc_core.training.students import heads_arguments, linear_student, small_student
 from pipeline.data.datasets import DatasetSpec, Example, examples_of, source_of
 from pipeline.data.source import DataError
@@ -23,6 +24,7 @@ from pipeline.model_tools.distillation_settings import StudentNetwork, distillat
 from pipeline.model_tools.train import TrainingBar, place_of_images, refuse_to_overwrite, where
 from pipeline.model_tools.training_images import data_notes, stacked
 from pipeline.model_tools.training_state import SECONDS_BETWEEN_CHECKPOINTS, TrainingState
+from pipeline.model_tools.training_tracker import Tracking, listeners
 from pipeline.named_functions import is_function
 from pipeline.workers.compute import pick_device, set_up_process, threads_for
 from pipeline.workers.models import load_model, local_checkpoint, model_digest
@@ -39,6 +41,7 @@ def distill(
     network: StudentNetwork | None = None,
     settings: dict[str, Any],
     device: Device = "auto",
+    tracking: Tracking = "none",
     say: Callable[[str], None] = print,
     seconds_between_checkpoints: float = SECONDS_BETWEEN_CHECKPOINTS,
 ) -> None:
@@ -82,7 +85,10 @@ def distill(
     set_up_process(threads=threads_for(denoiser.image_shape))
     if machine.device == "cuda":  # products of TF32: what classes differ in is little, and to be learned
         denoiser = load_model(teacher, device="cuda", execution=Execution("tf32", channels_last=True))
-    write(out, taught(denoiser, student, stacked(images), spec, machine, state, begun), {})
+    bar = partial(TrainingBar, spec.steps, "distilling", device=machine.device)
+    with listeners(bar, out=out, declaration=state.declaration, tracking=tracking, say=say) as told:
+        heads = taught(denoiser, student, stacked(images), spec, machine, state, begun, on_step=told.add)
+    write(out, heads, {})
     state.clear()
 
 
@@ -94,23 +100,24 @@ def taught(
     machine: Machine,
     state: TrainingState,
     begun: dict[str, Any] | None,
+    *,
+    on_step: Callable[[TrainingProgress], None],
 ) -> HeadsDenoiser:
     """The distillation itself; raises TrainingError if it diverges."""
-    with TrainingBar(spec.steps, "distilling", device=machine.device) as bar:
-        try:
-            return distil(
-                teacher,
-                student,
-                images.to(place_of_images(images, machine)),
-                knows_no_label=teacher.knows_no_label,
-                spec=spec,
-                machine=machine,
-                state=begun,
-                on_step=bar.add,
-                watch=state.watch,
-            )
-        except DivergedError as error:
-            raise state.ended(error) from error
+    try:
+        return distil(
+            teacher,
+            student,
+            images.to(place_of_images(images, machine)),
+            knows_no_label=teacher.knows_no_label,
+            spec=spec,
+            machine=machine,
+            state=begun,
+            on_step=on_step,
+            watch=state.watch,
+        )
+    except DivergedError as error:
+        raise state.ended(error) from error
 
 
 def student_of(

@@ -1,19 +1,16 @@
 """Training of denoisers, and of the embedded classifier, on labelled images with a progress bar."""
 
-import hashlib
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
-from upath import UPath
 
 from ndc_core.checkpoints.denoisers import WEIGHTS_FILE, save_denoiser
 from ndc_core.checkpoints.image_classifiers import refuse_to_replace, save_small_classifier
@@ -27,10 +24,8 @@ from pipeline.declaration.config import Device
 from pipeline.model_tools.training_images import TrainingImages, labelled_images
 from pipeline.model_tools.training_presets import NO_STEPS_LIMIT, PRESETS, TrainingPreset
 from pipeline.model_tools.training_state import SECONDS_BETWEEN_CHECKPOINTS, TrainingState
-from pipeline.model_tools.training_tracker import TrainingTracker
+from pipeline.model_tools.training_tracker import Tracking, listeners
 from pipeline.progress import SECONDS_BETWEEN_LINES, duration, show
-from pipeline.report.mlflow_tracker import TrainingRun
-from pipeline.side_channel import Listener, Listeners
 from pipeline.workers.compute import pick_device, set_up_process, threads_for
 from pipeline.workers.cores import usable_cores
 
@@ -95,7 +90,7 @@ def train_on(
     *,
     device: Device = "auto",
     compiled: bool | None = None,
-    tracking: Literal["mlflow", "none"] = "none",
+    tracking: Tracking = "none",
     say: Callable[[str], None] = print,
     seconds_between_checkpoints: float = SECONDS_BETWEEN_CHECKPOINTS,
 ) -> None:
@@ -124,15 +119,9 @@ def train_on(
         say(f"going on after step {begun['step']:,}")
     out.mkdir(parents=True, exist_ok=True)
     set_up_process(threads=usable_cores())
-    digest = hashlib.sha256(json.dumps(state.declaration, sort_keys=True).encode()).hexdigest()
-    start = partial(TrainingRun, out.name, folder=UPath(out), fingerprint=digest, parameters=declaration)
-    told: dict[str, Callable[[], Listener[TrainingProgress]]] = {
-        "the progress bar": partial(TrainingBar, plan.spec.steps, device=machine.device)
-    }
-    if tracking == "mlflow":
-        told["MLflow"] = partial(TrainingTracker, start, say=say)
-    with Listeners(told, say=say) as listeners:
-        denoiser = run(plan, images, machine, state, begun, on_step=listeners.add)
+    bar = partial(TrainingBar, plan.spec.steps, device=machine.device)
+    with listeners(bar, out=out, declaration=state.declaration, tracking=tracking, say=say) as told:
+        denoiser = run(plan, images, machine, state, begun, on_step=told.add)
     write(out, denoiser, {})
     state.clear()
 

@@ -1,15 +1,43 @@
 """How a training goes, told to MLflow from a thread of its own: a slow or dead server neither slows nor ends it."""
 
+import hashlib
+import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
+
+from upath import UPath
 
 from ndc_core.training.fitting import TrainingProgress
-from pipeline.side_channel import Say, SideChannel
+from pipeline.report.mlflow_tracker import TrainingRun
+from pipeline.side_channel import Listener, Listeners, Say, SideChannel
 
 SECONDS_BETWEEN_POINTS = 15.0
 LAST_SECONDS = 10.0  # for what is left to tell at the end
+
+
+Tracking = Literal["mlflow", "none"]
+
+
+def listeners(
+    bar: Callable[[], Listener[TrainingProgress]],
+    *,
+    out: Path,
+    declaration: Mapping[str, Any],
+    tracking: Tracking,
+    say: Say,
+) -> Listeners[TrainingProgress]:
+    """Who follows a training: its progress bar, and MLflow, if it is asked for, under the name of the folder `out`: one
+    MLflow run for each declaration and folder."""
+    told: dict[str, Callable[[], Listener[TrainingProgress]]] = {"the progress bar": bar}
+    if tracking == "mlflow":
+        digest = hashlib.sha256(json.dumps(declaration, sort_keys=True).encode()).hexdigest()
+        start = partial(TrainingRun, out.name, folder=UPath(out), fingerprint=digest, parameters=dict(declaration))
+        told["MLflow"] = partial(TrainingTracker, start, say=say)
+    return Listeners(told, say=say)
 
 
 class Run(Protocol):

@@ -17,6 +17,7 @@ from pipeline.data.source import DataError
 from pipeline.declaration.config import ComputeConfig, Device, RunConfig
 from pipeline.model_tools.train import TrainingBar, refuse_to_overwrite
 from pipeline.model_tools.training_images import TrainingImages, labelled_images
+from pipeline.model_tools.training_tracker import listeners
 from pipeline.named_functions import is_function
 from pipeline.workers.compute import pick_device, set_up_process, threads_for
 from pipeline.workers.models import build_classifier, local_checkpoint
@@ -55,7 +56,9 @@ def tune_for(
     say(f"tuning {config.model} on {len(train):,} images; {len(held_out):,} judge; on {machine.device}")
     out.mkdir(parents=True, exist_ok=True)
     set_up_process(threads=threads_for(images.image_shape))
-    with TrainingBar(spec.steps, "tuning", device=machine.device) as bar:
+    bar = partial(TrainingBar, spec.steps, "tuning", device=machine.device)
+    declaration = {"parent": config.model, **tuned_for(config), "tuning": asdict(spec), **images.notes}
+    with listeners(bar, out=out, declaration=declaration, tracking=config.tracking, say=say) as told:
         try:
             tuned = tune(
                 classifier,
@@ -64,7 +67,7 @@ def tune_for(
                 sigma_pixel=config.sigma_pixel,
                 spec=spec,
                 machine=machine,
-                on_step=bar.add,
+                on_step=told.add,
                 on_judgement=partial(tell, say),
             )
         except DivergedError as error:
@@ -128,6 +131,10 @@ def tell(say: Callable[[str], None], judgement: Judgement) -> None:
     say(f"held-out images after step {judgement.step:,}: loss {judgement.loss:.4f}, {accuracy}")
 
 
+def tuned_for(config: RunConfig) -> dict[str, Any]:
+    return {"tuned_for": config.model_dump(mode="json", include={"sigma_pixel", "classifier"})}
+
+
 def write(out: Path, config: RunConfig, tuned: Tuned, spec: TuningSpec, images: TrainingImages) -> None:
     parent = local_checkpoint(config.model)
     description = describe_denoiser(parent)
@@ -135,7 +142,7 @@ def write(out: Path, config: RunConfig, tuned: Tuned, spec: TuningSpec, images: 
         "parent": config.model,
         "parent_sha256": denoiser_digest(parent),
         "tuning": asdict(spec),
-        "tuned_for": config.model_dump(mode="json", include={"sigma_pixel", "classifier"}),
+        **tuned_for(config),
         "judgements": [asdict(judgement) for judgement in tuned.judgements],
         **images.notes,
     }

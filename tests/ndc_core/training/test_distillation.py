@@ -193,7 +193,8 @@ def ndc(*arguments: str | Path) -> Result:
 
 
 def test_a_checkpoint_is_distilled_from_the_command_line(tiny_model: Path, tmp_path: Path) -> None:
-    done = ndc("distill", tiny_model, "digits", tmp_path / "heads", "--steps", "3", "--channels", "8", "--limit", "50")
+    short = ["--steps", "3", "--channels", "8", "--limit", "50", "--tracking", "none"]
+    done = ndc("distill", tiny_model, "digits", tmp_path / "heads", *short)
     assert done.exit_code == 0, done.output
     student = load_denoiser(tmp_path / "heads")
     assert isinstance(student, EveryClass)
@@ -238,7 +239,7 @@ def test_a_teacher_of_another_kind_is_distilled_on_files(tmp_path: Path) -> None
     images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=images, labels=np.full(20, 7))
     data = tmp_path / "images.npz"
-    small = ["--network", "small", "--channels", "8"]
+    small = ["--network", "small", "--channels", "8", "--tracking", "none"]
     done = ndc("distill", teacher, data, tmp_path / "heads", "--steps", "2", "--batch", "4", *small)
     assert done.exit_code == 0, done.output
     student = load_denoiser(tmp_path / "heads")

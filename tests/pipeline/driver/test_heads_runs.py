@@ -35,8 +35,9 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     teacher = EDMDenoiser(SongUNet(**arguments), image_shape=(1, 8, 8), num_classes=10)
     save_denoiser(place / "teacher", teacher, network="edm-song", arguments=arguments, notes={})
     short = ["--steps", "3", "--limit", "80", "--device", "cpu"]
-    ndc("distill", place / "teacher", "digits", place / "heads", "--batch", "16", "--learning-rate", "0.1", *short)
-    ndc("tune", "fast", place / "tuned", "--model", place / "heads", *short)
+    heads = ["--batch", "16", "--learning-rate", "0.1", "--tracking", "none"]
+    ndc("distill", place / "teacher", "digits", place / "heads", *heads, *short)
+    ndc("tune", "fast", place / "tuned", "--model", place / "heads", *short, "--set", "tracking=none")
     return place / "tuned"
 
 

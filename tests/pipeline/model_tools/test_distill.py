@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from ndc_core.checkpoints.denoisers import load_denoiser
@@ -140,7 +141,8 @@ def ndc(*arguments: str | Path) -> Result:
 def test_heads_on_the_teachers_network_are_made_from_the_command_line(
     teacher: Path, photographs: Path, tmp_path: Path
 ) -> None:
-    done = ndc("distill", teacher, photographs, tmp_path / "heads", "--steps", "2", "--batch", "4", "--device", "cpu")
+    short = ["--steps", "2", "--batch", "4", "--device", "cpu", "--tracking", "none"]
+    done = ndc("distill", teacher, photographs, tmp_path / "heads", *short)
     assert done.exit_code == 0, done.output
     assert "linear-heads for 3 classes on 12 images, CPU, float32" in done.output
     loaded = load_denoiser(tmp_path / "heads")
@@ -149,3 +151,22 @@ def test_heads_on_the_teachers_network_are_made_from_the_command_line(
     assert loaded.network.label.tolist() == pytest.approx([1 / 3] * 3)  # the teacher knows no images without a label
     notes = json.loads((tmp_path / "heads/denoiser.json").read_text())["notes"]
     assert notes["training"]["augment"] == "flip-and-shift"
+
+
+def test_a_distillation_and_a_tuning_are_one_mlflow_run_each(
+    tiny_model: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.model_tools.training_tracker.LAST_SECONDS", 120.0)
+    short = ["--steps", "3", "--limit", "80", "--device", "cpu"]
+    assert ndc("distill", tiny_model, "digits", "heads", "--channels", "8", *short).exit_code == 0
+    assert ndc("tune", "fast", "tuned", "--model", "heads", *short).exit_code == 0
+    client = MlflowClient(f"sqlite:///{workplace}/mlflow.db")
+    experiment = client.get_experiment_by_name("ndc-training")
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"heads", "tuned"}
+    for run in runs.values():
+        assert run.info.status == "FINISHED"
+        assert {"training/loss", "training/images_per_s", "training/seconds"} <= set(run.data.metrics)
+    assert runs["heads"].data.params["network"] == "small-heads"
+    assert runs["tuned"].data.params["parent"] == "heads"
