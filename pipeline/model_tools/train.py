@@ -17,6 +17,7 @@ from upath import UPath
 
 from ndc_core.checkpoints.denoisers import WEIGHTS_FILE, save_denoiser
 from ndc_core.checkpoints.image_classifiers import refuse_to_replace, save_small_classifier
+from ndc_core.cores import usable_cores
 from ndc_core.models.denoiser import EDMDenoiser
 from ndc_core.training.architectures import SMALL, arguments_of, refuse_unknown
 from ndc_core.training.denoiser import TrainingSpec, new_denoiser, train_denoiser
@@ -32,7 +33,6 @@ from pipeline.progress import SECONDS_BETWEEN_LINES, duration, show
 from pipeline.report.mlflow_tracker import TrainingRun
 from pipeline.side_channel import Listener, Listeners
 from pipeline.workers.compute import pick_device, set_up_process, threads_for
-from pipeline.workers.cores import usable_cores
 
 # A cold compilation takes two minutes; this many images take longer than ten without it.
 WORTH_COMPILING_SECONDS, WORTH_COMPILING_IMAGES = 600.0, 5_000_000

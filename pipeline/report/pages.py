@@ -7,10 +7,11 @@ from typing import Any
 
 import jinja2
 
+from ndc_core.radius_curve import RadiusCurve, interval_of
 from pipeline.certificates.files import cut
 from pipeline.certificates.reduce import CertifiedImage
 from pipeline.declaration.declaration import Declaration
-from pipeline.report.curves import Curve, interval_of
+from pipeline.report.curves import Curve
 from pipeline.report.figures import COLOURS
 from pipeline.report.gallery import gallery_data, picture_data, shown_items
 from pipeline.report.tables import Table
@@ -49,7 +50,7 @@ def curve_data(curve: Curve, *, most_steps: int = MOST_STEPS) -> dict[str, Any]:
     """
     radii = step_radii(curve, most_steps)
     cut_radii = sorted(cut(radius) for radius in curve.radii)
-    held = Curve(curve.method, curve.level, curve.images, tuple(cut_radii), curve.abstained)
+    held = RadiusCurve(curve.images, tuple(cut_radii), curve.abstained)
     right = [*(held.right_at(radius) for radius in radii), 0]
     interval_at = {number: interval_of(number, curve.images) for number in set(right)}
     attacked = curve.attacked

@@ -9,6 +9,7 @@ from typing import Any
 
 from upath import UPath
 
+from ndc_core.radius_curve import interval_of
 from pipeline.certificates.files import cut_text
 from pipeline.certificates.reuse import drawn_once
 from pipeline.compare.compare import DeclaredRun, WrittenComparison, chosen_radii, compare, refuse_other_alphas
@@ -17,7 +18,7 @@ from pipeline.compare.method_tables import MethodAtLevel, best_curve, level_json
 from pipeline.compare.shared_images import OtherImagesError
 from pipeline.declaration.declaration import Declaration, differences
 from pipeline.locations import publish
-from pipeline.report.curves import BEST, interval_of
+from pipeline.report.curves import BEST
 from pipeline.report.pages import sweep_page
 from pipeline.report.tables import Table, latex_page, markdown_page, percent
 from pipeline.store.run_store import RunStore

@@ -5,12 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.report.curves import Curve, interval_of
+from ndc_core.radius_curve import interval_of
+from pipeline.report.curves import Curve
 from tests.bench import evaluations
 
 
 def test_a_radius_that_just_holds_counts_and_wrong_images_count_zero() -> None:
-    curve = Curve("fast", "0.25", images=4, radii=(0.1, 0.2), abstained=1)
+    curve = Curve(4, (0.1, 0.2), 1, method="fast", level="0.25")
     assert [curve.accuracy_at(r) for r in (0.0, 0.1, 0.15, 0.2, 0.21)] == [0.5, 0.5, 0.25, 0.25, 0.0]
     assert curve.average_radius == pytest.approx(0.075)
 
