@@ -94,11 +94,13 @@ def comparison_page(
 
 
 def sweep_page(
-    *, title: str, lead: Sequence[str], figure: str, tables: Sequence[Table], curves: Sequence[Curve]
+    *, title: str, lead: Sequence[str], figure: str | None, tables: Sequence[Table], curves: Sequence[Curve]
 ) -> str:
-    """Runs of a sweep beside each other: its figure, the curves of all, and a table for each varied key."""
+    """Runs of a sweep beside each other: the curves of all, and of varied keys the figure and a table for each."""
     template = environment().get_template("sweep.html")
-    return template.render(title=title, lead=lead, figure=embedded(figure), tables=tables, data=charts_data(curves))
+    return template.render(
+        title=title, lead=lead, figure=figure and embedded(figure), tables=tables, data=charts_data(curves)
+    )
 
 
 def embedded(figure: str) -> str:
