@@ -214,7 +214,7 @@ def level_json(entry: MethodAtLevel, radii: Sequence[float]) -> dict[str, Any]:
         "certified_accuracy": {str(radius): share_json(curve, radius) for radius in radii},
         "average_radius": curve.average_radius,
         "abstained": curve.abstained,
-        "under_attack": asdict(attacked) if attacked else None,
+        "under_attack": attacked and {**asdict(attacked), "interval": attacked.intervals},
         "certify": {
             "votes": entry.votes,
             "evaluations": curve.evaluations_per_image,

@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.certificates.attack_results import CONFIRM_ALPHA, summary_of
 from pipeline.certificates.stopping import IncompleteRunError
-from pipeline.driver.attack import attack_run
+from pipeline.driver.attack import BrokenCertificateError, attack_run
 from pipeline.driver.certify import certify_run
 from pipeline.driver.prepare import prepare
 from pipeline.driver.verify import verify_run
 from pipeline.locations import location
 from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
-from pipeline.workers.attack_actor import CONFIRM_ALPHA, AttackSettings, BrokenCertificateError, cell_id, summary_of
+from pipeline.workers.attack_settings import AttackSettings, cell_id
 from tests.support.small_runs import computed, small_config
 
 pytestmark = pytest.mark.usefixtures("workplace_without_ray")

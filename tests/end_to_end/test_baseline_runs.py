@@ -18,7 +18,7 @@ from pipeline.driver.prepare import prepare
 from pipeline.driver.verify import verify_run
 from pipeline.locations import location
 from pipeline.store.run_store import RunStore
-from pipeline.workers.attack_actor import AttackSettings
+from pipeline.workers.attack_settings import AttackSettings
 from pipeline.workers.models import build_classifier, local_classifier, model_digests
 from tests.support.small_runs import computed, digits, small_config
 

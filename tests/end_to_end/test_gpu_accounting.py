@@ -22,7 +22,7 @@ from pipeline.driver.prepare import prepare
 from pipeline.driver.verify import verify_run
 from pipeline.locations import location
 from pipeline.store.run_store import RunStore
-from pipeline.workers.attack_actor import AttackSettings
+from pipeline.workers.attack_settings import AttackSettings
 from pipeline.workers.pools import kinds_of
 from pipeline.workers.ray_pool import connect_ray, map_over_actors, rows_of_a_call
 from pipeline.workers.vote_actor import VoteActor
