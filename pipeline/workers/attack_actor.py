@@ -1,6 +1,7 @@
 """Attacks on a finished run: one cell (an image at one noise level) after the other, each result published at once.
 
 attacks/<settings>/<cell>.json   what the attacks of one cell found; the names change with all that was asked
+attacks/<settings>.json          what was asked, by which other attacks on the same run take these into account
 attacks/broken/<cell>.png        an image that breaks its certificate, should there be one (and .npy, exactly)
 attacks.json                     the summary that the report reads
 """
