@@ -212,10 +212,10 @@ def verify(folder: "UPath", redraw: int) -> None:
 )
 @click.option(
     "--method",
-    type=click.Choice(["apgd", "pgd"]),
-    default="apgd",
+    type=click.Choice(["pgd", "apgd"]),
+    default="pgd",
     show_default=True,
-    help="Gradient ascent with adaptive steps and two losses, or with steps that shrink.",
+    help="Gradient ascent with steps that shrink, or with adaptive ones and two losses.",
 )
 @click.option("--from", "source", type=PLACE, help="Attack through the gradient of this image classifier instead.")
 @click.option("--restarts", type=click.IntRange(min=1), default=4, show_default=True, help="Attacks on each radius.")
