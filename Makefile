@@ -26,8 +26,9 @@ lint: .venv/dev
 types: .venv/dev
 	$(BIN)/mypy
 
-docs: .venv/dev  ## The reference, from the code (pictures: docs/pictures.py)
+docs: .venv/dev  ## The reference and the notebook's outputs, from the code (pictures: docs/pictures.py)
 	$(BIN)/python -m docs.reference
+	$(BIN)/python -m docs.notebook
 
 fmt: .venv/dev
 	$(BIN)/ruff check --fix .

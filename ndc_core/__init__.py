@@ -10,6 +10,8 @@ from ndc_core.classifiers.formulas import CLASSIFIERS
 from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.sift import LabelGradientSpec, SiftSpec
 from ndc_core.noise.grid import WEIGHTS, GridSpec
+from ndc_core.predict import PredictedClass, predict
+from ndc_core.radius_curve import RadiusCurve, radius_curve
 from ndc_core.voting import count_votes
 
 __all__ = [
@@ -20,7 +22,9 @@ __all__ = [
     "DiffusionClassifier",
     "GridSpec",
     "LabelGradientSpec",
+    "PredictedClass",
     "RaceSpec",
+    "RadiusCurve",
     "SiftSpec",
     "Tally",
     "Terms",
@@ -28,4 +32,6 @@ __all__ = [
     "cohen",
     "count_votes",
     "load_denoiser",
+    "predict",
+    "radius_curve",
 ]

@@ -31,6 +31,11 @@ class VoteCounts:
     evaluations: int
     scores: Float[np.ndarray, "draws classes"] | None = None
 
+    def __repr__(self) -> str:
+        top = int(self.votes.argmax())
+        share = f"{self.votes[top]:,} of {self.votes.sum():,} votes"
+        return f"<class {top} has {share}, from {self.evaluations:,} evaluations>"
+
 
 def stream_votes(
     classifier: Voter, next_request: Callable[[], tuple[Name, VoteRequest] | None]

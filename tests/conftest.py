@@ -121,6 +121,27 @@ def tiny_model(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path
     return made_once("model", make) / "tiny"
 
 
+@pytest.fixture(scope="session")
+def image_classifier(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """A barely trained plain classifier of the same images."""
+    from ndc_core.checkpoints.image_classifiers import save_small_classifier
+    from ndc_core.training.image_classifier import ClassifierSpec, train_classifier
+    from tests.support.small_runs import digits
+
+    def make(folder: Path) -> None:
+        torch.set_num_threads(1)
+        examples = digits("train")
+        classifier = train_classifier(
+            torch.from_numpy(np.stack([example.image for example in examples])),
+            torch.tensor([example.label for example in examples]),
+            num_classes=10,
+            spec=ClassifierSpec(steps=40, batch=64, channels=8),
+        )
+        save_small_classifier(folder / "classifier", classifier, arguments={"channels": 8}, notes={})
+
+    return made_once("classifier", make) / "classifier"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole runs, servers and browsers come first, so that no long file is left alone at the end."""
     items.sort(key=lambda item: "end_to_end" not in item.path.parts)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.workers import cores
-from pipeline.workers.cores import usable_cores
+from ndc_core import cores
+from ndc_core.cores import usable_cores
 from pipeline.workers.memory import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
 OLDEST = (3, 11)  # as pyproject.toml says
 # Of `os` and `signal`, what macOS lacks, and where it is guarded.
-GUARDED = {"sched_getaffinity": {"pipeline/workers/cores.py"}}
+GUARDED = {"sched_getaffinity": {"ndc_core/cores.py"}}
 READS_IF_THERE = {"pipeline/store/devices.py"}  # the processor's name, and another one where the file is missing
 LINUX_ONLY = {"sched_getaffinity", "sched_setaffinity", "memfd_create", "posix_fallocate", "pidfd_open", "sigtimedwait"}
 SOURCES = sorted(path for folder in ("ndc_core", "pipeline", "docs") for path in (ROOT / folder).rglob("*.py"))
@@ -69,7 +69,6 @@ VERSIONS = ("3.12", "3.13")
 ALONE = [
     "side_channel",
     "report.mlflow_address",
-    "workers.cores",
     "workers.memory",
     "workers.ray_address",
     "workers.signals",

@@ -1,61 +1,27 @@
-"""Projected gradient ascent against the classifiers that are certified here.
+"""Attacks on the classifiers that are certified here: what an ascent raises, and 8-bit images of what it gives.
 
 The gradient goes through the whole score: the noise of the input and of every step is drawn anew at each step of the
 ascent (expectation over transformation, Athalye et al. 2018), and the U-Net is differentiated, not approximated.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ndc_core.analysis.ascent import Pixels
 from ndc_core.classifiers.voter import Voter
 from ndc_core.models.forward_passes import answer_differentiably
+from ndc_core.models.image_classifier import ImageClassifier
 from ndc_core.noise.smoothing import LEVELS
-from ndc_core.space import bytes_to_pixels, pixels_to_model, sigma_to_model
+from ndc_core.space import pixels_to_model, sigma_to_model
 
-Pixels = Float[Tensor, "restarts c h w"]
-Objective = Callable[[Pixels], Float[Tensor, " restarts"]]  # what the attack raises; pixels in [0, 1]
+Loss = Literal["cross-entropy", "votes", "margin"]
 
-# The first steps go far, the last ones settle: the step falls linearly from this share of the radius.
-FIRST_STEP = 0.5
 DIFFERENTIATED = 4  # rows of a vote's pass for a row of one that is differentiated
-
-
-def ascend(
-    objective: Objective,
-    image: UInt8[np.ndarray, "c h w"],
-    *,
-    radius_pixel: float,
-    steps: int,
-    restarts: int,
-    generator: torch.Generator,
-) -> Float[np.ndarray, "restarts c h w"]:
-    """Images in [0, 1] closer than radius_pixel to the image (L2) for which the objective is high, one a restart.
-
-    The first restart begins at the image, the others at random places in the ball.
-    """
-    clean = torch.from_numpy(bytes_to_pixels(image))
-    reach = radius_pixel * (1 - 1e-6)
-    delta = torch.randn(restarts, *clean.shape, generator=generator, dtype=torch.float64)
-    delta = delta / norms(delta) * reach * torch.rand(restarts, 1, 1, 1, generator=generator, dtype=torch.float64)
-    delta[0] = 0
-    for step in range(steps):
-        x = (clean + delta).clamp(0, 1).requires_grad_()
-        (gradient,) = torch.autograd.grad(objective(x).sum(), x)
-        stride = FIRST_STEP * reach * (1 - step / steps)
-        delta = x.detach() - clean + stride * gradient / norms(gradient).clamp_min(1e-30)
-        delta = delta * (reach / norms(delta).clamp_min(1e-30)).clamp_max(1)
-    # The box holds the clean image, so the projection onto it never leads away from the ball.
-    adversarial: np.ndarray = (clean + delta).clamp(0, 1).numpy()
-    return adversarial
-
-
-def norms(delta: Float[Tensor, "restarts c h w"]) -> Float[Tensor, "restarts 1 1 1"]:
-    return delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
 
 def round_within(
@@ -80,8 +46,10 @@ def round_within(
 class ScoreObjective:
     """How far the class of interest is from winning, through the classifier's scores at fresh noise.
 
-    The class of interest is the first of `classes`. For smoothed classifiers: the mean over draws of its cross-entropy
-    among them, with the scores in units of their typical margin. Otherwise (lipschitz): the margin of the mean scores.
+    The class of interest is the first of `classes`. For smoothed classifiers a mean over draws, with the scores in
+    units of their typical margin: of the step, or `unit` where steps are to be compared. It is the cross-entropy of the
+    class, or its lost votes, smoothly counted: one of `losses` for each restart in turn. Otherwise (lipschitz): the
+    margin of the mean scores.
     """
 
     classifier: Voter
@@ -90,8 +58,23 @@ class ScoreObjective:
     draws: int
     smoothed: bool
     generator: torch.Generator
+    losses: tuple[Loss, ...] = ("cross-entropy",)
+    unit: float | None = None
 
     def __call__(self, x: Pixels) -> Float[Tensor, " restarts"]:
+        scores = self.noisy_scores(x)
+        if not self.smoothed:
+            mean = scores.mean(dim=1)
+            return mean[:, 1:].amax(dim=1) - mean[:, 0]
+        scores = scores / (self.unit or typical_margin(scores.detach()))
+        return alternate(self.losses, scores).mean(dim=1)
+
+    def unit_at(self, x: Pixels) -> float:
+        """The typical margin of fresh draws."""
+        with torch.no_grad():
+            return typical_margin(self.noisy_scores(x))
+
+    def noisy_scores(self, x: Pixels) -> Float[Tensor, "restarts draws some_classes"]:
         shape = (len(x) * self.draws, *x.shape[1:])
         noise = torch.randn(shape, generator=self.generator, dtype=x.dtype)
         noisy = x.repeat_interleave(self.draws, dim=0) + self.sigma_pixel * noise
@@ -101,13 +84,7 @@ class ScoreObjective:
                 "the model's outputs have no gradient, which an attack climbs: do not run it under torch.no_grad or "
                 "inference_mode, and do not detach its outputs"
             )
-        scores = scores.view(len(x), self.draws, len(self.classes))
-        if not self.smoothed:
-            mean = scores.mean(dim=1)
-            return mean[:, 1:].amax(dim=1) - mean[:, 0]
-        margin = scores[..., 0] - scores[..., 1:].amax(dim=-1)
-        unit = margin.detach().abs().mean().clamp_min(1e-30)
-        return -(scores / unit).log_softmax(dim=-1)[..., 0].mean(dim=1)
+        return scores.view(len(x), self.draws, len(self.classes))
 
     def scores(self, z: Float[Tensor, "draws c h w"]) -> Float[Tensor, "draws classes"]:
         """The scores of `classes`, differentiable in z: on the full grid without sift, or the mean over a baseline's
@@ -118,6 +95,35 @@ class ScoreObjective:
         noise = torch.randn(len(z), classifier.noise_steps[0], *z.shape[1:], generator=self.generator).to(device)
         asking = classifier.class_scores(z, noise, tau_model=tau_model, classes=self.classes)
         return answer_differentiably(asking, rows_at_once=_rows_at_once(classifier)).double().cpu()
+
+
+@dataclass(frozen=True)
+class TransferObjective:
+    """How far an image classifier without noise is from naming the class of interest; see `ScoreObjective`."""
+
+    network: ImageClassifier
+    class_id: int
+    device: str
+    losses: tuple[Loss, ...] = ("cross-entropy", "margin")
+
+    def __call__(self, x: Pixels) -> Float[Tensor, " restarts"]:
+        scores = self.network(pixels_to_model(x).to(self.device, torch.float32)).double().cpu()
+        others = [c for c in range(self.network.num_classes) if c != self.class_id]
+        return alternate(self.losses, scores[:, None, [self.class_id, *others]])[:, 0]
+
+
+def alternate(
+    losses: tuple[Loss, ...], scores: Float[Tensor, "restarts draws some_classes"]
+) -> Float[Tensor, "restarts draws"]:
+    """What the first class lacks, by one loss for each restart in turn."""
+    behind = scores[..., 1:].amax(dim=-1) - scores[..., 0]
+    by_name = {"cross-entropy": -scores.log_softmax(dim=-1)[..., 0], "votes": behind.sigmoid(), "margin": behind}
+    return torch.stack([by_name[losses[row % len(losses)]][row] for row in range(len(scores))])
+
+
+def typical_margin(scores: Float[Tensor, "restarts draws some_classes"]) -> float:
+    margin = scores[..., 0] - scores[..., 1:].amax(dim=-1)
+    return max(float(margin.abs().mean()), 1e-30)
 
 
 def _rows_at_once(classifier: Voter) -> int:

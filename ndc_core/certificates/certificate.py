@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Decimal
 from typing import Protocol
 
 import numpy as np
@@ -32,9 +33,21 @@ class Certificate:
     scope: str
     margin_lower: float | None = None
 
+    def __repr__(self) -> str:
+        named = "abstains" if self.predicted is None else f"class {self.predicted} to radius {cut_text(self.radius)}"
+        return (
+            f"<{named}: {self.method}, sigma {self.sigma_pixel:g}, alpha {self.alpha:g}, "
+            f"{self.votes_top:,} of {self.votes:,} votes>"
+        )
+
     def holds(self, *, label: int, radius: float) -> bool:
         """Right and certified at the radius: an abstention is wrong at every radius, also at 0 (rule S6)."""
         return self.predicted == label and self.radius >= radius
+
+
+def cut_text(radius: float) -> str:
+    """Four digits, never rounded up, so that no radius that is shown exceeds the certified one (rule S7)."""
+    return str(Decimal(radius).quantize(Decimal("0.0001"), rounding=ROUND_FLOOR))
 
 
 @dataclass(frozen=True)

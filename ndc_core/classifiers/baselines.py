@@ -90,6 +90,10 @@ class Baseline:
             return 1
         return self.estimator.evaluations * (1 + self.paths * (self.steps - 1)) + self.paths
 
+    def evaluations_of_scores(self, classes: int) -> int:
+        """All classes have theirs from the passes of a vote."""
+        return self.most_evaluations_per_vote
+
     def votes(self, draws: IndependentDraws | PathDraws) -> Task[list[Prediction]]:
         """The class of each noisy image, and how many of its paths said each class."""
         assert isinstance(draws, IndependentDraws)

@@ -173,6 +173,11 @@ class DiffusionScores:
         sifting = sift.grid.steps * classes if sift else 2 * gradient.steps if gradient else 0
         return sifting + kept * self.grid.steps + estimating
 
+    def evaluations_of_scores(self, classes: int) -> int:
+        """Of the scores of so many classes on the whole grid, at most, of one draw: a row for each class and level."""
+        estimating = self.estimator.evaluations if self.formula.needs_estimate else 0
+        return self.grid.steps * classes + estimating
+
     @property
     def formula(self) -> Formula:
         return CLASSIFIERS[self.name]

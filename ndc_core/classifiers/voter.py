@@ -108,6 +108,9 @@ class Voter(Protocol):
     @property
     def most_evaluations_per_vote(self) -> int: ...
 
+    def evaluations_of_scores(self, classes: int) -> int:
+        """Of `class_scores` of one draw, at most."""
+
     @property
     def asks_for_gradients(self) -> bool:
         """Whether some of its passes are differentiated."""

@@ -1,14 +1,20 @@
 """What attacks on a run have left standing."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from upath import UPath
 
+from ndc_core.radius_curve import interval_of
 from pipeline.locations import exists, read
 
 SUMMARY = "attacks.json"
+CONFIRM_ALPHA = 1e-4  # how often fresh votes may confirm a fall that is none
+
+Result = dict[str, Any]  # of one cell: what its attacks found
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,11 @@ class Attacked:
     images: int
     accuracy: dict[float, float]
     confirmed: bool = False
+
+    @property
+    def intervals(self) -> dict[float, tuple[float, float]]:
+        """Where the accuracy that such attacks leave of all images like these lies, at 95 %, at each radius."""
+        return {r: interval_of(round(share * self.images), self.images) for r, share in self.accuracy.items()}
 
     @property
     def label(self) -> str:
@@ -42,3 +53,61 @@ def empirical_accuracy(folder: UPath, *, fingerprint: str) -> dict[str, Attacked
         )
         for level, shares in summary["empirical_accuracy"].items()
     }
+
+
+def summary_of(
+    results: Sequence[Result], *, radii: Sequence[float], fingerprint: str, earlier: Sequence[Sequence[Result]] = ()
+) -> dict[str, Any]:
+    """What the attacks of all cells found, by noise level: accuracy left standing, and broken certificates.
+
+    The accuracy is what these attacks and `earlier` ones on the same cells left together, with the 95 % interval of
+    that of all images like these. Only confirmed falls count; `falls_confirmed_at` says so, which summaries of earlier
+    programs lack.
+    """
+    accuracy: dict[str, dict[str, float]] = {}
+    interval: dict[str, dict[str, tuple[float, float]]] = {}
+    together = _together([results, *earlier])
+    for sigma_pixel in dict.fromkeys(result["sigma_pixel"] for result in results):
+        cells = [result for result in together if result["sigma_pixel"] == sigma_pixel]
+        standing = {str(r): sum(_stands(cell, r) for cell in cells) for r in radii}
+        accuracy[f"{sigma_pixel:g}"] = {r: number / len(cells) for r, number in standing.items()}
+        interval[f"{sigma_pixel:g}"] = {r: interval_of(number, len(cells)) for r, number in standing.items()}
+    certificates = [result["certificate"] for result in results if result["certificate"]]
+    beyond = [verdict for result in results for verdict in result["beyond"] if verdict["radius"] > 0]
+    return {
+        "fingerprint": fingerprint,
+        "images": len({result["image_id"] for result in results}),
+        "empirical_accuracy": accuracy,
+        "interval_95": interval,
+        "falls_confirmed_at": CONFIRM_ALPHA,
+        "evaluations": sum(result.get("evaluations", 0) for result in results),
+        "attacks_on_certificates": sum(verdict["attacks"] for verdict in certificates),
+        "certificates_attacked": len(certificates),
+        "certificates_where_an_attack_won_the_vote": sum(verdict["success"] for verdict in certificates),
+        "certificates_broken": sum(verdict["confirmed"] for verdict in certificates),
+        "attacks_beyond": sum(verdict["attacks"] for verdict in beyond),
+        "cells": len(results),
+        "cells_broken_beyond": sum(verdict["confirmed"] for verdict in beyond),
+        "falls_not_confirmed": sum(verdict["success"] and not verdict["confirmed"] for verdict in beyond),
+    }
+
+
+def _together(attacks: Sequence[Sequence[Result]]) -> list[Result]:
+    """The cells of the first attacks, each with what all found about it."""
+    cells = {(result["image_id"], result["sigma_pixel"]): result for result in attacks[0]}
+    for result in chain.from_iterable(attacks[1:]):
+        cell = cells[result["image_id"], result["sigma_pixel"]]
+        certificates = [found for found in (cell["certificate"], result["certificate"]) if found]
+        worst = max(certificates, key=lambda found: found["confirmed"], default=None)
+        merged = {**cell, "certificate": worst, "beyond": [*cell["beyond"], *result["beyond"]]}
+        cells[result["image_id"], result["sigma_pixel"]] = merged
+    return list(cells.values())
+
+
+def _stands(cell: Result, radius: float) -> bool:
+    """Not shown to be wrong on the image itself, nor after any attack of at most the radius."""
+    certificate = cell["certificate"]
+    if cell["predicted"] == cell["label"] and radius <= cell["certified_radius"]:
+        return not (certificate and certificate["confirmed"])
+    fallen = [verdict["radius"] for verdict in cell["beyond"] if verdict["confirmed"]]
+    return cell["right"] and not any(reached <= radius for reached in fallen)

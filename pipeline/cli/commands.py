@@ -204,17 +204,33 @@ def verify(folder: "UPath", redraw: int) -> None:
 @main.command()
 @click.argument("folder", metavar="RUN", type=PLACE)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="At most so many times the run's evaluations: as many images as that is enough for.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["pgd", "apgd"]),
+    default="pgd",
+    show_default=True,
+    help="Gradient ascent with steps that shrink, or with adaptive ones and two losses.",
+)
+@click.option("--from", "source", type=PLACE, help="Attack through the gradient of this image classifier instead.")
 @click.option("--restarts", type=click.IntRange(min=1), default=4, show_default=True, help="Attacks on each radius.")
 @click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Gradient steps of an attack.")
 @click.option("--draws", type=click.IntRange(min=1), default=4, show_default=True, help="Noise draws of a gradient.")
 @click.option("--votes", type=click.IntRange(min=1), default=64, show_default=True, help="Votes that judge an attack.")
-def attack(folder: "UPath", limit: int | None, **settings: int) -> None:
+def attack(folder: "UPath", limit: int | None, budget: float, source: "UPath | None", **settings: Any) -> None:
     """Try to break a finished run's certificates; measure what attacks leave of its accuracy beyond them."""
     from pipeline.driver.attack import attack_run
-    from pipeline.workers.attack_actor import AttackSettings
+    from pipeline.workers.attack_settings import AttackSettings
 
+    chosen = AttackSettings(source=str(source or ""), **settings)
     try:
-        report, _ = attack_run(folder, AttackSettings(**settings), limit=limit, say=click.echo)
+        report, _ = attack_run(folder, chosen, limit=limit, budget=budget, say=click.echo)
     except KeyboardInterrupt:
         _say("\nstopped; images that are finished, if any are, are kept. Run the same command to go on.")
         sys.exit(EXIT_INTERRUPTED)

@@ -7,10 +7,11 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
+from ndc_core.radius_curve import CONFIDENCE, interval_of
 from pipeline.certificates.attack_results import Attacked
 from pipeline.certificates.files import cut_text
 from pipeline.certificates.reduce import LARGEST
-from pipeline.report.curves import AVERAGE_MISLEADS, BEST, CONFIDENCE, Curve, best_of, interval_of
+from pipeline.report.curves import AVERAGE_MISLEADS, BEST, Curve, best_of
 from pipeline.report.tables import Table, percent
 
 ALL_LEVELS = "all levels together"
@@ -77,8 +78,8 @@ class MethodAtLevel:
     def curve(self) -> Curve:
         outcomes = self.outcomes.values()
         return Curve(
-            self.method,
-            self.level,
+            method=self.method,
+            level=self.level,
             images=len(outcomes),
             radii=tuple(sorted(outcome.radius for outcome in outcomes if outcome.right)),
             abstained=sum(outcome.predicted is None for outcome in outcomes),
@@ -215,7 +216,7 @@ def level_json(entry: MethodAtLevel, radii: Sequence[float]) -> dict[str, Any]:
         "certified_accuracy": {str(radius): share_json(curve, radius) for radius in radii},
         "average_radius": curve.average_radius,
         "abstained": curve.abstained,
-        "under_attack": asdict(attacked) if attacked else None,
+        "under_attack": attacked and {**asdict(attacked), "interval": attacked.intervals},
         "certify": {
             "votes": entry.votes,
             "evaluations": curve.evaluations_per_image,

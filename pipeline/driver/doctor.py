@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from upath import UPath
 
+from ndc_core.cores import usable_cores
 from pipeline.declaration.config import RunConfig
 from pipeline.locations import check_can_be_made
 from pipeline.report.mlflow_address import tracking_uri, without_password
 from pipeline.report.mlflow_tracker import check_tracking
 from pipeline.workers.compute import why_no_cuda
-from pipeline.workers.cores import usable_cores
 from pipeline.workers.ray_address import check_ray, cluster_address, ray_folder
 
 LIBRARIES = ("torch", "ray", "mlflow", "pyarrow", "numpy", "scipy", "s3fs", "click")

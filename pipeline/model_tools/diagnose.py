@@ -16,6 +16,7 @@ from ndc_core.analysis.grid_search import Choice, GridSearch
 from ndc_core.checkpoints.denoisers import CheckpointError
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.losses import NonFiniteScoreError
+from ndc_core.cores import usable_cores
 from ndc_core.models.denoiser import Denoiser, EveryClass
 from ndc_core.noise.grid import GridSpec
 from ndc_core.space import sigma_to_model
@@ -33,7 +34,6 @@ from pipeline.data.source import DataError
 from pipeline.model_tools.diagnosis_figure import diagnosis_figure
 from pipeline.progress import CountProgress
 from pipeline.workers.compute import pick_device, set_up_process
-from pipeline.workers.cores import usable_cores
 from pipeline.workers.models import load_pair
 
 SHOWN_EVALUATIONS = 16  # how far accuracy is followed, if the budget ends before

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ndc_core.checkpoints.denoisers import WEIGHTS_FILE, save_denoiser
 from ndc_core.checkpoints.image_classifiers import refuse_to_replace, save_small_classifier
+from ndc_core.cores import usable_cores
 from ndc_core.models.denoiser import EDMDenoiser
 from ndc_core.training.architectures import SMALL, arguments_of, refuse_unknown
 from ndc_core.training.denoiser import TrainingSpec, new_denoiser, train_denoiser
@@ -27,7 +28,6 @@ from pipeline.model_tools.training_state import SECONDS_BETWEEN_CHECKPOINTS, Tra
 from pipeline.model_tools.training_tracker import Tracking, listeners
 from pipeline.progress import SECONDS_BETWEEN_LINES, duration, show
 from pipeline.workers.compute import pick_device, set_up_process, threads_for
-from pipeline.workers.cores import usable_cores
 
 # A cold compilation takes two minutes; this many images take longer than ten without it.
 WORTH_COMPILING_SECONDS, WORTH_COMPILING_IMAGES = 600.0, 5_000_000

@@ -1,17 +1,14 @@
 """Certified accuracy over the radius, and what it cost: what methods are compared by."""
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from scipy.special import betaincinv
-
+from ndc_core.radius_curve import RadiusCurve
 from pipeline.certificates.attack_results import Attacked
 from pipeline.certificates.reduce import LARGEST, CertifiedImage
 from pipeline.declaration.declaration import Declaration
 
-CONFIDENCE = 0.95
 BEST = "best sigma per radius, chosen on this data"
 AVERAGE_MISLEADS = (
     "The average radius alone misleads (arXiv 2410.06895): what is gained on easy images raises it most. Nothing here "
@@ -20,34 +17,18 @@ AVERAGE_MISLEADS = (
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One method at one noise level. `radii` are those of the images that it gave their label, rising; the others count
-    as wrong at every radius (rule S6). Costs are means over the images, None where a log does not tell.
+class Curve(RadiusCurve):
+    """One method at one noise level. Costs are means over the images, None where a log does not tell.
 
     At `stopped_at` sampling stopped, since all declared radii of an image were decided: what lies beyond is what those
     votes prove besides. None where sampling aimed at no radius."""
 
     method: str
     level: str
-    images: int
-    radii: tuple[float, ...]
-    abstained: int
     evaluations_per_image: float | None = None
     seconds_per_image: float | None = None
     attacked: Attacked | None = None
     stopped_at: float | None = None
-
-    def right_at(self, radius: float) -> int:
-        """How many images are right and certified to at least this radius."""
-        return len(self.radii) - bisect_left(self.radii, radius)
-
-    def accuracy_at(self, radius: float) -> float:
-        return self.right_at(radius) / self.images
-
-    @property
-    def average_radius(self) -> float:
-        """Over all images; a wrong one counts 0."""
-        return sum(self.radii) / self.images
 
 
 def best_of(curves: Sequence[Curve]) -> Curve:
@@ -58,7 +39,7 @@ def best_of(curves: Sequence[Curve]) -> Curve:
     first = curves[0]
     stops = [curve.stopped_at for curve in curves if curve.stopped_at is not None]
     stopped_at = max(stops) if len(stops) == len(curves) else None
-    return Curve(first.method, BEST, first.images, tuple(reversed(radii)), 0, stopped_at=stopped_at)
+    return Curve(first.images, tuple(reversed(radii)), 0, first.method, BEST, stopped_at=stopped_at)
 
 
 def stopping_radii(declaration: Declaration) -> dict[str, float]:
@@ -91,11 +72,3 @@ def curve_of(
         attacked=attacked,
         stopped_at=stopped_at,
     )
-
-
-def interval_of(right: int, images: int) -> tuple[float, float]:
-    """Where the share of all images like these lies, if these were drawn from them: Clopper and Pearson's interval."""
-    tail = (1 - CONFIDENCE) / 2
-    low = betaincinv(right, images - right + 1, tail) if right else 0.0
-    high = betaincinv(right + 1, images - right, 1 - tail) if right < images else 1.0
-    return float(low), float(high)

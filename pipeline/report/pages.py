@@ -7,11 +7,12 @@ from typing import Any
 
 import jinja2
 
+from ndc_core.radius_curve import RadiusCurve, interval_of
 from pipeline.certificates.files import cut
 from pipeline.certificates.reduce import CertifiedImage
 from pipeline.certificates.reuse import is_about_candidate
 from pipeline.declaration.declaration import Declaration
-from pipeline.report.curves import Curve, interval_of
+from pipeline.report.curves import Curve
 from pipeline.report.figures import COLOURS
 from pipeline.report.gallery import gallery_data, picture_data, shown_items
 from pipeline.report.per_class import by_class
@@ -53,7 +54,7 @@ def curve_data(curve: Curve, *, most_steps: int = MOST_STEPS) -> dict[str, Any]:
     """
     radii = step_radii(curve, most_steps)
     cut_radii = sorted(cut(radius) for radius in curve.radii)
-    held = Curve(curve.method, curve.level, curve.images, tuple(cut_radii), curve.abstained)
+    held = RadiusCurve(curve.images, tuple(cut_radii), curve.abstained)
     right = [*(held.right_at(radius) for radius in radii), 0]
     interval_at = {number: interval_of(number, curve.images) for number in set(right)}
     attacked = curve.attacked
@@ -112,11 +113,13 @@ def comparison_page(
 
 
 def sweep_page(
-    *, title: str, lead: Sequence[str], figure: str, tables: Sequence[Table], curves: Sequence[Curve]
+    *, title: str, lead: Sequence[str], figure: str | None, tables: Sequence[Table], curves: Sequence[Curve]
 ) -> str:
-    """Runs of a sweep beside each other: its figure, the curves of all, and a table for each varied key."""
+    """Runs of a sweep beside each other: the curves of all, and of varied keys the figure and a table for each."""
     template = environment().get_template("sweep.html")
-    return template.render(title=title, lead=lead, figure=embedded(figure), tables=tables, data=charts_data(curves))
+    return template.render(
+        title=title, lead=lead, figure=figure and embedded(figure), tables=tables, data=charts_data(curves)
+    )
 
 
 def embedded(figure: str) -> str:

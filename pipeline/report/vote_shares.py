@@ -16,11 +16,11 @@ def vote_shares(levels: Mapping[str, Sequence[CertifiedImage]], *, right: bool) 
     over the share of votes in a radius's place, of all images of the level."""
     return [
         Curve(
-            items[0].certificate.method,
-            level,
-            len(items),
-            tuple(sorted(top_share(item) for item in items if (item.most_likely == item.label) is right)),
-            sum(item.certificate.predicted is None for item in items),
+            images=len(items),
+            radii=tuple(sorted(top_share(item) for item in items if (item.most_likely == item.label) is right)),
+            abstained=sum(item.certificate.predicted is None for item in items),
+            method=items[0].certificate.method,
+            level=level,
         )
         for level, items in levels.items()
     ]

@@ -1,7 +1,6 @@
 """A sweep: runs around one base that are declared together, read from TOML."""
 
 import copy
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,8 @@ from pipeline.declaration.toml_files import (
     sentence,
     validated,
 )
-
-LONGEST_NAME = 100
-POINT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+from pipeline.sweep.grid import GRID, combinations, size_of
+from pipeline.sweep.run_names import name_of_values, refuse_name
 
 
 class Axis(Section):
@@ -47,13 +45,22 @@ class SweepFile(Section):
     """Keys that all runs have."""
     vary: dict[str, Annotated[Axis, BeforeValidator(_as_axis)]] = Field(default={})
     """Keys that are varied, each by itself: a list of values, or a section."""
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default={})
+    """Keys whose values are combined, each with each: a list of values for each key."""
+    random: int | None = Field(default=None, ge=1)
+    """Only so many of the grid's combinations, chosen at random."""
+    random_seed: int | None = None
+    """Chooses them; the same seed chooses the same ones, and more of them with a larger `random`."""
     points: dict[str, dict[str, Any]] = Field(default={})
     """Runs by name, each with the keys that it has: methods to compare."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep: its folder's name, and the key that is varied in it with its value; none if it was named."""
+    """One run of a sweep: its folder's name, and the key that is varied in it with its value.
+
+    The key is None if the run was named, and GRID with the values of all keys if it is one of the grid.
+    """
 
     name: str
     config: RunConfig
@@ -63,8 +70,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
+    """`remark` says what of the grid there is, where that is not all."""
+
     name: str
     points: tuple[Point, ...]
+    remark: str | None = None
 
 
 def sweep_names() -> list[str]:
@@ -85,13 +95,20 @@ def load_sweep(source: str, assignments: tuple[str, ...] = ()) -> Sweep:
     base.setdefault("sweep", name)
     points = list(configured_points(base, declared, source))
     if not points:
-        raise ConfigError(f"{source} has no runs; give values of a key below [vary], or a run below [points.NAME]")
+        raise ConfigError(f"{source} has no runs; give values below [vary] or [grid], or a run below [points.NAME]")
     names = [point.name for point in points]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(
             f"{source}: two runs would be called {twice}; leave one out, or name it yourself below [points.NAME]"
         )
-    return Sweep(name, tuple(points))
+    return Sweep(name, tuple(points), remark_of(declared))
+
+
+def remark_of(declared: SweepFile) -> str | None:
+    if declared.random is None:
+        return None
+    combinations = f"{size_of(declared.grid):,} combinations of the grid"
+    return f"{declared.random:,} of the {combinations}, chosen at random with random_seed {declared.random_seed}."
 
 
 def configured_points(base: dict[str, Any], declared: SweepFile, source: str) -> Iterator[Point]:
@@ -129,12 +146,14 @@ def radii_within_reach(raw: dict[str, Any], *, said: str) -> tuple[list[float], 
 
 def read_sweep(source: str) -> SweepFile:
     raw = read_toml(source, "presets/sweeps", what="a sweep")
-    for key, value in raw["vary"].items() if isinstance(raw.get("vary"), dict) else ():
-        if isinstance(value, dict) and "values" not in value:
-            raise ConfigError(
-                f'{source}: vary.{key} has no values; write a key with a dot in quotes, as "votes.estimation" = [100], '
-                "or give a table its `values`"
-            )
+    for section in ("vary", "grid"):
+        for key, value in raw[section].items() if isinstance(raw.get(section), dict) else ():
+            if isinstance(value, dict) and (section == "grid" or "values" not in value):
+                or_table = ", or give a table its `values`" if section == "vary" else ""
+                raise ConfigError(
+                    f"{source}: {section}.{key} has no values; write a key with a dot in quotes, as "
+                    f'"votes.estimation" = [100]{or_table}'
+                )
     try:
         return SweepFile.model_validate(raw)
     except ValidationError as error:
@@ -147,32 +166,14 @@ def declared_points(declared: SweepFile, source: str) -> Iterator[tuple[str, Map
         for index, value in enumerate(axis.values):
             if value in axis.values[:index]:
                 raise ConfigError(f"{source}: vary.{key} has the value {value!r} twice")
-            name = f"{key}-{as_name(value)}"
-            if len(name) > LONGEST_NAME:
-                raise ConfigError(f"{source}: vary.{key} has a value too long for a name; name it below [points.NAME]")
+            name = name_of_values({key: value}, said=f"{source}: vary.{key}")
             yield name, {**axis.set, key: value}, key, value
+    subset = {"random": declared.random, "seed": declared.random_seed}
+    for values in combinations(declared.grid, **subset, source=source):
+        yield name_of_values(values, said=f"{source}: [grid]"), values, GRID, values
     for name, keys in declared.points.items():
-        if not POINT_NAME.fullmatch(name):
-            raise ConfigError(
-                f"{source}: the point {name!r} cannot name a folder; use letters, digits and any of . _ + -"
-            )
+        refuse_name(name, source)
         yield name, keys, None, None
-
-
-def as_name(value: Any) -> str:
-    """A value as part of a folder's name."""
-    match value:
-        case bool():
-            return str(value).lower()
-        case int():
-            return str(value)
-        case float():
-            return f"{value:g}"
-        case list():
-            return "_".join(map(as_name, value))
-        case dict():
-            return "_".join(f"{key}-{as_name(inner)}" for key, inner in value.items())
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", str(value)).strip("-.")
 
 
 def assign_all(raw: dict[str, Any], keys: Mapping[str, Any], *, said: str) -> None:

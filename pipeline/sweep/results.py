@@ -9,6 +9,7 @@ from typing import Any
 
 from upath import UPath
 
+from ndc_core.radius_curve import interval_of
 from pipeline.certificates.files import cut_text
 from pipeline.certificates.reuse import drawn_once
 from pipeline.compare.compare import DeclaredRun, WrittenComparison, chosen_radii, compare, refuse_other_alphas
@@ -17,12 +18,13 @@ from pipeline.compare.method_tables import MethodAtLevel, best_curve, level_json
 from pipeline.compare.shared_images import OtherImagesError
 from pipeline.declaration.declaration import Declaration, differences
 from pipeline.locations import publish
-from pipeline.report.curves import AVERAGE_MISLEADS, BEST, interval_of
+from pipeline.report.curves import AVERAGE_MISLEADS, BEST
 from pipeline.report.pages import sweep_page
 from pipeline.report.tables import Table, latex_page, markdown_page, percent
 from pipeline.store.run_store import RunStore
 from pipeline.sweep.figure import Panel, Shown, sweep_figure
 from pipeline.sweep.file import Point, Sweep
+from pipeline.sweep.grid import GRID
 
 SHARES = (
     "Certified accuracy: images classified correctly and certified to the radius, in % of all; the figure has 95 % "
@@ -119,18 +121,24 @@ def write_sweep(sweep: Sweep, folder: UPath) -> WrittenSweep:
     tables = [table_of(key, results) for key, results in by_key(varied).items()]
     page = folder / "sweep.html" if varied else folder / "compare.html"
     if varied:
-        figure = sweep_figure([panel_of(key, results) for key, results in by_key(varied).items()])
+        panels = [panel_of(key, results) for key, results in by_key(varied).items() if key != GRID]
+        figure = sweep_figure(panels) if panels else None
         curves = [entry.curve for result in varied for entry in result.entries]
-        publish(folder / "sweep.png", figure.png)
         texts = {
-            "sweep.svg": figure.svg,
             "sweep.md": markdown_page(lead, tables),
             "sweep.tex": latex_page(lead, tables),
             "sweep.json": json.dumps(sweep_json(sweep, lead, varied), indent=2, allow_nan=False) + "\n",
             "sweep.html": sweep_page(
-                title=f"Sweep: {sweep.name}", lead=lead, figure=figure.svg, tables=tables, curves=curves
+                title=f"Sweep: {sweep.name}",
+                lead=lead,
+                figure=figure.svg if figure else None,
+                tables=tables,
+                curves=curves,
             ),
         }
+        if figure:
+            publish(folder / "sweep.png", figure.png)
+            texts["sweep.svg"] = figure.svg
         for name, text in texts.items():
             publish(folder / name, text.encode())
     return WrittenSweep(lead, tables, page, comparison)
@@ -169,7 +177,7 @@ def lead_of(sweep: Sweep, folder: UPath, varied: Sequence[Result]) -> tuple[str,
         "other, and to choose an image's best run afterwards would need alpha shared among the runs."
     )
     several = [BEST_LEVEL] if any(len(result.levels) > 1 for result in varied) else []
-    return (SHARES, *several, total, each)
+    return (SHARES, *several, *([sweep.remark] if sweep.remark else []), total, each)
 
 
 def shared_radii(results: Sequence[Result]) -> list[float]:
@@ -180,11 +188,12 @@ def shared_radii(results: Sequence[Result]) -> list[float]:
 
 def table_of(key: str, results: Sequence[Result]) -> Table:
     radii = shared_radii(results)
-    header = [key, *(f"r = {radius:g}" for radius in radii)]
+    keys = list(results[0].point.value) if key == GRID else [key]
+    header = [*keys, *(f"r = {radius:g}" for radius in radii)]
     header += ["average radius", "abstained", "votes per image", "evaluations per image"]
     rows = [
         [
-            value_text(result.point.value),
+            *map(value_text, result.point.value.values() if key == GRID else [result.point.value]),
             *(percent(result.right_at(radius) / result.images) for radius in radii),
             cut_text(result.average_radius, 3 if result.average_radius >= 0.01 else 5),
             percent(result.abstained),
@@ -194,7 +203,7 @@ def table_of(key: str, results: Sequence[Result]) -> Table:
         for result in results
     ]
     chosen = f" ({BEST})" if any(len(result.levels) > 1 for result in results) else ""
-    return Table(f"{key} varied{chosen}", header, rows)
+    return Table(f"{key if key == GRID else f'{key} varied'}{chosen}", header, rows)
 
 
 def value_text(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Attacks on a finished run: one cell (an image at one noise level) after the other, each result published at once.
 
 attacks/<settings>/<cell>.json   what the attacks of one cell found; the names change with all that was asked
+attacks/<settings>.json          what was asked, by which other attacks on the same run take these into account
 attacks/broken/<cell>.png        an image that breaks its certificate, should there be one (and .npy, exactly)
 attacks.json                     the summary that the report reads
 """
@@ -8,83 +9,39 @@ attacks.json                     the summary that the report reads
 import io
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ndc_core.analysis.attacks import ScoreObjective, ascend, round_within
+from ndc_core.analysis.ascent import ASCENTS
+from ndc_core.analysis.attacks import ScoreObjective, TransferObjective, round_within
 from ndc_core.certificates.confidence_bounds import clopper_pearson_lower
 from ndc_core.certificates.confidence_sequences import log_wealth_of_means
 from ndc_core.certificates.lipschitz import Lipschitz
+from ndc_core.checkpoints.image_classifiers import load_classifier
+from ndc_core.models.image_classifier import ImageClassifier
 from ndc_core.noise.streams import draw_generator
 from ndc_core.space import bytes_to_pixels
 from ndc_core.voting import count_votes
-from pipeline.certificates.reduce import CertifiedImage
+from pipeline.certificates.attack_results import CONFIRM_ALPHA
 from pipeline.data.datasets import ImageRecord
 from pipeline.data.decoding import png_bytes
 from pipeline.locations import exists, location, publish, read
-from pipeline.store.evidence import checksum
 from pipeline.store.run_store import RunStore
+from pipeline.workers.attack_settings import (
+    CONFIRM_FACTOR,
+    RIVALS,
+    AttackCosts,
+    AttackerSettings,
+    cell_id,
+    result_name,
+)
+from pipeline.workers.models import local_classifier
 from pipeline.workers.rows import Columns, rows_of
-from pipeline.workers.vote_actor import VoterSettings, load_voter
+from pipeline.workers.vote_actor import load_voter
 from pipeline.workers.watchdog import LOADING, Heartbeat
-
-# What an attack's votes say is confirmed by so many times as many fresh ones, or it does not count.
-CONFIRM_FACTOR, CONFIRM_ALPHA = 20, 1e-4
-RIVALS = 2
-
-
-class BrokenCertificateError(RuntimeError):
-    """An image below the certified radius whose class is another one: named, and saved."""
-
-
-@dataclass(frozen=True)
-class AttackSettings:
-    """`votes` judge each adversarial image; the gradient of each step is a mean over `draws`."""
-
-    restarts: int
-    steps: int
-    draws: int
-    votes: int
-
-    def folder(self, fingerprint: str) -> str:
-        """Results of other settings, another run or another test of falls are never taken for these."""
-        return checksum([asdict(self), fingerprint, CONFIRM_FACTOR, CONFIRM_ALPHA])[:12]
-
-
-@dataclass(frozen=True)
-class AttackerSettings:
-    """What an actor needs to know, small enough to send to each."""
-
-    voter: VoterSettings
-    attack: AttackSettings
-
-
-def cell_id(image_id: str, sigma_pixel: float) -> str:
-    return checksum([image_id, sigma_pixel])[:24]
-
-
-def cell_row(item: CertifiedImage, record: ImageRecord, radii: Sequence[float]) -> dict[str, Any]:
-    """A cell as one row of a Ray dataset: the certificate to break and the radii at which it promises nothing.
-
-    An abstention whose votes speak for another class than the label has yet to be shown wrong: by the image itself, at
-    radius 0.
-    """
-    certificate = item.certificate
-    right = certificate.predicted in (None, item.label)
-    most_voted = max(range(len(item.counts)), key=lambda c: item.counts[c])
-    doubted = [0.0] if certificate.predicted is None and most_voted != item.label else []
-    return {
-        "right": right,
-        **record.__dict__,
-        "sigma_pixel": certificate.sigma_pixel,
-        "predicted": -1 if certificate.predicted is None else certificate.predicted,
-        "certified_radius": certificate.radius,
-        "radii": [*doubted, *(radius for radius in radii if radius > certificate.radius)] if right else [],
-    }
 
 
 @dataclass(frozen=True)
@@ -103,12 +60,17 @@ class Verdict:
 class AttackActor:
     """Holds the model; for each cell attacks its certificate, then the label at growing radii until one falls."""
 
+    source: ImageClassifier | None = None  # of a transfer attack
+    spent = 0  # evaluations so far
+
     def __init__(self, settings: AttackerSettings, heartbeat: Heartbeat | None = None) -> None:
         self.settings = settings
         self.config = settings.voter.config
         self.heartbeat = heartbeat or Heartbeat()
         self.heartbeat.arrive()
         self.classifier = load_voter(settings.voter)
+        if settings.attack.source:
+            self.source = load_classifier(local_classifier(settings.attack.source), device=self.classifier.device)
         self.heartbeat.end(LOADING)
         self.pictures = RunStore(settings.voter.run_folder).pictures
         self.folder = location(settings.voter.run_folder) / "attacks"
@@ -117,8 +79,7 @@ class AttackActor:
     def __call__(self, batch: Columns) -> Columns:
         results, errors = [], []
         for row in rows_of(batch):
-            question = [row["image_id"], row["sigma_pixel"], row["certified_radius"], list(map(float, row["radii"]))]
-            path = self.results / f"{checksum(question)[:24]}.json"
+            path = self.results / result_name(row)
             cell = f"image {row['image_id']}, sigma_pixel {row['sigma_pixel']:g}"
             try:
                 self.heartbeat.begin(cell)
@@ -134,7 +95,7 @@ class AttackActor:
         return {"result": np.array(results), "error": np.array(errors)}
 
     def attack(self, row: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
-        certificate, verdicts = None, []
+        certificate, verdicts, before = None, [], self.spent
         if row["predicted"] >= 0:
             certificate = self.strike(row, image, target=row["predicted"], radius=row["certified_radius"])
         for radius in map(float, row["radii"]):
@@ -146,6 +107,7 @@ class AttackActor:
             **{key: row[key] for key in named},
             "certificate": certificate and asdict(certificate),
             "beyond": verdicts,
+            "evaluations": self.spent - before,
         }
 
     def strike(self, row: dict[str, Any], image: np.ndarray, *, target: int, radius: float) -> Verdict:
@@ -166,20 +128,34 @@ class AttackActor:
     def _attacked(self, row: dict[str, Any], image: np.ndarray, *, target: int, radius: float) -> list[np.ndarray]:
         """What each restart found: 8-bit images, unless the certificate is about others too."""
         generator = self._generator(row, radius)
-        smoothed = self.config.certificate.method != "lipschitz"
-        classes = (target, *self._rivals(row, image, target))
-        draws = self.settings.attack.draws
-        ascended = ascend(
-            ScoreObjective(self.classifier, classes, row["sigma_pixel"], draws, smoothed, generator),
+        objective = self._objective(row, image, target, generator)
+        settings = self.settings.attack
+        ascended = ASCENTS[settings.method](
+            objective,
             image,
             radius_pixel=radius,
-            steps=self.settings.attack.steps,
-            restarts=self.settings.attack.restarts,
+            steps=settings.steps,
+            restarts=settings.restarts,
             generator=generator,
         )
+        scores = self.classifier.evaluations_of_scores(1 + RIVALS)
+        self.spent += AttackCosts(settings, vote=0, scores=scores).ascent
         if self.config.noise == "float":
             return list(ascended)
         return [round_within(adversarial, image, radius_pixel=radius) for adversarial in ascended]
+
+    def _objective(
+        self, row: dict[str, Any], image: np.ndarray, target: int, generator: torch.Generator
+    ) -> ScoreObjective | TransferObjective:
+        if self.source:
+            return TransferObjective(self.source, target, self.classifier.device)
+        settings, smoothed = self.settings.attack, self.config.certificate.method != "lipschitz"
+        classes = (target, *self._rivals(row, image, target))
+        objective = ScoreObjective(self.classifier, classes, row["sigma_pixel"], settings.draws, smoothed, generator)
+        if settings.method == "pgd":
+            return objective
+        unit = objective.unit_at(torch.from_numpy(bytes_to_pixels(image))[None])
+        return replace(objective, losses=("cross-entropy", "votes"), unit=unit)
 
     def _generator(self, row: dict[str, Any], radius: float) -> torch.Generator:
         """Randomness of the attack itself: a function of the cell and the radius, so that results can be repeated."""
@@ -188,7 +164,7 @@ class AttackActor:
         return torch.Generator().manual_seed(int(source.integers(2**62)))
 
     def _draw(self, row: dict[str, Any], image: np.ndarray, name: str, votes: int) -> Any:
-        return count_votes(
+        drawn = count_votes(
             self.classifier,
             image,
             sigma_pixel=row["sigma_pixel"],
@@ -199,6 +175,8 @@ class AttackActor:
             draws=range(votes),
             keep_scores=True,
         )
+        self.spent += drawn.evaluations
+        return drawn
 
     def _rivals(self, row: dict[str, Any], image: np.ndarray, target: int) -> list[int]:
         """The classes with the next best scores on the image itself."""
@@ -246,39 +224,3 @@ class AttackActor:
 
 def _lead(support: np.ndarray, target: int) -> float:
     return float(support[target] - np.delete(support, target).max())
-
-
-def summary_of(results: Sequence[dict[str, Any]], *, radii: Sequence[float], fingerprint: str) -> dict[str, Any]:
-    """What the attacks of all cells found, by noise level: accuracy left standing, and broken certificates.
-
-    Only confirmed falls count; `falls_confirmed_at` says so, which summaries of earlier programs lack.
-    """
-    levels: dict[str, dict[str, float]] = {}
-    for sigma_pixel in dict.fromkeys(result["sigma_pixel"] for result in results):
-        cells = [result for result in results if result["sigma_pixel"] == sigma_pixel]
-        levels[f"{sigma_pixel:g}"] = {str(r): sum(_stands(cell, r) for cell in cells) / len(cells) for r in radii}
-    certificates = [result["certificate"] for result in results if result["certificate"]]
-    beyond = [verdict for result in results for verdict in result["beyond"] if verdict["radius"] > 0]
-    return {
-        "fingerprint": fingerprint,
-        "images": len({result["image_id"] for result in results}),
-        "empirical_accuracy": levels,
-        "falls_confirmed_at": CONFIRM_ALPHA,
-        "attacks_on_certificates": sum(verdict["attacks"] for verdict in certificates),
-        "certificates_attacked": len(certificates),
-        "certificates_where_an_attack_won_the_vote": sum(verdict["success"] for verdict in certificates),
-        "certificates_broken": sum(verdict["confirmed"] for verdict in certificates),
-        "attacks_beyond": sum(verdict["attacks"] for verdict in beyond),
-        "cells": len(results),
-        "cells_broken_beyond": sum(verdict["confirmed"] for verdict in beyond),
-        "falls_not_confirmed": sum(verdict["success"] and not verdict["confirmed"] for verdict in beyond),
-    }
-
-
-def _stands(cell: dict[str, Any], radius: float) -> bool:
-    """Not shown to be wrong on the image itself, nor after any attack of at most the radius."""
-    certificate = cell["certificate"]
-    if cell["predicted"] == cell["label"] and radius <= cell["certified_radius"]:
-        return not (certificate and certificate["confirmed"])
-    fallen = [verdict["radius"] for verdict in cell["beyond"] if verdict["confirmed"]]
-    return cell["right"] and not any(reached <= radius for reached in fallen)

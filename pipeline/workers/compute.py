@@ -5,8 +5,8 @@ import socket
 
 import torch
 
+from ndc_core.cores import usable_cores
 from pipeline.declaration.config import Device
-from pipeline.workers.cores import usable_cores
 from pipeline.workers.memory import keep_freed_memory
 
 PIXELS_WORTH_THREADS = 256

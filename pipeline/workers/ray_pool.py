@@ -18,10 +18,10 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
+from ndc_core.cores import usable_cores
 from pipeline.declaration.config import ComputeConfig, Device
 from pipeline.side_channel import Say, SideChannel, in_one_line
 from pipeline.workers.compute import why_no_cuda
-from pipeline.workers.cores import usable_cores
 from pipeline.workers.pools import Node, Pool, pool_of
 from pipeline.workers.ray_address import RayAddressError, check_ray, cluster_address, lend_token
 from pipeline.workers.rows import rows_of

@@ -101,6 +101,14 @@ BREAKAGES = (
     ),
     Breakage(
         "S3",
+        "the library's estimation votes are its selection votes again",
+        "ndc_core/certify.py",
+        'yield Draws("estimation"',
+        'yield Draws("selection"',
+        "ndc_core/test_certify.py::test_cohens_certificate_is_that_of_the_votes",
+    ),
+    Breakage(
+        "S3",
         "votes beyond the look that decided are taken",
         "pipeline/certificates/stopping.py",
         "if present > needed:",
@@ -229,6 +237,14 @@ BREAKAGES = (
         "confirmed = success and self._confirmed(",
         "confirmed = success or self._confirmed(",
         "pipeline/workers/test_attack_verdicts.py",
+    ),
+    Breakage(
+        "attack",
+        "an ascent leaves the ball that the certificate is about",
+        "ndc_core/analysis/ascent.py",
+        "self.reach / norms(delta)",
+        "2 * self.reach / norms(delta)",
+        "ndc_core/analysis/test_ascent.py",
     ),
     Breakage(
         "S9",

@@ -1,26 +1,35 @@
 """`ndc attack` on whole runs: incomplete ones, sound ones, and one whose certificates are forged."""
 
 import json
+import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from ndc_core.checkpoints.image_classifiers import save_small_classifier
+from ndc_core.radius_curve import interval_of
+from ndc_core.training.image_classifier import ClassifierSpec, train_classifier
+from pipeline.certificates.attack_results import CONFIRM_ALPHA, summary_of
 from pipeline.certificates.stopping import IncompleteRunError
-from pipeline.driver.attack import attack_run
+from pipeline.compare.compare import compare
+from pipeline.driver.attack import BrokenCertificateError, attack_run
+from pipeline.driver.attack_plan import BudgetError
 from pipeline.driver.certify import certify_run
 from pipeline.driver.prepare import prepare
 from pipeline.driver.verify import verify_run
 from pipeline.locations import location
 from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
-from pipeline.workers.attack_actor import CONFIRM_ALPHA, AttackSettings, BrokenCertificateError, cell_id, summary_of
+from pipeline.workers.attack_settings import AttackSettings, cell_id
 from tests.support.small_runs import computed, small_config
 
 pytestmark = pytest.mark.usefixtures("workplace_without_ray")
 
-QUICK = AttackSettings(restarts=2, steps=2, draws=2, votes=20)
+QUICK = AttackSettings(restarts=2, steps=1, draws=1, votes=8)
 
 
 def finished(model: Path) -> RunStore:
@@ -70,6 +79,69 @@ def test_an_attacked_run_reports_what_is_left_and_still_verifies(tiny_model: Pat
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "attacks that were made are not made again"
 
 
+def test_attacks_of_several_kinds_add_up_and_each_keeps_within_what_it_said(
+    tiny_model: Path, image_classifier: Path
+) -> None:
+    run = finished(tiny_model)
+    kinds = [QUICK, replace(QUICK, method="apgd"), replace(QUICK, source=str(image_classifier))]
+    left: list[list[float]] = []
+    for kind in kinds:
+        said: list[str] = []
+        report, summary = attack_run(run.folder, kind, limit=2, say=said.append)
+        assert said[0].startswith(str(kind))
+        most = int(re.search(r"attacks all 2 images: at most ([\d,]+) evaluations", said[0]).group(1).replace(",", ""))
+        assert 0 < summary["evaluations"] <= most
+        left.append(list(summary["empirical_accuracy"]["0.25"].values()))
+        attacked = report.summary.levels[0].attacked
+        assert attacked is not None
+        assert attacked.intervals == {float(r): tuple(i) for r, i in summary["interval_95"]["0.25"].items()}
+    assert all(after <= before for first, second in pairwise(left) for before, after in zip(first, second, strict=True))
+    assert len(list((run.folder / "attacks").glob("*.json"))) == 3
+    kept = {path: path.stat().st_mtime_ns for path in run.folder.glob("attacks/*/*.json")}
+    assert len(kept) == 6
+    _, again = attack_run(run.folder, QUICK, limit=2, say=print)
+    assert list(again["empirical_accuracy"]["0.25"].values()) == left[-1], "in whatever order"
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    compared = compare(["run"], alpha=None, radii=[0.1], intersect=False, out=location("compared"))
+    assert "0.25, under attack (first 2 images)" in {row[1] for row in compared.tables[0].rows}
+    level = json.loads(Path("compared/compare.json").read_text())["methods"][0]["levels"][0]
+    assert level["under_attack"]["interval"]["0.1"] == list(again["interval_95"]["0.25"]["0.1"])
+
+
+def test_an_attack_takes_the_images_that_its_budget_is_enough_for_and_a_larger_one_goes_on(tiny_model: Path) -> None:
+    run = finished(tiny_model)
+    said: list[str] = []
+    with pytest.raises(BudgetError, match=r"takes up to [\d,]+ evaluations"):
+        attack_run(run.folder, QUICK, limit=None, budget=0.1, say=said.append)
+    assert not (run.folder / "attacks").exists()
+    attack_run(run.folder, QUICK, limit=1, say=said.append)
+    times = float(re.search(r"([\d.]+) times the", said[0]).group(1))
+    _, summary = attack_run(run.folder, QUICK, limit=None, budget=2.5 * times, say=said.append)
+    images = summary["images"]
+    assert images in (2, 3), "they are not alike"
+    assert f"0.25, under attack (first {images} images)" in (run.folder / "table.md").read_text()
+    assert len(list(run.folder.glob("attacks/*/*.json"))) == images
+    _, summary = attack_run(run.folder, QUICK, limit=None, say=said.append)
+    assert summary["images"] == 4
+    assert any("accuracy left of 4 images [95 % interval of all like them]" in line for line in said)
+
+
+def test_a_classifier_of_other_images_or_classes_is_not_attacked_through(tiny_model: Path, tmp_path: Path) -> None:
+    run = finished(tiny_model)
+    images = torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
+    other = train_classifier(
+        images, torch.tensor([0, 1, 2, 0]), num_classes=3, spec=ClassifierSpec(steps=1, batch=4, channels=8)
+    )
+    save_small_classifier(tmp_path / "other", other, arguments={"channels": 8}, notes={})
+    for source, message in (
+        (tmp_path / "other", r"knows 3 classes of images of shape \(1, 4, 4\)"),
+        (tiny_model, "denoiser's"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attack_run(run.folder, replace(QUICK, source=str(source)), limit=None, say=print)
+    assert not (run.folder / "attacks").exists()
+
+
 def test_an_incomplete_run_is_not_attacked(tiny_model: Path) -> None:
     run = finished(tiny_model)
     run.evidence_files()[0].unlink()
@@ -101,6 +173,24 @@ def test_accuracy_under_attack_counts_images_that_no_attack_of_the_radius_moved(
     assert found["empirical_accuracy"] == {"0.25": {"0.0": 0.75, "0.25": 0.5, "0.5": 0.25}}
     assert found["attacks_on_certificates"] == 4
     assert found["certificates_attacked"] == 2
+
+
+def test_an_image_stands_only_if_it_stands_under_all_attacks() -> None:
+    names = {"image_id": "a"}
+    first = [cell(True, 0.0, [], (0.5,)) | names, cell(True, 0.3, []) | {"image_id": "b"}]
+    other = [cell(True, 0.0, [0.25]) | names]
+    broken = [
+        cell(True, 0.3, []) | {"image_id": "b", "certificate": {"attacks": 2, "success": True, "confirmed": True}}
+    ]
+    radii = {"radii": (0.0, 0.25, 0.5), "fingerprint": "f"}
+    assert summary_of(first, **radii)["empirical_accuracy"]["0.25"] == {"0.0": 1.0, "0.25": 1.0, "0.5": 1.0}
+    both = summary_of(first, **radii, earlier=[other])
+    assert both["empirical_accuracy"]["0.25"] == {"0.0": 1.0, "0.25": 0.5, "0.5": 0.5}
+    assert both["interval_95"]["0.25"]["0.5"] == interval_of(1, 2)
+    assert (both["cells"], both["cells_broken_beyond"]) == (2, 0), "of these attacks alone"
+    assert summary_of(other, **radii, earlier=[first[:1]])["empirical_accuracy"]["0.25"]["0.5"] == 0.0
+    all_three = summary_of(first, **radii, earlier=[other, broken])["empirical_accuracy"]
+    assert all_three["0.25"] == {"0.0": 0.5, "0.25": 0.0, "0.5": 0.5}
 
 
 def test_a_fall_that_fresh_votes_do_not_confirm_leaves_the_image_standing_and_is_counted_apart() -> None:

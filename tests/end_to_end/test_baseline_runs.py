@@ -1,8 +1,8 @@
 """Whole runs of the baselines: planned, interrupted, verified, attacked, in a store, and compared."""
 
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,27 +18,11 @@ from pipeline.driver.prepare import prepare
 from pipeline.driver.verify import verify_run
 from pipeline.locations import location
 from pipeline.store.run_store import RunStore
-from pipeline.workers.attack_actor import AttackSettings
+from pipeline.workers.attack_settings import AttackSettings
 from pipeline.workers.models import build_classifier, local_classifier, model_digests
 from tests.support.small_runs import computed, digits, small_config
 
 QUICK = AttackSettings(restarts=1, steps=2, draws=2, votes=20)
-
-
-@pytest.fixture(scope="session")
-def image_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A barely trained one."""
-    torch.set_num_threads(1)
-    examples, folder = digits("train"), tmp_path_factory.mktemp("models") / "classifier"
-    spec = ClassifierSpec(steps=40, batch=64, channels=8)
-    classifier = train_classifier(
-        torch.from_numpy(np.stack([example.image for example in examples])),
-        torch.tensor([example.label for example in examples]),
-        num_classes=10,
-        spec=spec,
-    )
-    save_small_classifier(folder, classifier, arguments={"channels": 8}, notes={})
-    return folder
 
 
 def plain(classifier: Path, *assignments: str) -> RunConfig:
@@ -77,8 +61,10 @@ def test_baselines_run_are_interrupted_verified_attacked_and_compared(tiny_model
         certify_run(prepare(config, location(name)), say=print)
         assert votes_of(RunStore(location(name))) == whole[name]
         verify_run(location(name), redraw=1000, say=print)
-        report, _ = attack_run(location(name), QUICK, limit=1, say=print)
-        assert report.summary.levels[0].attacked is not None
+        for attack in (QUICK, replace(QUICK, method="apgd"), replace(QUICK, source=str(image_classifier))):
+            report, summary = attack_run(location(name), attack, limit=1, say=print)
+            assert report.summary.levels[0].attacked is not None
+            assert summary["certificates_broken"] == 0
     written = compare(list(configs), alpha=None, radii=[0.1], intersect=False, out=location("compared"))
     found = {one.method: one for one in written.comparison.entries}
     assert list(found) == ["RS", "Carlini", "Xiao"]

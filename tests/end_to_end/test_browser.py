@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+from ndc_core.radius_curve import interval_of
 from pipeline.certificates.attack_results import Attacked
 from pipeline.certificates.reduce import by_level
 from pipeline.declaration.declaration import Declaration
-from pipeline.report.curves import Curve, interval_of
+from pipeline.report.curves import Curve
 from pipeline.report.figures import COLOURS
 from pipeline.report.gallery import noisy_pixels
 from pipeline.report.tables import Table
@@ -418,7 +419,7 @@ def test_a_page_where_nothing_is_right_and_nothing_has_pixels_works(page: Page, 
 
 
 def test_tiny_radii_are_read_with_enough_digits(page: Page, tmp_path: Path) -> None:
-    curves = [Curve("lipschitz", "0.25", 20, tuple(0.00005 * n for n in range(1, 16)), 2, 100.0, 1.0)]
+    curves = [Curve(20, tuple(0.00005 * n for n in range(1, 16)), 2, "lipschitz", "0.25", 100.0, 1.0)]
     path = tmp_path / "comparison.html"
     path.write_text(methods_page(curves))
     slider = opened(page, path).get_by_label("Radius", exact=True)

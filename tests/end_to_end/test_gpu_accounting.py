@@ -22,7 +22,7 @@ from pipeline.driver.prepare import prepare
 from pipeline.driver.verify import verify_run
 from pipeline.locations import location
 from pipeline.store.run_store import RunStore
-from pipeline.workers.attack_actor import AttackSettings
+from pipeline.workers.attack_settings import AttackSettings
 from pipeline.workers.pools import kinds_of
 from pipeline.workers.ray_pool import connect_ray, map_over_actors, rows_of_a_call
 from pipeline.workers.vote_actor import VoteActor
@@ -158,7 +158,7 @@ def test_a_run_on_counted_gpus_is_attacked_and_verified(finished: tuple[RunStore
     settings = AttackSettings(restarts=2, steps=1, draws=2, votes=8)
     _, summary = attack_run(location(store.folder), settings, limit=2, say=said.append)
     assert summary["images"] == 2
-    assert said[0] == "2 GPUs, 2 actors, 0.5 of a GPU each"
+    assert said[1] == "2 GPUs, 2 actors, 0.5 of a GPU each"
     verify_run(location(store.folder), redraw=1, say=print)
 
 

@@ -8,7 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ndc_core.analysis.attacks import ScoreObjective, ascend, round_within
+from ndc_core import certify, predict
+from ndc_core.analysis.ascent import ASCENTS, AscentName
+from ndc_core.analysis.attacks import ScoreObjective, TransferObjective, alternate, round_within
+from ndc_core.certificates.confidence_bounds import clopper_pearson_lower
 from ndc_core.checkpoints.denoisers import load_denoiser
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.scoring import scores
@@ -28,28 +31,6 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
     """In pixels, of 8-bit images or of pixels."""
     a, b = (x.astype(float) / 255 if x.dtype == np.uint8 else x for x in (one, other))
     return float(np.linalg.norm((a - b).ravel()))
-
-
-def test_a_linear_objective_is_climbed_to_the_edge_of_the_ball() -> None:
-    image = np.full((1, 2, 3), 128, np.uint8)
-    slope = torch.randn(1, 2, 3, generator=seeded(), dtype=torch.float64)
-    found = ascend(
-        lambda x: (x * slope).sum((1, 2, 3)), image, radius_pixel=0.2, steps=10, restarts=3, generator=seeded()
-    )
-    best = 0.2 * float(slope.norm())
-    for one in found:
-        assert distance(one, image) < 0.2
-        gain = float(((one - image / 255) * slope.numpy()).sum())
-        assert gain == pytest.approx(best, rel=0.02)
-
-
-def test_adversarial_images_stay_pixels() -> None:
-    image = np.array([[[0, 255]]], np.uint8)
-    push = torch.tensor([[[-1.0, 1.0]]], dtype=torch.float64)
-    found = ascend(
-        lambda x: (x * push).sum((1, 2, 3)), image, radius_pixel=0.5, steps=5, restarts=2, generator=seeded()
-    )
-    np.testing.assert_allclose(found, np.broadcast_to(image / 255, found.shape))
 
 
 @settings(max_examples=200)
@@ -161,23 +142,83 @@ def share_of_class_0(classifier: DiffusionClassifier, image: np.ndarray) -> floa
     return float(drawn.votes[0] / 2000)
 
 
+class Between:
+    """A plain classifier with the same border, however sure it is."""
+
+    image_shape, num_classes = (1, 1, DIMENSION), 2
+
+    def __call__(self, z: torch.Tensor) -> torch.Tensor:
+        brightness = z.flatten(1).sum(1)
+        return torch.stack([20 * brightness, -20 * brightness], dim=1)
+
+
+WAYS = {
+    "pgd": lambda classifier: ScoreObjective(classifier, (0, 1), 0.25, 8, True, seeded(2)),
+    "apgd": lambda classifier: ScoreObjective(
+        classifier, (0, 1), 0.25, 8, True, seeded(2), ("cross-entropy", "votes"), unit=0.5
+    ),
+    "transfer": lambda classifier: TransferObjective(Between(), 0, "cpu"),
+}
+
+
+@pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize(("reach", "falls"), [(0.9, False), (1.2, True)])
-def test_a_smoothed_classifier_falls_beyond_its_true_radius_and_not_below(between_two, reach, falls) -> None:
+def test_a_smoothed_classifier_falls_beyond_its_true_radius_and_not_below(between_two, way, reach, falls) -> None:
     classifier, image, border = between_two
     assert share_of_class_0(classifier, image) > 0.7
-    found = ascend(
-        ScoreObjective(classifier, (0, 1), 0.25, 8, True, seeded(2)),
-        image,
-        radius_pixel=reach * border,
-        steps=10,
-        restarts=4,
-        generator=seeded(3),
+    adversarials = ASCENTS["pgd" if way == "pgd" else "apgd"](
+        WAYS[way](classifier), image, radius_pixel=reach * border, steps=10, restarts=4, generator=seeded(3)
     )
-    shares = [share_of_class_0(classifier, round_within(one, image, radius_pixel=reach * border)) for one in found]
+    shares = [share_of_class_0(classifier, round_within(x, image, radius_pixel=reach * border)) for x in adversarials]
     assert all((share < 0.5) == falls for share in shares), shares
 
 
-def test_an_undefended_classifier_is_broken() -> None:
+@pytest.mark.parametrize("way", list(WAYS))
+def test_no_attack_breaks_a_certificate(between_two, way: str) -> None:
+    """Of a sound procedure, whose radius is within the true one in all but alpha of the cases."""
+    classifier, image, border = between_two
+    certificate = certify(classifier, image, sigma_pixel=0.25, alpha=0.001, estimation_votes=2000)
+    assert certificate.predicted == 0
+    assert 0.7 * border < certificate.radius <= border
+    adversarials = ASCENTS["apgd"](
+        WAYS[way](classifier),
+        image,
+        radius_pixel=certificate.radius,
+        steps=20,
+        restarts=6,
+        generator=seeded(4),
+    )
+    for x in adversarials:
+        rounded = round_within(x, image, radius_pixel=certificate.radius)
+        assert distance(rounded, image) < certificate.radius
+        assert predict(classifier, rounded, sigma_pixel=0.25, votes=2000).predicted in (0, None)
+        lost = round(2000 * (1 - share_of_class_0(classifier, rounded)))
+        assert clopper_pearson_lower(lost, 2000, alpha=1e-4) <= 0.5, "as an attack's votes are confirmed"
+
+
+def test_each_restart_has_a_loss_of_its_own() -> None:
+    scores = torch.tensor([[2.0, 0.5, 1.0]], dtype=torch.float64).expand(4, 1, 3)
+    entropy, votes, margin, again = alternate(("cross-entropy", "votes", "margin"), scores)[:, 0].tolist()
+    assert entropy == again == pytest.approx(math.log(sum(math.exp(s) for s in (2, 0.5, 1))) - 2)
+    assert votes == pytest.approx(1 / (1 + math.exp(1)))
+    assert margin == -1
+
+
+def test_steps_can_be_compared_in_one_unit(between_two) -> None:
+    """At the same noise the objective falls with the distance from the border, and its unit is that of its scores."""
+    classifier, image, _ = between_two
+    clean = torch.from_numpy(image / 255)[None]
+    unit = ScoreObjective(classifier, (0, 1), 0.25, 64, True, seeded(2)).unit_at(clean)
+    values = [
+        float(ScoreObjective(classifier, (0, 1), 0.25, 64, True, seeded(2), ("votes",), unit)(clean + step))
+        for step in (-0.1, 0.0, 0.1)
+    ]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > 0.5 > values[1]
+
+
+@pytest.mark.parametrize("name", list(ASCENTS))
+def test_an_undefended_classifier_is_broken(name: AscentName) -> None:
     """Logistic regression on digits, at a distance of 1."""
     from sklearn.linear_model import LogisticRegression
 
@@ -196,7 +237,7 @@ def test_an_undefended_classifier_is_broken() -> None:
         def loss(x: torch.Tensor, label: int = example.label) -> torch.Tensor:
             return -(x.flatten(1) @ weight.T + bias).log_softmax(1)[:, label]
 
-        found = ascend(loss, example.image, radius_pixel=1.0, steps=10, restarts=2, generator=seeded())
+        found = ASCENTS[name](loss, example.image, radius_pixel=1.0, steps=10, restarts=2, generator=seeded())
         broken += any(model.predict(one.reshape(1, -1))[0] != example.label for one in found)
     assert right >= 35
     assert broken >= 0.9 * right

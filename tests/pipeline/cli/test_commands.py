@@ -77,7 +77,8 @@ def test_a_sequential_run_is_certified_verified_attacked_and_resumed_by_its_decl
     assert verified.returncode == 0, verified.stderr
     assert "units drawn again from the model: equal bit for bit" in verified.stdout
 
-    attacked = ndc("attack", "runs/a", "--limit", "1", "--restarts", "1", "--steps", "1", "--votes", "10")
+    effort = ["--restarts", "1", "--steps", "1", "--votes", "10", "--budget", "1000"]
+    attacked = ndc("attack", "runs/a", "--limit", "1", *effort)
     assert attacked.returncode == 0, attacked.stderr
     assert "0.25, under attack (first 1" in attacked.stdout
 

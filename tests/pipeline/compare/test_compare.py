@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from ndc_core.radius_curve import interval_of
 from pipeline.certificates.reduce import LARGEST
 from pipeline.cli import main
 from pipeline.compare.method_tables import Comparison
 from pipeline.compare.shared_images import OtherImagesError
 from pipeline.declaration.declaration import DeclarationChangedError
 from pipeline.locations import location
-from pipeline.report.curves import BEST, Curve, best_of, interval_of
+from pipeline.report.curves import BEST, Curve, best_of
 from pipeline.report.figures import LETTERS_OF_A_LINE, certified_accuracy_figure, curve_label
 from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
@@ -124,17 +125,17 @@ def test_all_formats_are_written_and_names_never_become_markup(tmp_path: Path, o
 
 @given(st.lists(st.lists(st.floats(0, 3), max_size=20), min_size=1, max_size=4), st.floats(0, 3.5))
 def test_the_best_curve_is_the_highest_at_every_radius(levels: list[list[float]], radius: float) -> None:
-    curves = [Curve("m", str(i), 20, tuple(sorted(radii)), 0) for i, radii in enumerate(levels)]
+    curves = [Curve(20, tuple(sorted(radii)), 0, "m", str(i)) for i, radii in enumerate(levels)]
     assert best_of(curves).right_at(radius) == max(curve.right_at(radius) for curve in curves)
 
 
 def test_names_in_a_figure_are_wrapped_and_no_formulas() -> None:
-    long = Curve(f"$x$ {'word ' * 20}".strip(), "0.25", 4, (0.1,), 0)
+    long = Curve(4, (0.1,), 0, f"$x$ {'word ' * 20}".strip(), "0.25")
     label = curve_label(long, with_method=True)
     assert label.startswith("\\$x\\$ word")
     assert label.split()[-3:] == ["\N{GREEK SMALL LETTER SIGMA}", "=", "0.25"]
     assert max(map(len, label.splitlines())) <= LETTERS_OF_A_LINE + 2  # the dollars' backslashes
-    certified_accuracy_figure([long, Curve("$", BEST, 4, (), 0)])
+    certified_accuracy_figure([long, Curve(4, (), 0, "$", BEST)])
 
 
 def test_a_runs_own_log_gives_its_own_curves(tmp_path: Path, out: Path) -> None:

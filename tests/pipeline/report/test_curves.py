@@ -5,15 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from ndc_core.radius_curve import interval_of
 from pipeline.certificates.reduce import LARGEST
 from pipeline.declaration.declaration import Declaration
-from pipeline.report.curves import Curve, best_of, interval_of, stopping_radii
+from pipeline.report.curves import Curve, best_of, stopping_radii
 from pipeline.report.figures import certified_accuracy_figure
 from tests.bench import evaluations
 
 
 def test_a_radius_that_just_holds_counts_and_wrong_images_count_zero() -> None:
-    curve = Curve("fast", "0.25", images=4, radii=(0.1, 0.2), abstained=1)
+    curve = Curve(4, (0.1, 0.2), 1, method="fast", level="0.25")
     assert [curve.accuracy_at(r) for r in (0.0, 0.1, 0.15, 0.2, 0.21)] == [0.5, 0.5, 0.25, 0.25, 0.0]
     assert curve.average_radius == pytest.approx(0.075)
 
@@ -65,14 +66,14 @@ def test_sampling_stops_at_the_last_declared_radius_that_a_levels_votes_can_prov
 
 
 def test_the_best_of_levels_stops_where_the_last_of_them_did_if_all_stopped() -> None:
-    curves = [Curve("m", str(stop), 4, (0.1, 0.3), 0, stopped_at=stop) for stop in (0.1, 0.2)]
+    curves = [Curve(4, (0.1, 0.3), 0, "m", str(stop), stopped_at=stop) for stop in (0.1, 0.2)]
     assert best_of(curves).stopped_at == 0.2
-    assert best_of([*curves, Curve("m", "1", 4, (0.4,), 0)]).stopped_at is None
+    assert best_of([*curves, Curve(4, (0.4,), 0, "m", "1")]).stopped_at is None
 
 
 @pytest.mark.parametrize("stop", [0.0, 0.1, 0.25, 0.5])
 def test_a_figure_says_that_sampling_stopped_and_no_other_does(stop: float) -> None:
-    curve = Curve("m", "0.25", 4, (0.1, 0.2, 0.3), 0)
-    stopped = certified_accuracy_figure([Curve("m", "0.25", 4, (0.1, 0.2, 0.3), 0, stopped_at=stop)])
+    curve = Curve(4, (0.1, 0.2, 0.3), 0, "m", "0.25")
+    stopped = certified_accuracy_figure([Curve(4, (0.1, 0.2, 0.3), 0, "m", "0.25", stopped_at=stop)])
     assert stopped.svg != certified_accuracy_figure([curve]).svg
-    assert stopped == certified_accuracy_figure([Curve("m", "0.25", 4, (0.1, 0.2, 0.3), 0, stopped_at=stop)])
+    assert stopped == certified_accuracy_figure([Curve(4, (0.1, 0.2, 0.3), 0, "m", "0.25", stopped_at=stop)])

@@ -14,10 +14,11 @@ from PIL import Image
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.shared_path import PATH_NOISES, sigmas_on_path
 from ndc_core.noise.streams import draw_generator
+from ndc_core.radius_curve import interval_of
 from pipeline.certificates.attack_results import Attacked
 from pipeline.certificates.reduce import CertifiedImage
 from pipeline.declaration.declaration import Declaration
-from pipeline.report.curves import Curve, interval_of
+from pipeline.report.curves import Curve
 from pipeline.report.gallery import (
     CLASSES_LISTED,
     MOST_CARDS,
@@ -60,7 +61,7 @@ def right_of(shown: dict, radius: float) -> int:
 def test_the_page_never_shows_more_than_a_curve_certifies(
     radii: list[float], wrong: int, asked: float, most: int
 ) -> None:
-    curve = Curve("m", "0.25", len(radii) + wrong + 1, tuple(sorted(radii)), 0)
+    curve = Curve(len(radii) + wrong + 1, tuple(sorted(radii)), 0, "m", "0.25")
     assert right_of(curve_data(curve, most_steps=most), asked) <= curve.right_at(asked)
 
 
@@ -91,7 +92,7 @@ def test_intervals_stand_beside_every_step_and_are_rounded_outwards() -> None:
 
 
 def test_radii_are_cut_not_rounded() -> None:
-    assert curve_data(Curve("m", "1", 2, (0.1234567, 0.5), 0))["radii"] == [0.123456, 0.5]
+    assert curve_data(Curve(2, (0.1234567, 0.5), 0, "m", "1"))["radii"] == [0.123456, 0.5]
 
 
 def test_a_page_needs_no_other_file() -> None:
@@ -222,7 +223,7 @@ def test_a_thousand_classes_with_votes_stay_under_two_megabytes() -> None:
 
 def test_curves_of_fifty_thousand_images_are_thinned() -> None:
     radii = tuple(np.sort(np.random.default_rng(0).random(40_000)).tolist())
-    curves = [Curve(f"method {i}", "0.25", 50_000, radii, 0) for i in range(12)]
+    curves = [Curve(50_000, radii, 0, f"method {i}", "0.25") for i in range(12)]
     page = methods_page(curves)
     assert len(page) < LIMIT / 2
     assert "drawn with fewer, never above the true ones" in page

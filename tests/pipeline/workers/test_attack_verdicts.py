@@ -15,7 +15,8 @@ from pipeline.declaration.config import RunConfig
 from pipeline.declaration.declaration import declare
 from pipeline.declaration.toml_files import load_config
 from pipeline.locations import location
-from pipeline.workers.attack_actor import CONFIRM_FACTOR, AttackActor, AttackerSettings, AttackSettings, cell_row
+from pipeline.workers.attack_actor import AttackActor
+from pipeline.workers.attack_settings import CONFIRM_FACTOR, AttackerSettings, AttackSettings, cell_row
 from pipeline.workers.vote_actor import VoterSettings
 from tests.pipeline.workers.test_noise_levels import BySum
 from tests.support.fakes import ConstantDenoiser

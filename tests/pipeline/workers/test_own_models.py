@@ -16,7 +16,7 @@ from pipeline.driver.attack import AttackFailedError, attack_run
 from pipeline.driver.prepare import prepare
 from pipeline.driver.verify import VerificationError, verify_run
 from pipeline.locations import location
-from pipeline.workers.attack_actor import AttackSettings
+from pipeline.workers.attack_settings import AttackSettings
 from pipeline.workers.models import build_classifier, load_model, load_models, model_digests
 from tests.support.commands import ndc
 from tests.support.plugged_in import Write, users_folder

@@ -1,0 +1,110 @@
+"""What an attack is told, and what that may cost at most."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ndc_core.analysis.ascent import AscentName
+from pipeline.certificates.attack_results import CONFIRM_ALPHA
+from pipeline.certificates.reduce import CertifiedImage
+from pipeline.data.datasets import ImageRecord
+from pipeline.store.evidence import checksum
+from pipeline.workers.vote_actor import VoterSettings
+
+# What an attack's votes say is confirmed by so many times as many fresh ones, or it does not count.
+CONFIRM_FACTOR = 20
+RIVALS = 2
+GRADIENT = 3  # evaluations that a row counts for which is differentiated: a pass back takes twice the time of one ahead
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """`votes` judge each adversarial image; the gradient of each step is a mean over `draws`.
+
+    With a `source`, the folder of an image classifier, the gradient is that one's, and the run's classifier judges as
+    ever: a transfer attack. `source_digest` says which one it is.
+    """
+
+    restarts: int
+    steps: int
+    draws: int
+    votes: int
+    method: AscentName = "pgd"
+    source: str = ""
+    source_digest: str = ""
+
+    def folder(self, fingerprint: str) -> str:
+        """Results of other settings, another run or another test of falls are never taken for these."""
+        effort: dict[str, Any] = {name: getattr(self, name) for name in ("restarts", "steps", "draws", "votes")}
+        if self.method != "pgd":  # which was the only one
+            effort["method"] = self.method
+        if self.source:
+            effort["source"] = self.source_digest
+        return checksum([effort, fingerprint, CONFIRM_FACTOR, CONFIRM_ALPHA])[:12]
+
+    def __str__(self) -> str:
+        through = f" through {self.source}" if self.source else ""
+        return f"{self.method}{through}, {self.restarts} restarts of {self.steps} steps"
+
+
+@dataclass(frozen=True)
+class AttackerSettings:
+    """What an actor needs to know, small enough to send to each."""
+
+    voter: VoterSettings
+    attack: AttackSettings
+
+
+@dataclass(frozen=True)
+class AttackCosts:
+    """Evaluations of an attack; `vote` and `scores` are those of a draw at most."""
+
+    settings: AttackSettings
+    vote: int
+    scores: int
+
+    @property
+    def ascent(self) -> int:
+        """Of all restarts at one radius, but for the rivals' votes. A step's end is looked at, and so is the start."""
+        settings = self.settings
+        rows = settings.restarts * (settings.steps + 1) * GRADIENT
+        return rows if settings.source else (rows + 1) * settings.draws * self.scores
+
+    def most_of_cell(self, row: dict[str, Any]) -> int:
+        """If no radius is left out, and at each fresh votes have to confirm a fall."""
+        settings = self.settings
+        radii = [*([row["certified_radius"]] if row["predicted"] >= 0 else []), *row["radii"]]
+        around = sum(radius > 0 for radius in radii)
+        judging = around * settings.restarts + (len(radii) - around)
+        votes = settings.votes * (judging + CONFIRM_FACTOR * len(radii)) + settings.draws * around
+        return votes * self.vote + around * self.ascent
+
+
+def cell_id(image_id: str, sigma_pixel: float) -> str:
+    return checksum([image_id, sigma_pixel])[:24]
+
+
+def cell_row(item: CertifiedImage, record: ImageRecord, radii: Sequence[float]) -> dict[str, Any]:
+    """A cell as one row of a Ray dataset: the certificate to break and the radii at which it promises nothing.
+
+    An abstention whose votes speak for another class than the label has yet to be shown wrong: by the image itself, at
+    radius 0.
+    """
+    certificate = item.certificate
+    right = certificate.predicted in (None, item.label)
+    most_voted = max(range(len(item.counts)), key=lambda c: item.counts[c])
+    doubted = [0.0] if certificate.predicted is None and most_voted != item.label else []
+    return {
+        "right": right,
+        **record.__dict__,
+        "sigma_pixel": certificate.sigma_pixel,
+        "predicted": -1 if certificate.predicted is None else certificate.predicted,
+        "certified_radius": certificate.radius,
+        "radii": [*doubted, *(radius for radius in radii if radius > certificate.radius)] if right else [],
+    }
+
+
+def result_name(row: dict[str, Any]) -> str:
+    """The file of a cell's result, by all that was asked about it."""
+    question = [row["image_id"], row["sigma_pixel"], row["certified_radius"], list(map(float, row["radii"]))]
+    return f"{checksum(question)[:24]}.json"
