@@ -1,6 +1,7 @@
 """The command `ndc`. Commands are thin: parse, call, print. Heavy imports wait for the command that needs them."""
 
 import json
+import math
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -104,7 +105,14 @@ def plan(
 @click.option("--retry-failed", is_flag=True, help="Compute nothing but the units that failed.")
 @click.option("--force", is_flag=True, help="Take the run from another driver that works on it.")
 @click.option("--shard", metavar="I/N", help="Only the I-th of N shares of the images, beside drivers of the others.")
-def certify(dry_run: bool, retry_failed: bool, force: bool, shard: str | None, **options: Any) -> None:
+@click.option(
+    "--budget-hours",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Take images in an order drawn from the seed, begin none after so long, and report a sample.",
+)
+def certify(
+    dry_run: bool, retry_failed: bool, force: bool, shard: str | None, budget_hours: float | None, **options: Any
+) -> None:
     """Certify images, going on where a run in the same folder stopped.
 
     The argument is a preset, a TOML file, or the folder of a run that was started before. Left out, it is the preset
@@ -122,6 +130,10 @@ def certify(dry_run: bool, retry_failed: bool, force: bool, shard: str | None, *
 
     share = Shard.parse(shard) if shard else WHOLE
     config, folder = chosen_run(**options)
+    if budget_hours:
+        if not share.is_whole or retry_failed:
+            raise click.UsageError("--budget-hours is of a whole run: leave out --shard and --retry-failed.")
+        config = config.model_copy(update={"order": "random"})
     if dry_run:
         click.echo("\n".join(plan_lines(plan_run(config, folder, say=_say))))
         return
@@ -137,7 +149,14 @@ def certify(dry_run: bool, retry_failed: bool, force: bool, shard: str | None, *
         )
         if not share.is_whole:
             _say(f"shard {share}: {sum(share.has(record.image_id) for record in run.records):,} of the images")
-        report, tracker = certify_run(run, say=_say, shard=share, force=force, retry_failed=retry_failed)
+        report, tracker = certify_run(
+            run,
+            say=_say,
+            shard=share,
+            force=force,
+            retry_failed=retry_failed,
+            budget_seconds=3600 * budget_hours if budget_hours else math.inf,
+        )
     except KeyboardInterrupt:
         _say(f"\nstopped{how_to_go_on(folder, share)}")
         sys.exit(EXIT_INTERRUPTED)

@@ -20,6 +20,7 @@ from ndc_core.space import sigma_to_model
 from pipeline.data.datasets import DatasetSpec
 from pipeline.data.decoding import RESAMPLING
 from pipeline.data.formats import FORMATS
+from pipeline.declaration.order import Order
 from pipeline.declaration.procedure import ProcedureSpec, ScoreSpec
 
 STRICT = ConfigDict(extra="forbid")
@@ -222,6 +223,9 @@ class RunConfig(Section):
     noise: NoiseName = "integer"
     """Of the image. `integer` lies on the grid of 8-bit images and is exact; `none` is for the lipschitz certificate,
     whose steps have such noise of their own."""
+    order: Order = "data"
+    """In which images are taken: as the data have them, or `random`, drawn from the seed, so that the first ones are a
+    sample of all. It decides no certificate, and a run keeps it."""
     experiment: str = "ndc"
     """The MLflow experiment."""
     tracking: Literal["mlflow", "none"] = "mlflow"

@@ -2,9 +2,10 @@
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -55,13 +56,15 @@ def certify_run(
     force: bool = False,
     retry_failed: bool = False,
     donors: Sequence[UPath] = (),
+    budget_seconds: float = math.inf,
 ) -> tuple[Report | None, Any]:
     """Brings a run to its end from wherever it stands; returns its report and its MLflow tracker, if it has one.
 
     Of a `shard` it computes the images alone, of a run that is declared; there is a report if those of the others are
     there, too. `force` takes the run from a driver that is at work on it; `retry_failed` computes failed units only.
-    Votes that `donors` have drawn, folders of other runs, are taken over. A terminal, log, metric or MLflow that fails
-    is said once, and the run goes on.
+    Votes that `donors` have drawn, folders of other runs, are taken over. No image is begun when `budget_seconds` are
+    over: the report is then a partial one, of the first images of the run's order. A terminal, log, metric or MLflow
+    that fails is said once, and the run goes on.
 
     Raises:
         UnitsFailedError: naming the units that failed; the others are done.
@@ -76,11 +79,19 @@ def certify_run(
         EventLog(run.folder, say=say) as log,
     ):
         run = declare_or_grow(run) if shard.is_whole else in_folder(run)
+        if math.isfinite(budget_seconds) and run.config.order != "random":
+            raise ValueError(
+                f"{run.folder} takes its images in the order of the data, of which the first ones are no sample: a run "
+                "with a budget begins in a folder of its own; name one with --run"
+            )
         tracker, mlflow = None, SideChannel("MLflow", say)
         with mlflow:
             tracker = tracker_of(run) if shard.number == 1 else None  # one driver tells of all of them
         try:
-            Session(run, store, lease, log, say, shard, donors, tracker).vote(only_failed=retry_failed)
+            session = Session(run, store, lease, log, say, shard, donors, tracker, time.time() + budget_seconds)
+            session.vote(only_failed=retry_failed)
+            if session.is_used:
+                return reduce_to(run, partial=True), None
             if shard.is_whole:
                 return report_on(run, tracker, mlflow, say), tracker
             return report_of_all(run, shard, tracker, mlflow, say)
@@ -93,7 +104,7 @@ def certify_run(
 
 def report_on(run: PreparedRun, tracker: Any, mlflow: SideChannel, say: Say) -> Report:
     """The report of a complete run, which MLflow is told as well."""
-    report = reduce_and_report(RunStore(run.folder), alpha=None, radii=run.config.certificate.radii, folder=run.folder)
+    report = reduce_to(run)
     for line in report.provenance.devices:
         say(line)
     if tracker:
@@ -101,6 +112,13 @@ def report_on(run: PreparedRun, tracker: Any, mlflow: SideChannel, say: Say) -> 
         with mlflow:
             tracker.finish(report, [run.folder / name for name in names])
     return report
+
+
+def reduce_to(run: PreparedRun, *, partial: bool = False) -> Report:
+    """The run's report, in its folder; a partial one in the folder `partial` there."""
+    folder = run.folder / "partial" if partial else run.folder
+    radii = run.config.certificate.radii
+    return reduce_and_report(RunStore(run.folder), alpha=None, radii=radii, folder=folder, partial=partial)
 
 
 def report_of_all(
@@ -156,6 +174,7 @@ class Session:
     shard: Shard = WHOLE
     donors: Sequence[UPath] = ()
     tracker: Any = None
+    begin_until: float = math.inf
 
     def say(self, line: str) -> None:
         self.tell(line)
@@ -188,7 +207,29 @@ class Session:
         elif votes_done:
             self.say(f"going on at {votes_done:,} of {self.run.at_most}{self._votes_of(self._units):,} votes")
         if missing:
-            self._vote_on(list(missing.values()), evidence, self._pool(kinds_of(evidence.devices)))
+            pool = self._pool(kinds_of(evidence.devices))
+            self._vote_on(list(missing.values()), evidence, pool)
+            if math.isfinite(self.begin_until):
+                self._finish_begun(pool)
+
+    def _finish_begun(self, pool: Pool) -> None:
+        """Completes all images before the last one that is begun: the complete ones are then the first of the order,
+        whatever they cost."""
+        evidence = self.store.all_evidence(fingerprint=self.run.fingerprint)
+        place = {record.image_id: number for number, record in enumerate(self.run.in_order)}
+        last = max((place[image_id] for _, image_id in evidence.cells()), default=-1)
+        begun = [unit for unit in self._missing(evidence).values() if place[unit.image_id] <= last]
+        if begun:
+            images = len({unit.image_id for unit in begun})
+            self.say(f"the time is used; {images:,} images are finished that come before the last one begun")
+            replace(self, begin_until=math.inf)._vote_on(begun, evidence, pool)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the budget ended the run before its images did."""
+        if math.isinf(self.begin_until):
+            return False
+        return bool(self._missing(self.store.all_evidence(fingerprint=self.run.fingerprint)))
 
     @cached_property
     def _units(self) -> dict[str, WorkUnit]:
@@ -273,7 +314,7 @@ class Session:
         run, failed, done = self.run, [], 0
         self.log.add("start", units=len(units), fingerprint=run.fingerprint)
         with Listeners(self._listeners(evidence), say=self.say) as listeners:
-            for receipt in stream_receipts(run, units, pool=pool, say=self.say):
+            for receipt in stream_receipts(run, units, pool=pool, say=self.say, begin_until=self.begin_until):
                 self.lease.check()
                 listeners.add(receipt)
                 self.log.add("unit", **asdict(receipt))
@@ -296,8 +337,11 @@ class Session:
             )
 
 
-def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, say: Say) -> Iterator[Receipt]:
-    """Sends units to a pool of actors and yields a receipt for each as soon as it is published.
+def stream_receipts(
+    run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, say: Say, begin_until: float = math.inf
+) -> Iterator[Receipt]:
+    """Sends units to a pool of actors and yields a receipt for each as soon as it is published. No image is begun after
+    the moment `begin_until`.
 
     Where what is drawn depends on the votes, an actor is sent one unit of each image and noise level, and goes on from
     there; levels on one path go together. As many images at a time as fill its passes with their first draws, several
@@ -305,7 +349,7 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
     finished has complete ones; of an image what takes longest first: the level with the most noise, the unit with the
     most draws.
     """
-    record_of = {record.image_id: record for record in run.records}
+    record_of = {record.image_id: record for record in run.in_order}
     place_of = {image_id: place for place, image_id in enumerate(record_of)}
     follows, one_path = run.config.follows_images, run.config.one_path
     sent = {
@@ -318,7 +362,13 @@ def stream_receipts(run: PreparedRun, units: Sequence[WorkUnit], *, pool: Pool, 
     }
     rows = [unit_row(unit, record_of[unit.image_id]) for unit in sent.values()]
     settings = VoterSettings(
-        run.config, absolute(run.folder), run.declaration, run.fingerprint, run.num_classes, device=pool.device
+        run.config,
+        absolute(run.folder),
+        run.declaration,
+        run.fingerprint,
+        run.num_classes,
+        device=pool.device,
+        begin_until=begin_until,
     )
     actor, fewest = (SequentialVoteActor, IMAGES_TOGETHER) if follows else (VoteActor, 1)
     fill = units_of_passes(run.declaration, passes=PASSES_OF_A_GPU if pool.gpus_per_actor else 1, follows=follows)

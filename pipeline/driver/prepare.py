@@ -23,6 +23,8 @@ from pipeline.data.source import Source
 from pipeline.declaration.config import RunConfig
 from pipeline.declaration.declaration import Declaration, declare
 from pipeline.declaration.growth import Growth, growth_of
+from pipeline.declaration.order import in_order
+from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import WorkUnit, draws_a_unit, plan_units
 from pipeline.driver.pinned import with_commits
 from pipeline.named_functions import is_function, named_function
@@ -56,6 +58,11 @@ class PreparedRun:
     votes_cost_alike: bool  # whether every vote costs that
     measured: Measured | None  # for its sizes, if it was
     growth: Growth | None = None  # of the run that its folder has
+
+    @cached_property
+    def in_order(self) -> list[ImageRecord]:
+        """The images as the run takes them."""
+        return in_order(self.records, self.config.order, seed=self.config.seed)
 
     @cached_property
     def units(self) -> dict[str, WorkUnit]:
@@ -310,7 +317,8 @@ def with_sizes(
 
 
 def in_folder(run: PreparedRun) -> PreparedRun:
-    """The run as its folder has it by now: under which fingerprint, at which places its images are, how it would grow.
+    """The run as its folder has it by now: under which fingerprint, at which places its images are, in which order it
+    takes them, how it would grow.
 
     Raises:
         DeclarationChangedError: the folder holds a run that this one is no growth of.
@@ -322,4 +330,5 @@ def in_folder(run: PreparedRun) -> PreparedRun:
     declared = Declaration.from_json(manifest["law"])
     growth = growth_of(declared, run.declaration, before=before, after=run.records, folder=str(run.folder))
     listing = replace(run.listing, records=placed(before, run.records))
-    return replace(run, listing=listing, fingerprint=manifest["fingerprint"], growth=growth)
+    config = run.config.model_copy(update={"order": load_config(str(run.folder / "run.toml")).order})
+    return replace(run, config=config, listing=listing, fingerprint=manifest["fingerprint"], growth=growth)

@@ -7,12 +7,14 @@ from typing import Any
 
 from upath import UPath
 
+from ndc_core.radius_curve import interval_of
 from pipeline.certificates.attack_results import Attacked, empirical_accuracy
 from pipeline.certificates.files import certificate_rows, certificate_tsv, cut_text, write_certificates
 from pipeline.certificates.reduce import CertifiedImage, by_level, certify_complete_images, certify_images
 from pipeline.certificates.stopping import IncompleteRunError
 from pipeline.data.classes import listed
 from pipeline.declaration.declaration import Declaration, refuse_undeclared_radii
+from pipeline.declaration.order import are_a_sample
 from pipeline.declaration.toml_files import load_config
 from pipeline.locations import publish
 from pipeline.report.chance import chance_warning
@@ -82,6 +84,7 @@ def summarise(
     empirical: Empirical | None = None,
     class_names: Sequence[str] | None = None,
     missing: int = 0,
+    sample: bool = False,
 ) -> Summary:
     """Certified accuracy at the radii, average certified radius (a wrong image counts 0), abstentions, cost."""
     summaries = []
@@ -105,16 +108,23 @@ def summarise(
     first = next(iter(levels.values()))[0]
     guesses = {name: [(item.label, item.most_likely) for item in items] for name, items in levels.items()}
     warning = chance_warning(guesses, classes=len(first.counts), names=class_names)
-    warnings = (*([partial_note(summaries[0].images, missing)] if missing else []), *([warning] if warning else []))
+    note = partial_note(summaries[0].images, missing, sample=sample) if missing else ""
+    warnings = tuple(line for line in (note, warning) if line)
     terms = first.certificate
     return Summary(alpha, terms.method, terms.scope, tuple(radii), tuple(summaries), best, warnings, missing)
 
 
-def partial_note(images: int, missing: int) -> str:
+def partial_note(images: int, missing: int, *, sample: bool) -> str:
+    low, high = interval_of(images // 2, images)
+    about = (
+        "are a random sample of all, the first of an order that was drawn from the seed: the 95 % interval of a share "
+        f"is {100 * (high - low):.1f} points wide at most"
+        if sample
+        else "are no sample of all: the run takes images in their order, and those that need few votes are done first"
+    )
     return (
         f"Partial: {images:,} of {images + missing:,} images are complete, {missing:,} are missing. Each certificate "
-        "is the one that the image will keep. Shares and means are of the complete images alone, which are no sample "
-        "of all: the run takes images in their order, and those that need few votes are done first."
+        f"is the one that the image will keep. Shares and means are of the complete images alone, which {about}."
     )
 
 
@@ -176,12 +186,15 @@ def write_report(
     evidence_digest: str,
     empirical: Empirical | None = None,
     provenance: Provenance = NOTHING_KNOWN,
+    sample: bool = False,
 ) -> Report:
     """Writes certificates, tables, pictures and the page into a folder."""
     levels = by_level(certified, maximum_over_sigmas=declaration.maximum_over_sigmas)
     missing = len(images) - len({item.image_id for item in certified})
     names = provenance.class_names
-    summary = summarise(levels, alpha=alpha, radii=radii, empirical=empirical, class_names=names, missing=missing)
+    summary = summarise(
+        levels, alpha=alpha, radii=radii, empirical=empirical, class_names=names, missing=missing, sample=sample
+    )
     write_certificates(folder / "certificates.parquet", certificate_rows(certified), evidence_digest=evidence_digest)
     table = accuracy_table(summary)
     stops, attacked = stopping_radii(declaration), empirical or {}
@@ -238,8 +251,10 @@ def summary_so_far(store: RunStore, *, radii: Sequence[float]) -> Summary | None
     if not certified:
         return None
     levels = by_level(certified, maximum_over_sigmas=declaration.maximum_over_sigmas)
-    complete = len({item.image_id for item in certified})
-    return summarise(levels, alpha=declaration.alpha, radii=radii, missing=len(images) - complete)
+    complete = {item.image_id for item in certified}
+    config = load_config(str(store.folder / "run.toml"))
+    sample = are_a_sample(complete, images, config.order, seed=config.seed)
+    return summarise(levels, alpha=declaration.alpha, radii=radii, missing=len(images) - len(complete), sample=sample)
 
 
 def reduce_and_report(
@@ -270,6 +285,7 @@ def reduce_and_report(
             f"{store.folder}: no image is complete at all noise levels yet; `ndc status {store.folder}` says how far "
             "it is"
         )
+    config = load_config(str(store.folder / "run.toml"))
     return write_report(
         folder,
         certified,
@@ -280,7 +296,6 @@ def reduce_and_report(
         title=f"Certified robustness: {store.folder.name}",
         evidence_digest=evidence.digest,
         empirical=empirical_accuracy(store.folder, fingerprint=declaration.fingerprint),
-        provenance=provenance_of(
-            load_config(str(store.folder / "run.toml")), manifest, declaration, evidence, alpha=spent
-        ),
+        provenance=provenance_of(config, manifest, declaration, evidence, alpha=spent),
+        sample=are_a_sample({item.image_id for item in certified}, images, config.order, seed=config.seed),
     )

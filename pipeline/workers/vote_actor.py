@@ -1,5 +1,6 @@
 """The actor that turns work units into evidence. An ordinary callable class: nothing here knows Ray."""
 
+import math
 import socket
 import time
 from collections import deque
@@ -47,6 +48,7 @@ class VoterSettings:
     fingerprint: str
     num_classes: int
     device: Device = "auto"
+    begin_until: float = math.inf  # no image is begun after this moment, in seconds since 1970
 
 
 def load_voter(settings: VoterSettings) -> Voter:
@@ -162,8 +164,8 @@ class VoteActor:
 
     def _next_request(self, queues: Queues) -> tuple[tuple[UnitGroup, Known], VoteRequest] | None:
         while True:
-            while len(queues.looked_up) < self.look_ahead and (queues.begun or queues.fresh):
-                group = (queues.begun or queues.fresh).popleft()
+            while len(queues.looked_up) < self.look_ahead and (waiting := self._waiting(queues)):
+                group = waiting.popleft()
                 queues.looked_up.append((group, self.store_work.submit(self._look_up, group)))
             if not queues.looked_up:
                 return None
@@ -177,6 +179,11 @@ class VoteActor:
                 queues.begun.extend(self.next_groups(group, known.evidence))
             except Exception as error:  # whatever it is, it is this group's: the others go on
                 queues.done.extend(self._failed(group, error))
+
+    def _waiting(self, queues: Queues) -> deque[UnitGroup]:
+        if queues.begun or time.time() >= self.settings.begin_until:
+            return queues.begun
+        return queues.fresh
 
     def first_groups(self, rows: Iterable[tuple[WorkUnit, ImageRecord]]) -> Iterator[UnitGroup]:
         for unit, record in rows:

@@ -1,0 +1,29 @@
+"""In which order a run takes its images."""
+
+import hashlib
+from collections.abc import Collection, Sequence
+from typing import Literal, Protocol, TypeVar
+
+Order = Literal["data", "random"]
+
+
+class Named(Protocol):
+    @property
+    def image_id(self) -> str: ...
+
+
+Image = TypeVar("Image", bound=Named)
+
+
+def in_order(images: Sequence[Image], order: Order, *, seed: int) -> list[Image]:
+    """The images as a run takes them: as the data have them, or as is drawn from the seed. The place that is drawn for
+    an image does not depend on the others, so that a run that has grown takes what it had in the same order."""
+    if order == "data":
+        return list(images)
+    return sorted(images, key=lambda image: hashlib.blake2b(f"{seed} {image.image_id}".encode()).digest())
+
+
+def are_a_sample(complete: Collection[str], images: Sequence[Named], order: Order, *, seed: int) -> bool:
+    """Whether the complete images are the first of an order that was drawn: a random sample, whatever their votes."""
+    first = in_order(images, order, seed=seed)[: len(complete)]
+    return order == "random" and {image.image_id for image in first} == set(complete)
