@@ -10,6 +10,7 @@ import pytest
 
 from ndc_core.models import forward_passes as passes
 from pipeline.driver.prepare import PreparedRun
+from pipeline.locations import location
 from pipeline.store.run_store import RunStore
 from pipeline.workers import vote_actor
 from pipeline.workers.rows import Receipt
@@ -20,11 +21,11 @@ from tests.support.small_runs import small_config
 SEQUENTIAL = ("certificate.method=sequential", "votes.selection=10", "votes.estimation=100", "compute.rows_per_pass=32")
 
 
-def run_of(model: Path, folder: Path, *, images: int) -> PreparedRun:
+def run_of(model: Path, folder: Any, *, images: int) -> PreparedRun:
     return declared(small_config(model, *SEQUENTIAL, f"dataset.limit={images}", "dataset.every=1"), folder)
 
 
-def receipts_of(run: PreparedRun, folder: Path) -> Iterator[Receipt]:
+def receipts_of(run: PreparedRun, folder: Any) -> Iterator[Receipt]:
     """Of all images and noise levels, in one call of an actor."""
     record_of = {record.image_id: record for record in run.records}
     first = {unit.cell: unit for unit in reversed(list(run.units.values()))}
@@ -67,25 +68,23 @@ def test_images_are_finished_one_after_the_other_and_passes_are_full_until_the_l
 
 
 def test_votes_are_the_same_whoever_does_the_work_on_the_store(
-    tiny_model: Path, tmp_path: Path, request: pytest.FixtureRequest
+    tiny_model: Path, tmp_path: Path, s3: str, request: pytest.FixtureRequest
 ) -> None:
     found = []
-    for name in ("at once", "in threads"):
+    for name, folder in (("at once", tmp_path), ("in threads", tmp_path / "t"), ("on a bucket", location(f"{s3}/run"))):
         if name == "in threads":
+            folder.mkdir()
             request.getfixturevalue("threads")
-        (folder := tmp_path / name).mkdir()
         run = run_of(tiny_model, folder, images=4)
         receipts = list(receipts_of(run, folder))
         store = RunStore(folder)
         found.append({str(item.unit): item.votes for item in store.all_evidence(fingerprint=run.fingerprint)})
-        assert sorted(found[-1]) == sorted(receipt.unit for receipt in receipts)
-        assert not run.missing(store.all_evidence(fingerprint=run.fingerprint))
+        assert sorted(found[-1]) == sorted(receipt.unit for receipt in receipts), name
+        assert not run.missing(store.all_evidence(fingerprint=run.fingerprint)), name
         again = list(receipts_of(run, folder))
-        assert sorted(found[-1]) == sorted(receipt.unit for receipt in again)
-        assert not any(receipt.evaluations or receipt.error for receipt in again), (
-            "what is published is not drawn again"
-        )
-    assert found[0] == found[1]
+        assert sorted(found[-1]) == sorted(receipt.unit for receipt in again), name
+        assert not any(receipt.evaluations or receipt.error for receipt in again), f"{name}: drawn again"
+    assert found[0] == found[1] == found[2]
 
 
 def test_votes_go_on_while_the_store_writes(
