@@ -2,6 +2,7 @@
 
 import sys
 import time
+from datetime import datetime
 from functools import partial
 
 from pipeline.side_channel import safely
@@ -14,6 +15,11 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def moment(unix_seconds: float) -> str:
+    """A point in time on this machine's clock, to the minute."""
+    return datetime.fromtimestamp(unix_seconds).astimezone().strftime("%Y-%m-%d %H:%M %Z")
 
 
 def show(line: str) -> None:

@@ -22,6 +22,7 @@ from pipeline.driver.prepare import PreparedRun, in_folder
 from pipeline.driver.tracked_votes import TrackedVotes
 from pipeline.driver.vote_progress import VoteProgress
 from pipeline.locations import LocationError, absolute
+from pipeline.progress import moment
 from pipeline.report.mlflow_values import model_tags, partial_scalars
 from pipeline.report.report import Report, reduce_and_report, summary_so_far
 from pipeline.side_channel import Listener, Listeners, Say, SideChannel, in_time, safely
@@ -89,8 +90,11 @@ def certify_run(
             tracker = tracker_of(run) if shard.number == 1 else None  # one driver tells of all of them
         try:
             session = Session(run, store, lease, log, say, shard, donors, tracker, time.time() + budget_seconds)
+            if math.isfinite(budget_seconds):
+                say(f"no image is begun after {moment(session.begin_until)}; those that are begun by then are finished")
             session.vote(only_failed=retry_failed)
             if session.is_used:
+                say(f"the budget is used; the same command takes more images, `ndc certify {run.folder}` all of them")
                 return reduce_to(run, partial=True), None
             if shard.is_whole:
                 return report_on(run, tracker, mlflow, say), tracker

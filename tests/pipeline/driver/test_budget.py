@@ -62,8 +62,10 @@ def test_what_a_budget_leaves_complete_is_a_sample_and_the_run_goes_on_to_the_sa
 ) -> None:
     config = small_config(tiny_model, *SETTINGS, *KINDS[kind])
     random = config.model_copy(update={"order": "random"})
-    report, _ = certified(random, tmp_path / "run", budget_seconds=12)
+    report, said = certified(random, tmp_path / "run", budget_seconds=12)
     assert report is not None
+    assert any(line.startswith("no image is begun after 2023-11-1") for line in said)
+    assert any(line.startswith("the budget is used; the same command takes more images") for line in said)
     complete = {item.image_id for items in report.levels.values() for item in items}
     records = RunStore(location(tmp_path / "run")).records()
     assert 0 < len(complete) < IMAGES
