@@ -93,7 +93,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Published:
+class Publication:
     """A group whose votes are on their way to the store; the noise levels at which they decide their image."""
 
     group: UnitGroup
@@ -143,7 +143,7 @@ class VoteActor:
         """A receipt for each unit, and for those that turn out to be needed as others are done."""
         self.clock = time.perf_counter()
         queues = Queues(deque(self.first_groups(rows)))
-        done, published = queues.done, deque[Published]()
+        done, publications = queues.done, deque[Publication]()
         for (group, known), counts in stream_votes(self.classifier, partial(self._next_request, queues)):
             try:
                 if isinstance(counts, Exception):
@@ -151,15 +151,17 @@ class VoteActor:
                 items = self._counted(known.missing, counts)
                 queues.begun.extend(self.next_groups(group, [*known.evidence, *items]))
                 decided = known.missing.decided_levels()
-                published.append(Published(known.missing, items, decided, self.store_work.submit(self._publish, items)))
+                publications.append(
+                    Publication(known.missing, items, decided, self.store_work.submit(self._publish, items))
+                )
             except Exception as error:
                 done.extend(self._failed(known.missing, error))
-            while published and published[0].future.done():
-                done.extend(self._published(published.popleft()))
+            while publications and publications[0].future.done():
+                done.extend(self._published(publications.popleft()))
             while done:
                 yield done.popleft()
-        for last in published:
-            done.extend(self._published(last))
+        for publication in publications:
+            done.extend(self._published(publication))
         yield from done
 
     def _next_request(self, queues: Queues) -> tuple[tuple[UnitGroup, Known], VoteRequest] | None:
@@ -228,18 +230,18 @@ class VoteActor:
         for item in items:
             self.store.publish(item, fingerprint=self.settings.fingerprint)
 
-    def _published(self, group: Published) -> Iterator[Receipt]:
+    def _published(self, publication: Publication) -> Iterator[Receipt]:
         """Receipts for a group, once it is durable or cannot be made so."""
         try:
-            group.future.result()
+            publication.future.result()
         except Exception as error:
-            yield from self._failed(group.group, error)
+            yield from self._failed(publication.group, error)
             return
-        for item in group.items:
+        for item in publication.items:
             self.heartbeat.end(str(item.unit))
             self._log("published", item.unit, evaluations=item.evaluations, seconds=item.seconds)
             receipt = self._receipt(item.unit, evaluations=item.evaluations, seconds=item.seconds)
-            yield replace(receipt, decided=item.unit.sigma_pixel in group.decided)
+            yield replace(receipt, decided=item.unit.sigma_pixel in publication.decided)
 
     def _log(self, event: str, unit: WorkUnit, **fields: Any) -> None:
         named = {"unit_id": unit.unit_id(self.settings.fingerprint), **asdict(unit), **fields}
