@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 OLDEST = (3, 11)  # as pyproject.toml says
 # Of `os` and `signal`, what macOS lacks, and where it is guarded.
 GUARDED = {"sched_getaffinity": {"ndc_core/cores.py"}}
-READS_IF_THERE = {"pipeline/store/devices.py"}  # the processor's name, and another one where the file is missing
+# The processor's name and a process's memory: each has another source where the file is missing.
+READS_IF_THERE = {"pipeline/store/devices.py", "pipeline/workers/usage.py"}
 LINUX_ONLY = {"sched_getaffinity", "sched_setaffinity", "memfd_create", "posix_fallocate", "pidfd_open", "sigtimedwait"}
 SOURCES = sorted(path for folder in ("ndc_core", "pipeline", "docs") for path in (ROOT / folder).rglob("*.py"))
 

@@ -10,6 +10,7 @@ from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.losses import NonFiniteScoreError
 from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.sift import SiftSpec
+from ndc_core.image_votes import name_of
 from ndc_core.models.forward_passes import in_turn
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.smoothing import FloatNoise
@@ -70,11 +71,9 @@ def test_votes_depend_on_seed_image_id_and_phase(classifier, image) -> None:
 
 
 def test_certify_is_cohens_certificate_of_the_counted_votes(classifier, image) -> None:
-    certificate = certify(
-        classifier, image, sigma_pixel=0.25, alpha=0.05, selection_votes=20, estimation_votes=50, image_id="x"
-    )
-    selection = votes_of(classifier, image, range(20), phase="selection")
-    estimation = votes_of(classifier, image, range(50))
+    certificate = certify(classifier, image, sigma_pixel=0.25, alpha=0.05, selection_votes=20, estimation_votes=50)
+    selection = votes_of(classifier, image, range(20), phase="selection", image_id=name_of(image))
+    estimation = votes_of(classifier, image, range(50), image_id=name_of(image))
     expected = cohen(selection.tolist(), estimation.tolist(), sigma_pixel=0.25, alpha=0.05)
     assert (certificate.predicted, certificate.votes_top) == (expected.predicted, expected.votes_top)
     assert 0 < expected.p_lower - certificate.p_lower < 1e-13, "lowered by the distance of the drawn noise from its law"
