@@ -15,7 +15,7 @@ from tests.support.plugged_in import users_folder
 from tests.support.small_runs import digits
 
 PAGE = Path(__file__).parents[2] / "docs/models.md"
-STEPS, BATCH = 250, 96
+STEPS, BATCH = 150, 64
 
 
 def example() -> str:
@@ -56,22 +56,22 @@ def test_the_network_of_the_page_is_certified(tmp_path: Path, monkeypatch: pytes
         settings = [
             "tracking=none",
             "votes.selection=20",
-            "votes.estimation=200",
-            "votes.per_unit=200",
+            "votes.estimation=60",
+            "votes.per_unit=60",
             "compute.actors=1",
             "certificate.radii=[0.0, 0.1]",
         ]
         assignments = [word for setting in settings for word in ("--set", setting)]
-        done = ndc_process("certify", "demo", "--model", "mynet:build", "--run", "run", "--limit", "12", *assignments)
+        done = ndc_process("certify", "demo", "--model", "mynet:build", "--run", "run", "--limit", "6", *assignments)
         assert done.returncode == 0, done.stderr
         assert "model: mynet:build is run as a program; it is declared with its 1 Python file (mynet.py)" in done.stderr
         verified = ndc("verify", "run", "--redraw", "2")  # in a process whose cores and libraries are the same
         assert verified.returncode == 0, verified.stdout
-        assert "2 of 48 units drawn again from the model: equal bit for bit" in verified.stdout
+        assert "2 of 24 units drawn again from the model: equal bit for bit" in verified.stdout
         write("mynet.py", example() + "# changed\n")
         changed = ndc("certify", "run")
         assert changed.returncode == 1
         assert "model_sha256: " in changed.stderr
     summary = json.loads(Path("run/summary.json").read_text())
-    assert summary["levels"][0]["certified_accuracy"]["0.0"] > 0.6
+    assert summary["levels"][0]["certified_accuracy"]["0.0"] >= 0.5
     assert RunStore(Path("run")).manifest()["law"]["model_sha256"]

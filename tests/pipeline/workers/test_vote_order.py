@@ -57,7 +57,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadPoolExecutor]:
 def test_images_are_finished_one_after_the_other_and_passes_are_full_until_the_last(
     tiny_model: Path, tmp_path: Path, rows_of_passes: list[int]
 ) -> None:
-    run = run_of(tiny_model, tmp_path, images=24)
+    run = run_of(tiny_model, tmp_path, images=16)
     decided = [receipt.image_id for receipt in receipts_of(run, tmp_path) if receipt.decided]
     order = [record.image_id for record in run.records]
     assert sorted(decided) == sorted(order)
