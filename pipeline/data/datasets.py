@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 
 from pipeline.data.classes import ORDERS, arranged, listed, refuse_open_order
 from pipeline.data.decoding import CorruptImageError, decode
+from pipeline.data.digits import digit_arrays
 from pipeline.data.formats import open_source
 from pipeline.data.function_data import function_data
 from pipeline.data.hub_data import hub_data
@@ -120,12 +121,9 @@ class Listing:
 
 
 def digits(split: Split) -> Source:
-    """scikit-learn's 1,797 handwritten digits (8x8, grey): a fixed, seeded split, in shuffled order."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
-    return _split_of("digits", images, bunch.target, split, training=DIGITS_TRAINING_IMAGES)
+    """1,797 handwritten digits (8x8, grey): a fixed, seeded split, in shuffled order."""
+    images, labels = digit_arrays()
+    return _split_of("digits", images, labels, split, training=DIGITS_TRAINING_IMAGES)
 
 
 def mnist(split: Split) -> Source:

@@ -142,7 +142,7 @@ def test_a_full_disk_stops_a_run_which_goes_on_when_there_is_room(
 ) -> None:
     run = declared(small_config(tiny_model), workplace_without_ray / "run")
 
-    def on_a_disk_that_fills(run, units, *, pool, say):
+    def on_a_disk_that_fills(run, units, **where):
         actor = run_module.VoteActor(settings_of(run, workplace_without_ray / "run"))
         for index, unit in enumerate(units):
             with monkeypatch.context() as patch:
@@ -182,9 +182,9 @@ def test_failed_units_alone_are_tried_again(tiny_model: Path) -> None:
         sent: list[int] = []
         stream_all = run_module.stream_receipts
 
-        def counting(run, units, *, pool, say):
+        def counting(run, units, **where):
             sent.append(len(units))
-            return stream_all(run, units, pool=pool, say=say)
+            return stream_all(run, units, **where)
 
         patch.setattr(run_module, "stream_receipts", counting)
         store.evidence_files()[0].unlink()
