@@ -24,7 +24,6 @@ from pipeline.declaration.config import RunConfig
 from pipeline.declaration.declaration import Declaration, declare
 from pipeline.declaration.growth import Growth, growth_of
 from pipeline.declaration.order import in_order
-from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import WorkUnit, draws_a_unit, plan_units
 from pipeline.driver.pinned import with_commits
 from pipeline.named_functions import is_function, named_function
@@ -330,5 +329,5 @@ def in_folder(run: PreparedRun) -> PreparedRun:
     declared = Declaration.from_json(manifest["law"])
     growth = growth_of(declared, run.declaration, before=before, after=run.records, folder=str(run.folder))
     listing = replace(run.listing, records=placed(before, run.records))
-    config = run.config.model_copy(update={"order": load_config(str(run.folder / "run.toml")).order})
+    config = run.config.model_copy(update={"order": store.order()})
     return replace(run, config=config, listing=listing, fingerprint=manifest["fingerprint"], growth=growth)

@@ -252,8 +252,7 @@ def summary_so_far(store: RunStore, *, radii: Sequence[float]) -> Summary | None
         return None
     levels = by_level(certified, maximum_over_sigmas=declaration.maximum_over_sigmas)
     complete = {item.image_id for item in certified}
-    config = load_config(str(store.folder / "run.toml"))
-    sample = are_a_sample(complete, images, config.order, seed=config.seed)
+    sample = are_a_sample(complete, images, store.order(), seed=declaration.seed)
     return summarise(levels, alpha=declaration.alpha, radii=radii, missing=len(images) - len(complete), sample=sample)
 
 
@@ -297,5 +296,5 @@ def reduce_and_report(
         evidence_digest=evidence.digest,
         empirical=empirical_accuracy(store.folder, fingerprint=declaration.fingerprint),
         provenance=provenance_of(config, manifest, declaration, evidence, alpha=spent),
-        sample=are_a_sample({item.image_id for item in certified}, images, config.order, seed=config.seed),
+        sample=are_a_sample({item.image_id for item in certified}, images, store.order(), seed=declaration.seed),
     )

@@ -13,6 +13,7 @@ set-aside/             files found among the evidence that are none
 
 import json
 import time
+import tomllib
 from collections.abc import Iterable, Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from upath import UPath
 
 from pipeline.data.datasets import Example, ImageRecord
 from pipeline.declaration.declaration import Declaration
+from pipeline.declaration.order import Order
 from pipeline.declaration.units import WorkUnit
 from pipeline.locations import (
     LocationError,
@@ -120,6 +122,16 @@ class RunStore:
     def declaration(self) -> Declaration:
         """What the run declared. Raises StoreError as `manifest`."""
         return Declaration.from_json(self.manifest()["law"])
+
+    def order(self) -> Order:
+        """In which the run takes its images: as it declared, or as all did before there was another order."""
+        try:
+            declared = tomllib.loads(read(self.folder / "run.toml").decode()).get("order", "data")
+        except LocationError:
+            raise
+        except (FileNotFoundError, ValueError):  # missing or damaged: whoever needs the rest of it says so
+            return "data"
+        return "random" if declared == "random" else "data"
 
     def is_declared(self) -> bool:
         return exists(self.folder / "run.json")
