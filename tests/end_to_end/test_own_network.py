@@ -1,4 +1,4 @@
-"""The network that docs/models.md plugs in: taken from the page, trained for seconds, certified on Ray and verified."""
+"""The network that docs/models.md plugs in: taken from the page, trained for seconds, certified and verified."""
 
 import json
 import re
@@ -11,6 +11,7 @@ import torch
 
 from pipeline.store.run_store import RunStore
 from tests.support.commands import ndc, ndc_process
+from tests.support.in_process import replace_ray
 from tests.support.plugged_in import users_folder
 from tests.support.small_runs import digits
 
@@ -41,7 +42,10 @@ def train(denoiser: torch.nn.Module) -> None:
         optimiser.step()
 
 
-def test_the_network_of_the_page_is_certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["in this process", pytest.param("on Ray", marks=pytest.mark.slow)])
+def test_the_network_of_the_page_is_certified(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if where == "in this process":
+        replace_ray(monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert len(example().splitlines()) <= 30
     with users_folder(tmp_path) as write:
@@ -62,7 +66,9 @@ def test_the_network_of_the_page_is_certified(tmp_path: Path, monkeypatch: pytes
             "certificate.radii=[0.0, 0.1]",
         ]
         assignments = [word for setting in settings for word in ("--set", setting)]
-        done = ndc_process("certify", "demo", "--model", "mynet:build", "--run", "run", "--limit", "6", *assignments)
+        done = (ndc_process if where == "on Ray" else ndc)(
+            "certify", "demo", "--model", "mynet:build", "--run", "run", "--limit", "6", *assignments
+        )
         assert done.returncode == 0, done.stderr
         assert "model: mynet:build is run as a program; it is declared with its 1 Python file (mynet.py)" in done.stderr
         verified = ndc("verify", "run", "--redraw", "2")  # in a process whose cores and libraries are the same
