@@ -23,7 +23,10 @@ def in_order(images: Sequence[Image], order: Order, *, seed: int) -> list[Image]
     return sorted(images, key=lambda image: hashlib.blake2b(f"{seed} {image.image_id}".encode()).digest())
 
 
-def are_a_sample(complete: Collection[str], images: Sequence[Named], order: Order, *, seed: int) -> bool:
-    """Whether the complete images are the first of an order that was drawn: a random sample, whatever their votes."""
-    first = in_order(images, order, seed=seed)[: len(complete)]
-    return order == "random" and {image.image_id for image in first} == set(complete)
+def are_a_sample(
+    complete: Collection[str], begun: Collection[str], images: Sequence[Named], order: Order, *, seed: int
+) -> bool:
+    """Whether the complete images are all that were begun, and the first of an order that was drawn: a random sample,
+    whatever their votes. Where one that was begun is not complete, those that cost little are among them too often."""
+    first = {image.image_id for image in in_order(images, order, seed=seed)[: len(complete)]}
+    return order == "random" and first == set(complete) == set(begun)

@@ -95,6 +95,9 @@ def certify_run(
             session.vote(only_failed=retry_failed)
             if session.is_used:
                 say(f"the budget is used; the same command takes more images, `ndc certify {run.folder}` all of them")
+                with mlflow:
+                    if tracker:
+                        tracker.stopped(failed=False)
                 return reduce_to(run, partial=True), None
             if shard.is_whole:
                 return report_on(run, tracker, mlflow, say), tracker

@@ -240,8 +240,9 @@ def summary_so_far(store: RunStore, *, radii: Sequence[float]) -> Summary | None
     """What the complete images of a run prove, without attacks; None as long as there is none."""
     manifest, images = store.manifest(), store.images()
     declaration = Declaration.from_json(manifest["law"])
+    evidence = store.all_evidence(fingerprint=manifest["fingerprint"])
     certified = certify_complete_images(
-        store.all_evidence(fingerprint=manifest["fingerprint"]),
+        evidence,
         images,
         declaration=declaration,
         num_classes=manifest["plan"]["classes"],
@@ -252,7 +253,7 @@ def summary_so_far(store: RunStore, *, radii: Sequence[float]) -> Summary | None
         return None
     levels = by_level(certified, maximum_over_sigmas=declaration.maximum_over_sigmas)
     complete = {item.image_id for item in certified}
-    sample = are_a_sample(complete, images, store.order(), seed=declaration.seed)
+    sample = are_a_sample(complete, evidence.images, images, store.order(), seed=declaration.seed)
     return summarise(levels, alpha=declaration.alpha, radii=radii, missing=len(images) - len(complete), sample=sample)
 
 
@@ -296,5 +297,7 @@ def reduce_and_report(
         evidence_digest=evidence.digest,
         empirical=empirical_accuracy(store.folder, fingerprint=declaration.fingerprint),
         provenance=provenance_of(config, manifest, declaration, evidence, alpha=spent),
-        sample=are_a_sample({item.image_id for item in certified}, images, store.order(), seed=declaration.seed),
+        sample=are_a_sample(
+            {item.image_id for item in certified}, evidence.images, images, store.order(), seed=declaration.seed
+        ),
     )

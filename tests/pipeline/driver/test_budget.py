@@ -83,6 +83,20 @@ def test_what_a_budget_leaves_complete_is_a_sample_and_the_run_goes_on_to_the_sa
     assert votes_in(tmp_path / "run") == votes_in(tmp_path / "other"), "the order decides no vote"
 
 
+def test_mlflow_is_told_that_a_run_with_a_budget_has_ended(
+    tiny_model: Path, workplace_without_ray: Path, ticks: None
+) -> None:
+    from mlflow import MlflowClient
+
+    config = small_config(tiny_model, *SETTINGS[1:], *KINDS["as many votes for all"]).model_copy(
+        update={"order": "random"}
+    )
+    certified(config, workplace_without_ray / "run", budget_seconds=12)
+    client = MlflowClient(f"sqlite:///{workplace_without_ray}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("ndc").experiment_id])
+    assert run.info.status == "KILLED", "as one that was stopped: the next driver goes on with it"
+
+
 def test_a_run_that_was_begun_without_a_budget_takes_none(tiny_model: Path, tmp_path: Path) -> None:
     config = small_config(tiny_model, "tracking=none", "dataset.limit=2")
     certified(config, tmp_path / "run")
@@ -106,8 +120,9 @@ def test_the_place_of_an_image_does_not_depend_on_the_others(names: set[str], se
     assert sorted(image.image_id for image in order) == sorted(names)
     for count in range(len(order) + 1):
         first = {image.image_id for image in order[:count]}
-        assert are_a_sample(first, images, "random", seed=seed)
-        assert not are_a_sample(first, images, "data", seed=seed)
+        assert are_a_sample(first, first, images, "random", seed=seed)
+        assert not are_a_sample(first, first, images, "data", seed=seed)
         if 0 < count < len(order):
             skipped = first - {order[0].image_id} | {order[count].image_id}
-            assert not are_a_sample(skipped, images, "random", seed=seed)
+            assert not are_a_sample(skipped, skipped, images, "random", seed=seed)
+            assert not are_a_sample(first, first | {order[count].image_id}, images, "random", seed=seed), "in work"
