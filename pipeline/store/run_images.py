@@ -19,7 +19,7 @@ from pipeline.locations import LocationError, publish, read
 from pipeline.store.parquet_io import parquet_bytes, parquet_table
 
 IMAGES_OF_A_SHARD = 256
-SHARDS_KEPT = 4  # an actor is at images of two at most, unless a run has grown
+SHARDS_KEPT, IMAGES_KEPT = 4, 512  # an actor comes back to images that it has begun, which may lie in any shard
 
 RECORD_SCHEMA = pa.schema(
     [("index", pa.int64()), ("image_id", pa.string()), ("label", pa.int32()), ("sha256", pa.string())]
@@ -32,12 +32,13 @@ class ChangedImageError(ValueError):
 
 
 class RunImages:
-    """Writes a run's images once, and reads them in any order, from several threads too; the shards that were read last
-    are kept."""
+    """Writes a run's images once, and reads them in any order, from several threads too; the images and shards that
+    were read last are kept."""
 
     def __init__(self, run_folder: UPath) -> None:
         self.folder = run_folder
         self._shard = lru_cache(maxsize=SHARDS_KEPT)(self._read_shard)
+        self.pixels = lru_cache(maxsize=IMAGES_KEPT)(self._read_pixels)
 
     def _shard_path(self, number: int) -> UPath:
         return self.folder / "images" / f"{number:05d}.parquet"
@@ -91,15 +92,15 @@ class RunImages:
                 f"{path} is damaged, or of another version of ndc ({error}); restore it, or start the run elsewhere"
             ) from error
 
-    def pixels(self, record: ImageRecord) -> np.ndarray:
-        """The pixels of an image.
+    def _read_pixels(self, record: ImageRecord) -> np.ndarray:
+        """The pixels of an image, which nobody may write to.
 
         Raises:
             ChangedImageError: they are not those that the run was declared with.
         """
         number, row = divmod(record.index, IMAGES_OF_A_SHARD)
-        kept = self._shard(number)[row]
-        image = np.frombuffer(kept["pixels"], np.uint8).reshape(kept["shape"])  # type: ignore[call-overload]
+        (kept,) = self._shard(number).slice(row, 1).to_pylist()
+        image = np.frombuffer(kept["pixels"], np.uint8).reshape(kept["shape"])
         if Example(str(kept["image_id"]), image, record.label).record(record.index) != record:
             raise ChangedImageError(
                 f"{self._shard_path(number)}: image {record.image_id} is not the one that the run was declared with; "
@@ -107,9 +108,8 @@ class RunImages:
             )
         return image
 
-    def _read_shard(self, number: int) -> list[dict[str, object]]:
-        rows: list[dict[str, object]] = parquet_table(read(self._shard_path(number))).to_pylist()
-        return rows
+    def _read_shard(self, number: int) -> pa.Table:
+        return parquet_table(read(self._shard_path(number)))
 
     def examples(self, records: Iterable[ImageRecord]) -> Iterator[Example]:
         """The images of these records again.

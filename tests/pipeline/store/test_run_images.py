@@ -29,12 +29,28 @@ def test_images_come_back_in_any_order(images: RunImages) -> None:
 def test_images_come_back_whoever_else_reads(images: RunImages, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that ask for images of other shards do not take each other's."""
     monkeypatch.setattr(run_images, "SHARDS_KEPT", 1)
+    monkeypatch.setattr(run_images, "IMAGES_KEPT", 0)
     images = RunImages(images.folder)
     in_turn = [(EXAMPLES[place], RECORDS[place]) for place in (0, IMAGES_OF_A_SHARD) * 200]
     with ThreadPoolExecutor(8) as threads:
         pixels = list(threads.map(lambda pair: images.pixels(pair[1]), in_turn))
     for (example, _), image in zip(in_turn, pixels, strict=True):
         np.testing.assert_array_equal(image, example.image)
+
+
+def test_an_image_that_an_actor_comes_back_to_is_not_read_again(
+    images: RunImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a random order, images that are in work at a time lie in more shards than are kept."""
+    reads: list[object] = []
+    own = run_images.read
+    monkeypatch.setattr(run_images, "read", lambda path: reads.append(path) or own(path))
+    monkeypatch.setattr(run_images, "SHARDS_KEPT", 1)
+    images = RunImages(images.folder)
+    for _ in range(3):
+        for place in (0, IMAGES_OF_A_SHARD, 2 * IMAGES_OF_A_SHARD):
+            np.testing.assert_array_equal(images.pixels(RECORDS[place]), EXAMPLES[place].image)
+    assert len(reads) == 3
 
 
 def test_another_image_than_the_declared_one_is_refused(images: RunImages) -> None:
