@@ -30,6 +30,8 @@ def fill_normal(out: Float[Tensor, "rows numbers"], keys: Int[Tensor, "rows 4"],
 
     Number j * blocks + b of a row is made from the words of block b, where blocks = ceil(numbers / 4).
     """
+    if not out.numel():  # of a classifier without steps
+        return
     if out.is_cuda and has_kernel():
         _kernel().fill_normal(out, keys, streams)
         return

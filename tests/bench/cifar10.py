@@ -1,7 +1,7 @@
 """The paper's experiment on CIFAR-10 with a small model: every number of docs/cifar10.md.
 
     python -m tests.bench.cifar10 TEACHER TRAIN TEST --out FOLDER [--parts plain,heads,votes,certify]  # one GPU
-    python -m tests.bench.cifar10 TEACHER TRAIN TEST --out FOLDER --cpu                           # two cores, an hour
+    python -m tests.bench.cifar10 TEACHER TRAIN TEST --out FOLDER --cpu                           # fewer, on two cores
 
 TEACHER is a conditional checkpoint, TRAIN and TEST are CIFAR-10 in any format that a run reads
 (shared/models/cifar10-small, shared/data/cifar10-jpeg-train.parquet and -test.parquet). Parts may be run one after the
@@ -13,7 +13,8 @@ other, with the same FOLDER:
   certify  the same test images certified by each method (`ndc certify`), beside each other, until --seconds are over,
            and a report of what is complete by then.
 
-All settings were chosen before any test image was looked at. What a part prints is in FOLDER/NAME.txt.
+The sizes for two cores are an estimate from a tenth of a second an evaluation: nobody has run them whole. All settings
+were chosen before any test image was looked at. What a part prints is in FOLDER/NAME.txt.
 """
 
 import signal
@@ -207,7 +208,7 @@ def certify(bench: Bench, names: list[str], seconds: float) -> None:
 @click.argument("test", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True)
 @click.option("--parts", default="plain,heads,votes,certify", show_default=True)
-@click.option("--cpu", "machine", flag_value="cpu", help="Sized for two cores.")
+@click.option("--cpu", "machine", flag_value="cpu", help="Fewer images and votes, for two cores.")
 @click.option("--tiny", "machine", flag_value="tiny", help="A trial of the script.")
 @click.option("--seconds", default=200.0, show_default=True, help="For the part `certify`.")
 @click.option("--method", "names", multiple=True, help="For the part `certify`, instead of all.")
