@@ -177,11 +177,11 @@ def certify(bench: Bench, names: list[str], seconds: float) -> None:
     """All methods beside each other. What is not complete in time is stopped, and reported as far as it came."""
     started, under_way = time.perf_counter(), {}
     settings = [argument for key in (*bench.size.compute, "tracking='none'") for argument in ("--set", key)]
-    for name, own in methods(bench).items():
-        if names and name not in names:
-            continue
+    chosen = {name: own for name, own in methods(bench).items() if not names or name in names}
+    share_of_gpu = round(0.98 / len(chosen), 2) if bench.size is GPU else 0
+    for name, own in chosen.items():
         run = ("--run", bench.out / "runs" / name, "--data", bench.test)
-        share = ("--set", f"compute.gpus_per_actor={0.12 if bench.size is GPU else 0}", "--set", "compute.actors=1")
+        share = ("--set", f"compute.gpus_per_actor={share_of_gpu}", "--set", "compute.actors=1")
         under_way[name] = bench.ndc(f"certify-{name}", "certify", PRESET, *run, *settings, *share, *own)
     while any(process.poll() is None for process in under_way.values()) and time.perf_counter() - started < seconds:
         time.sleep(0.5)
