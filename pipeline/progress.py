@@ -1,13 +1,20 @@
-"""Progress of long work, a line every few seconds."""
+"""Progress of long work: a bar on a terminal, a line every few seconds elsewhere."""
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
+from typing import Self
 
-from pipeline.side_channel import safely
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from pipeline.side_channel import Listeners, safely
 
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_UPDATES = 1.0  # of a bar
 
 
 def duration(seconds: float) -> str:
@@ -28,19 +35,49 @@ def show(line: str) -> None:
 
 
 class CountProgress:
-    """A line every few seconds: how many of how many, and the time left."""
+    """How many of how many, and the time left: a bar on a terminal, a line every few seconds elsewhere.
+
+    Of work that ends sooner nothing is shown.
+    """
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done = what, total, 0
         self.started = self.last_line = time.monotonic()
+        self.bar = Progress(
+            TextColumn(what),
+            BarColumn(bar_width=12),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f}, {task.fields[left]} left"),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+            transient=True,
+        )
+        self.task = self.bar.add_task("", total=total, left="")
 
-    def add(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        self.bar.stop()
+
+    def add(self, message: object = None) -> None:
         self.done += 1
         now = time.monotonic()
-        if now - self.last_line >= SECONDS_BETWEEN_LINES or self.done == self.total:
-            self.last_line = now
-            left = (self.total - self.done) * (now - self.started) / self.done
-            show(f"{self.what} {self.done:,} of {self.total:,}, {duration(left)} left")
+        if now - self.last_line < (SECONDS_BETWEEN_LINES if self.bar.disable else SECONDS_BETWEEN_UPDATES):
+            return
+        self.last_line = now
+        left = duration((self.total - self.done) * (now - self.started) / self.done)
+        if self.bar.disable:
+            show(f"{self.what} {self.done:,} of {self.total:,}, {left} left")
+        else:
+            self.bar.start()
+            self.bar.update(self.task, completed=self.done, left=left)
+
+
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """What to call after each piece of long work. A terminal that fails does not end the work."""
+    with Listeners[None]({"the progress display": lambda: CountProgress(what, total)}, say=show) as listeners:
+        yield partial(listeners.add, None)
 
 
 class ReadingProgress:

@@ -1,6 +1,6 @@
 """Takes in models of other programs: their weights and architecture become a checkpoint of ours."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,11 @@ from ndc_core.untrusted_files.torch_files import read_pickle
 ANCHOR = "map_layer0.weight"
 
 
-def convert(source: Path, out: Path, *, named: str | None = None) -> dict[str, Any]:
+def convert(
+    source: Path, out: Path, *, named: str | None = None, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
     """Writes the checkpoint folder `out` from a file or folder of another program; returns its description, which says
-    that the source was `named` so, if it was not by its path.
+    that the source was `named` so, if it was not by its path. Of each step that may take long it says so first.
 
     Nothing in a pickle is executed. Weights are mapped, and copied once while they are written. The network is run once
     before.
@@ -49,11 +51,14 @@ def convert(source: Path, out: Path, *, named: str | None = None) -> dict[str, A
     if not source.exists():
         raise ConversionError(f"{source} does not exist")
     try:
+        say(f"reading {source}")
         model = read_folder(source) if source.is_dir() else read_file(source)
         check_fit(model)
+        say("running the network once")
         remarks = [*model.notes.get("remarks", ()), *_tried(model)]
     except ConversionError as error:
         raise ConversionError(f"{source}: {error}") from error
+    say(f"writing {out}")
     write_checkpoint(
         out,
         model.weights,

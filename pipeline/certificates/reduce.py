@@ -42,6 +42,7 @@ def certify_images(
     num_classes: int,
     alpha: float | None,
     resume_with: str,
+    on_cell: Callable[[], None] = lambda: None,
 ) -> list[CertifiedImage]:
     """A certificate for every image and noise level of a run, in the order of the data; alpha None is the declared one.
 
@@ -50,7 +51,11 @@ def certify_images(
         UnsoundVotesError: the votes of an earlier version certify nothing.
     """
     certify = _certifier(declaration, images, alpha=alpha, resume_with=resume_with)
-    return [certify(cell) for cell in cells_of(declaration, images, evidence, num_classes=num_classes).values()]
+    certified = []
+    for cell in cells_of(declaration, images, evidence, num_classes=num_classes).values():
+        certified.append(certify(cell))
+        on_cell()
+    return certified
 
 
 def certify_complete_images(
@@ -61,6 +66,7 @@ def certify_complete_images(
     num_classes: int,
     alpha: float | None,
     resume_with: str,
+    on_cell: Callable[[], None] = lambda: None,
 ) -> list[CertifiedImage]:
     """The same of the images that are decided at every noise level; none of a run that has no such image yet.
 
@@ -69,6 +75,7 @@ def certify_complete_images(
     certify = _certifier(declaration, images, alpha=alpha, resume_with=resume_with)
     undecided, certified = set[str](), []
     for cell in cells_of(declaration, images, evidence, num_classes=num_classes).values():
+        on_cell()
         if cell.image_id in undecided:
             continue
         if cell.state().decided:

@@ -264,6 +264,7 @@ def convert(
     from ndc_core.conversion.convert import convert as convert_model
     from pipeline.hub import is_hub
     from pipeline.named_functions import is_function
+    from pipeline.progress import show
 
     named = source
     if is_hub(source):
@@ -284,7 +285,7 @@ def convert(
         raise click.UsageError("--image-shape, --mean and --std are for --classifier.")
     if is_function(source):
         raise click.UsageError(f"{source} is a function, which needs no conversion: give it as --model.")
-    description = convert_model(Path(source), out, named=named if is_hub(named) else None)
+    description = convert_model(Path(source), out, named=named if is_hub(named) else None, say=show)
     click.echo(
         f"{out}: {description['network']}, {description['num_classes']} classes, "
         f"images of {description['image_shape']}, "

@@ -18,7 +18,7 @@ from pipeline.driver.certify import tracker_of
 from pipeline.driver.prepare import PreparedRun, prepare
 from pipeline.driver.services import check_services
 from pipeline.locations import absolute, exists, location, publish, read
-from pipeline.progress import CountProgress
+from pipeline.progress import counting
 from pipeline.report.report import Report, reduce_and_report
 from pipeline.report.tables import percent
 from pipeline.side_channel import Say, SideChannel, safely
@@ -166,17 +166,16 @@ def _results(run: PreparedRun, rows: list[dict[str, Any]], settings: AttackSetti
     voter = VoterSettings(
         run.config, absolute(run.folder), run.declaration, run.fingerprint, run.num_classes, device=pool.device
     )
-    progress, results, failed = CountProgress("attacked", len(rows)), [], []
-    attackers, shown = AttackerSettings(voter, settings), SideChannel("the progress display", say)
-    for receipt in map_over_actors(
-        rows, AttackActor, attackers, pool=pool, stuck_seconds=compute.stuck_seconds, say=say
-    ):
-        with shown:
-            progress.add()
-        if receipt["error"]:
-            failed.append(receipt["error"])
-        else:
-            results.append(json.loads(receipt["result"]))
+    results, failed, attackers = [], [], AttackerSettings(voter, settings)
+    with counting("attacked", len(rows)) as count:
+        for receipt in map_over_actors(
+            rows, AttackActor, attackers, pool=pool, stuck_seconds=compute.stuck_seconds, say=say
+        ):
+            count()
+            if receipt["error"]:
+                failed.append(receipt["error"])
+            else:
+                results.append(json.loads(receipt["result"]))
     if failed:
         listed = "\n".join(f"  {line}" for line in failed)
         raise AttackFailedError(f"{len(failed)} of {len(rows)} attacks failed, the others are kept:\n{listed}")

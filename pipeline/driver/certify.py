@@ -182,6 +182,7 @@ class Session:
     donors: Sequence[UPath] = ()
     tracker: Any = None
     begin_until: float = math.inf
+    to_finish: frozenset[str] | None = None  # the images that count, where no others are begun
 
     def say(self, line: str) -> None:
         self.tell(line)
@@ -225,11 +226,12 @@ class Session:
         evidence = self.store.all_evidence(fingerprint=self.run.fingerprint)
         place = {record.image_id: number for number, record in enumerate(self.run.in_order)}
         last = max((place[image_id] for _, image_id in evidence.cells()), default=-1)
-        begun = [unit for unit in self._missing(evidence).values() if place[unit.image_id] <= last]
+        images = frozenset(record.image_id for record in self.run.in_order[: last + 1])
+        begun = [unit for unit in self._missing(evidence).values() if unit.image_id in images]
         if begun:
-            images = len({unit.image_id for unit in begun})
-            self.say(f"the time is used; {images:,} images are finished that come before the last one begun")
-            replace(self, begin_until=math.inf)._vote_on(begun, evidence, pool)
+            left = len({unit.image_id for unit in begun})
+            self.say(f"the time is used; {left:,} images are finished that come before the last one begun")
+            replace(self, begin_until=math.inf, to_finish=images)._vote_on(begun, evidence, pool)
 
     @property
     def is_used(self) -> bool:
@@ -245,6 +247,9 @@ class Session:
             return self.run.units
         images = {record.image_id for record in self.run.records if self.shard.has(record.image_id)}
         return {unit_id: unit for unit_id, unit in self.run.units.items() if unit.image_id in images}
+
+    def _counts(self, image_id: str) -> bool:
+        return self.shard.has(image_id) and (self.to_finish is None or image_id in self.to_finish)
 
     def _votes_of(self, unit_ids: Iterable[str]) -> int:
         return sum(self._units[unit_id].draws for unit_id in unit_ids if unit_id in self._units)
@@ -304,8 +309,9 @@ class Session:
                     cells_of(run.declaration, run.records, evidence, num_classes=run.num_classes),
                     evidence,
                     stops_early=run.stops_early,
-                    has=self.shard.has,
-                )
+                    has=self._counts,
+                ),
+                begin_until=self.begin_until,
             )
         }
         if self.tracker:

@@ -1,6 +1,6 @@
 """`ndc merge`: runs of one declaration that were made apart, as one run of all their images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import plan_units
 from pipeline.locations import absolute
 from pipeline.program import program_facts
+from pipeline.progress import counting
 from pipeline.report.report import Report, reduce_and_report
 from pipeline.side_channel import Say
 from pipeline.store.evidence import Evidence, EvidenceTable, checked_rows
@@ -79,7 +80,8 @@ def merge_runs(sources: Sequence[UPath], out: UPath, *, say: Say) -> Report | No
     with held(out, force=False, say=say):
         store = RunStore(out)
         declare(store, parts, config, declaration, listing)
-        votes = sum(copy_evidence(part, store, declaration.fingerprint) for part in parts)
+        with counting("units taken over", sum(len(part.evidence) for part in parts)) as count:
+            votes = sum(copy_evidence(part, store, declaration.fingerprint, on_unit=count) for part in parts)
         say(f"{len(listing.records):,} images, {votes:,} votes taken over from {len(parts)} runs into {out}")
         try:
             return reduce_and_report(store, alpha=None, radii=config.certificate.radii, folder=out)
@@ -184,7 +186,7 @@ def example_of(record: ImageRecord, parts: Sequence[Part]) -> Example:
     return Example(record.image_id, pixels, record.label)
 
 
-def copy_evidence(part: Part, store: RunStore, fingerprint: str) -> int:
+def copy_evidence(part: Part, store: RunStore, fingerprint: str, *, on_unit: Callable[[], None]) -> int:
     """Publishes a part's evidence under the merged run's fingerprint, but for what is there; returns its votes."""
     there = set(store.all_evidence(fingerprint=fingerprint).unit_ids)
     copied, batch = 0, list[Evidence]()
@@ -192,6 +194,7 @@ def copy_evidence(part: Part, store: RunStore, fingerprint: str) -> int:
         if item.unit.unit_id(fingerprint) not in there:
             batch.append(item)
             copied += item.unit.draws
+        on_unit()
         if len(batch) == ROWS_AT_ONCE:
             store.publish_many(batch, fingerprint=fingerprint)
             batch = []

@@ -1,5 +1,6 @@
 """Progress of a run's votes: a live bar on a terminal, a line every few seconds elsewhere."""
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.certificates.remaining import RemainingWork
-from pipeline.progress import SECONDS_BETWEEN_LINES, show
+from pipeline.progress import SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_UPDATES, duration, show
 
 
 class FinishedUnit(Protocol):
@@ -38,10 +39,13 @@ class FinishedUnit(Protocol):
 
 
 class VoteProgress:
-    """Images decided, evaluations per second and time left; rates count what this process saw happen."""
+    """Images decided, evaluations per second and time left; rates count what this process saw happen.
 
-    def __init__(self, work: RemainingWork) -> None:
-        self.work = work
+    Where no image is begun after `begin_until`, in seconds since 1970, what is left of that time counts.
+    """
+
+    def __init__(self, work: RemainingWork, *, begin_until: float = math.inf) -> None:
+        self.work, self.begin_until = work, begin_until
         self.evaluations = self.failed = 0
         self.started: float | None = None
         self.last_line = time.monotonic()
@@ -74,7 +78,13 @@ class VoteProgress:
         if self.started is None or not self.evaluations:
             return f"starting{failed}"
         per_second = self.evaluations / seconds
-        return f"{per_second:,.0f} evaluations/s, {self.work.evaluations_left().times(1 / per_second).text()}{failed}"
+        return f"{per_second:,.0f} evaluations/s, {self._left(per_second)}{failed}"
+
+    def _left(self, per_second: float) -> str:
+        left, of_budget = self.work.evaluations_left().times(1 / per_second), self.begin_until - time.time()
+        if (left.known and left.expected <= of_budget) or math.isinf(of_budget):
+            return left.text()
+        return f"{duration(of_budget)} of the budget left" if of_budget > 0 else "finishing images that are begun"
 
     def add(self, receipt: FinishedUnit) -> None:
         """Takes note of a finished unit; the clock of the rates starts when the first one did."""
@@ -90,7 +100,7 @@ class VoteProgress:
                 evaluations=receipt.evaluations,
                 decided=receipt.decided,
             )
-        if time.monotonic() - self.last_line < (1.0 if self.bar else SECONDS_BETWEEN_LINES):
+        if time.monotonic() - self.last_line < (SECONDS_BETWEEN_UPDATES if self.bar else SECONDS_BETWEEN_LINES):
             return
         self.last_line = time.monotonic()
         if self.bar:

@@ -32,7 +32,7 @@ from pipeline.data.datasets import (
 )
 from pipeline.data.source import DataError
 from pipeline.model_tools.diagnosis_figure import diagnosis_figure
-from pipeline.progress import CountProgress
+from pipeline.progress import counting
 from pipeline.workers.compute import pick_device, set_up_process
 from pipeline.workers.models import load_pair
 
@@ -144,15 +144,16 @@ def diagnose(
     examples: Sequence[Example],
 ) -> Diagnosis:
     try:
-        measured = measure(
-            classifier,
-            np.stack([example.image for example in examples]),
-            np.array([example.label for example in examples]),
-            sigma_pixel=settings.sigma_pixel,
-            draws=settings.draws,
-            seed=settings.seed,
-            on_image=CountProgress("diagnosed images", len(examples)).add,
-        )
+        with counting("diagnosed images", len(examples)) as count:
+            measured = measure(
+                classifier,
+                np.stack([example.image for example in examples]),
+                np.array([example.label for example in examples]),
+                sigma_pixel=settings.sigma_pixel,
+                draws=settings.draws,
+                seed=settings.seed,
+                on_image=count,
+            )
     except NonFiniteScoreError as error:
         raise CheckpointError(f"{model}: {error}; its weights are damaged: train or convert it again") from error
     taus_model = tuple(sigma_to_model(sigma) for sigma in settings.sigma_pixel)

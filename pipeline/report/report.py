@@ -17,6 +17,7 @@ from pipeline.declaration.declaration import Declaration, refuse_undeclared_radi
 from pipeline.declaration.order import are_a_sample
 from pipeline.declaration.toml_files import load_config
 from pipeline.locations import publish
+from pipeline.progress import counting
 from pipeline.report.chance import chance_warning
 from pipeline.report.curves import curve_of, stopping_radii
 from pipeline.report.figures import certified_accuracy_figure
@@ -272,14 +273,16 @@ def reduce_and_report(
     declaration, fingerprint = Declaration.from_json(manifest["law"]), manifest["fingerprint"]
     refuse_undeclared_radii(declaration, radii)
     evidence, spent = store.all_evidence(fingerprint=fingerprint), declaration.alpha if alpha is None else alpha
-    certified = (certify_complete_images if partial else certify_images)(
-        evidence,
-        images,
-        declaration=declaration,
-        num_classes=manifest["plan"]["classes"],
-        alpha=alpha,
-        resume_with=f"ndc certify {store.folder}",
-    )
+    with counting("certificates", len(images) * len(declaration.sigma_pixel)) as count:
+        certified = (certify_complete_images if partial else certify_images)(
+            evidence,
+            images,
+            declaration=declaration,
+            num_classes=manifest["plan"]["classes"],
+            alpha=alpha,
+            resume_with=f"ndc certify {store.folder}",
+            on_cell=count,
+        )
     if not certified:
         raise IncompleteRunError(
             f"{store.folder}: no image is complete at all noise levels yet; `ndc status {store.folder}` says how far "

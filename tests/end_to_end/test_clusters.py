@@ -2,6 +2,10 @@
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -306,6 +310,19 @@ def test_the_image_copies_what_there_is() -> None:
     for source in copied:
         assert (ROOT / source).exists(), source
     assert "ndc --version" in "\n".join(lines)
+
+
+def test_the_image_installs_what_the_package_needs_with_mlflows_client_alone(tmp_path: Path) -> None:
+    text = (CLUSTERS / "Dockerfile").read_text().replace("\\\n", "")
+    (lists,) = re.findall(r"^RUN (.* > requirements.txt)$", text, flags=re.MULTILINE)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    subprocess.run(lists.replace("python", sys.executable, 1), shell=True, cwd=tmp_path, check=True)
+    listed = (tmp_path / "requirements.txt").read_text().splitlines()
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert set(declared) - set(listed) == {"mlflow>=3.1"}
+    assert set(listed) - set(declared) == {"mlflow-skinny"}
+    assert "--requirement requirements.txt" in text
+    assert "pip install --no-cache-dir --no-deps ." in text
 
 
 def test_the_image_has_what_the_launcher_runs_in_it_and_a_numeric_user_with_a_home() -> None:

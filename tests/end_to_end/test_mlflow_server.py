@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,11 @@ from pipeline.report.mlflow_tracker import Tracker
 from pipeline.report.report import accuracy_at, summarise, write_report
 from tests.end_to_end.test_browser import CHROMIUM
 from tests.pipeline.report.test_mlflow_tracker import LAW
-from tests.support.commands import ndc
+from tests.support.commands import environment, ndc
 from tests.support.pages import certified_images, random_images
 from tests.support.servers import mlflow_server
 
+ROOT = Path(__file__).parents[2]
 PATH = "/tracking"
 FILES = ("report.html", "curve.svg", "table.md")
 # What MLflow's pages say of themselves: who is logged in on a server without users, and their grid's old options.
@@ -117,6 +120,41 @@ def test_curves_of_all_methods_have_one_name_and_are_logged_once(logged: Logged)
         for point in history[::10]:
             assert point.value == max(accuracy_at(items, point.step / 1000) for items in levels)
     assert len(logged.client.search_runs([logged.experiment_id])) == len(RUNS)
+
+
+# What mlflow has and mlflow-skinny, which the image of clusters/Dockerfile has in its place, does not.
+OF_THE_SERVER = ("alembic", "docker", "flask", "graphene", "gunicorn", "huey", "mlflow.server", "sklearn", "sqlalchemy")
+
+
+def test_the_client_alone_logs_to_a_server(logged: Logged, tmp_path: Path) -> None:
+    program = f"""
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, *where):
+        return None if name.startswith({OF_THE_SERVER!r}) else super().find_spec(name, *where)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+from tests.end_to_end.test_mlflow_server import log_run
+print(log_run("plain", Path({str(tmp_path / "alone")!r})).run_id)
+assert not [name for name in sys.modules if name.startswith({OF_THE_SERVER!r})]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(MLFLOW_TRACKING_URI=logged.server),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    run = logged.client.get_run(done.stdout.split()[-1])
+    assert run.info.status == "FINISHED"
+    assert {item.path for item in logged.client.list_artifacts(run.info.run_id)} == {*FILES, "certified.json"}
+    logged.client.delete_run(run.info.run_id)
 
 
 def test_artifacts_come_back_as_they_were_written(logged: Logged, tmp_path: Path) -> None:

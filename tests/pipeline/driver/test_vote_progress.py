@@ -58,3 +58,21 @@ def test_where_certificates_may_stop_early_the_time_left_has_a_range_once_images
     assert "at most" not in bar.rate()
     assert " left (" in bar.rate()
     assert bar.work.decided == 20
+
+
+def test_with_a_budget_what_is_left_of_it_counts_unless_the_work_ends_before(monkeypatch) -> None:
+    now = [1.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "time", lambda: 1e9 + now[0])
+
+    def left(budget: float) -> str:
+        now[0] = 1.0
+        bar = VoteProgress(work(20), begin_until=1e9 + budget)
+        bar.add(receipt("a"))
+        now[0] = 9.0
+        bar.add(receipt("b"))
+        return bar.rate()
+
+    assert left(10_000.0) == "889 evaluations/s, 1:21 left"
+    assert left(69.0) == "889 evaluations/s, 1:00 of the budget left"
+    assert left(8.0) == "889 evaluations/s, finishing images that are begun"
