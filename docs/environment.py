@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-from pipeline.workers.ray_pool import HANDED_ON
+from pipeline.workers.ray_cluster import HANDED_ON
 
 ROOT = Path(__file__).parent.parent
 LEAD = """\

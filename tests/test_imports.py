@@ -42,7 +42,7 @@ ORDER = [
     ["pipeline.cli"],
 ]
 HOMES = {
-    "ray": {"pipeline/workers/ray_pool.py"},
+    "ray": {"pipeline/workers/ray_cluster.py", "pipeline/workers/ray_pool.py"},
     "mlflow": {"pipeline/report/mlflow_tracker.py"},
     "click": {
         f"pipeline/cli/{name}.py"

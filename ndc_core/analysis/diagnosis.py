@@ -50,7 +50,7 @@ def candidate_levels(sigma_pixel: Sequence[float]) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredLosses:
     """|| h(z_t, y) - target_t ||^2 of all classes at all levels but the lowest, and how alike the outputs h are.
 
     `cosine` is the mean over pairs of classes, `difference` the root mean square of |h_y - h_y'| over that of |h_y|.
@@ -115,7 +115,7 @@ def measure(
     draws: int,
     seed: int,
     on_image: Callable[[], None] = lambda: None,
-) -> Measured:
+) -> MeasuredLosses:
     """Asks the network about every image on paths of the classifier's explicit levels.
 
     Raises:
@@ -142,7 +142,9 @@ def measure(
     outcomes = [outcome_of[index] for index in range(len(images))]
     likeness = np.mean([outcome.likeness for outcome in outcomes], axis=0)
     losses = np.stack([outcome.losses for outcome in outcomes])
-    return Measured(classifier.grid.levels, labels, losses, outcomes[0].counts, likeness[:, 0], np.sqrt(likeness[:, 1]))
+    return MeasuredLosses(
+        classifier.grid.levels, labels, losses, outcomes[0].counts, likeness[:, 0], np.sqrt(likeness[:, 1])
+    )
 
 
 def noisy_images(

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import log_softmax
 
-from ndc_core.analysis.diagnosis import Measured, credit, own_class
+from ndc_core.analysis.diagnosis import MeasuredLosses, credit, own_class
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.noise.grid import GridSpec, build_grid
 
@@ -39,7 +39,7 @@ class GridSearch:
     """Votes of grids that are made of the measured levels."""
 
     classifier: DiffusionClassifier
-    measured: Measured
+    measured: MeasuredLosses
     taus_model: tuple[float, ...]
     seed: int
 

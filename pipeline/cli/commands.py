@@ -12,7 +12,7 @@ import click
 
 from pipeline.cli.help_commands import doctor, presets
 from pipeline.cli.model_commands import convert, diagnose, distill, train, tune
-from pipeline.cli.options import PLACE, chosen_run, run_options
+from pipeline.cli.options import PATH_OR_URI, chosen_run, run_options
 from pipeline.near_names import did_you_mean
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _say(line: str) -> None:
 
 @main.command()
 @click.argument("source", metavar="SWEEP_OR_TOML")
-@click.option("--out", type=PLACE, help="Folder of the sweep, here or s3://... [default: runs/<its name>].")
+@click.option("--out", type=PATH_OR_URI, help="Folder of the sweep, here or s3://... [default: runs/<its name>].")
 @click.option(
     "--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Override a key in all runs: votes.estimation=99."
 )
@@ -210,7 +210,7 @@ def sweep(source: str, out: "UPath | None", assignments: tuple[str, ...], dry_ru
 
 
 @main.command()
-@click.argument("folder", metavar="RUN", type=PLACE)
+@click.argument("folder", metavar="RUN", type=PATH_OR_URI)
 @click.option("--redraw", type=click.IntRange(min=0), default=0, help="Also draw N random units again from the model.")
 def verify(folder: "UPath", redraw: int) -> None:
     """Recompute all that a finished run states from its evidence, and name every difference."""
@@ -221,7 +221,7 @@ def verify(folder: "UPath", redraw: int) -> None:
 
 
 @main.command()
-@click.argument("folder", metavar="RUN", type=PLACE)
+@click.argument("folder", metavar="RUN", type=PATH_OR_URI)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
 @click.option(
     "--budget",
@@ -237,7 +237,9 @@ def verify(folder: "UPath", redraw: int) -> None:
     show_default=True,
     help="Gradient ascent with steps that shrink, or with adaptive ones and two losses.",
 )
-@click.option("--from", "source", type=PLACE, help="Attack through the gradient of this image classifier instead.")
+@click.option(
+    "--from", "source", type=PATH_OR_URI, help="Attack through the gradient of this image classifier instead."
+)
 @click.option("--restarts", type=click.IntRange(min=1), default=4, show_default=True, help="Attacks on each radius.")
 @click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Gradient steps of an attack.")
 @click.option("--draws", type=click.IntRange(min=1), default=4, show_default=True, help="Noise draws of a gradient.")
@@ -257,10 +259,10 @@ def attack(folder: "UPath", limit: int | None, budget: float, source: "UPath | N
 
 
 @main.command()
-@click.argument("folder", metavar="RUN", type=PLACE)
+@click.argument("folder", metavar="RUN", type=PATH_OR_URI)
 @click.option("--alpha", type=float, help="Another failure probability than the run's; the votes stay as they are.")
 @click.option("--radii", help="Radii of the table, as 0,0.25,0.5 [default: the run's].")
-@click.option("--out", type=PLACE, help="Where to write [default: RUN, or RUN/alpha-<alpha>].")
+@click.option("--out", type=PATH_OR_URI, help="Where to write [default: RUN, or RUN/alpha-<alpha>].")
 @click.option("--partial", is_flag=True, help="Of the images that are complete so far [default --out: RUN/partial].")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--open", "opened", is_flag=True, help="Open the page in the browser, where there is one.")
@@ -307,8 +309,8 @@ def report(
 
 
 @main.command()
-@click.argument("sources", metavar="RUN...", nargs=-1, required=True, type=PLACE)
-@click.option("-o", "--out", type=PLACE, required=True, help="Folder of the merged run, here or s3://...")
+@click.argument("sources", metavar="RUN...", nargs=-1, required=True, type=PATH_OR_URI)
+@click.option("-o", "--out", type=PATH_OR_URI, required=True, help="Folder of the merged run, here or s3://...")
 def merge(sources: "tuple[UPath, ...]", out: "UPath") -> None:
     """Make one run of several that were made apart: of the same declaration but for the images.
 
@@ -325,7 +327,7 @@ def merge(sources: "tuple[UPath, ...]", out: "UPath") -> None:
 @click.option("--radii", help="Radii of the table, as 0.25,0.5 [default: all that the runs declared].")
 @click.option("--alpha", type=float, help="One failure probability for all runs; their votes stay as they are.")
 @click.option("--intersect", is_flag=True, help="Compare on the images that all share.")
-@click.option("--out", type=PLACE, default="runs/compare", show_default=True, help="Where to write.")
+@click.option("--out", type=PATH_OR_URI, default="runs/compare", show_default=True, help="Where to write.")
 def compare(sources: tuple[str, ...], radii: str | None, alpha: float | None, intersect: bool, out: "UPath") -> None:
     """Put methods beside each other: certified accuracy, average radius, and the cost to certify and to classify.
 
@@ -347,7 +349,7 @@ def compare(sources: tuple[str, ...], radii: str | None, alpha: float | None, in
 
 
 @main.command()
-@click.argument("folder", metavar="RUN", type=PLACE)
+@click.argument("folder", metavar="RUN", type=PATH_OR_URI)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.option("--watch", is_flag=True, help="Go on until the run is complete.")
 @click.option("--every", type=click.FloatRange(min=0.1), default=10, show_default=True, help="Seconds between looks.")

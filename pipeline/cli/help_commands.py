@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.options import PLACE
+from pipeline.cli.options import PATH_OR_URI
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -36,7 +36,7 @@ def show(name: str) -> None:
 
 
 @click.command()
-@click.option("--run", "folder", type=PLACE, help="A folder or URI for runs: whether it can be written.")
+@click.option("--run", "folder", type=PATH_OR_URI, help="A folder or URI for runs: whether it can be written.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def doctor(folder: "UPath | None", as_json: bool) -> None:
     """Say what this machine has, and what is missing: versions, GPUs, Ray, MLflow, a folder for runs.

@@ -24,7 +24,7 @@ KEY_OF = {
 PRESET_OF = {"cohen": "demo", "sequential": "sequential", "lipschitz": "lipschitz"}
 
 
-class Place(click.ParamType):
+class PathOrUri(click.ParamType):
     """A path, or a URI that fsspec knows."""
 
     name = "path or URI"
@@ -35,7 +35,7 @@ class Place(click.ParamType):
         return location(value) if isinstance(value, str) else value
 
 
-PLACE = Place()
+PATH_OR_URI = PathOrUri()
 
 
 def run_options(command: Any) -> Any:
@@ -45,7 +45,9 @@ def run_options(command: Any) -> Any:
             click.argument("source", metavar="[PRESET_OR_TOML_OR_RUN]", required=False),
             click.option("--certificate", "method", help="cohen, sequential or lipschitz."),
             click.option("--radii", help="Radii of the table, and the sequential certificate's aims, as 0.25,0.5."),
-            click.option("--run", "folder", type=PLACE, help="Run folder, here or s3://... [default: runs/<preset>]."),
+            click.option(
+                "--run", "folder", type=PATH_OR_URI, help="Run folder, here or s3://... [default: runs/<preset>]."
+            ),
             click.option("--model", help="Folder or URI of a checkpoint, hf://ORG/NAME, or module:function."),
             click.option(
                 "--data", "dataset", help="Images: digits, a path or URI (hf://datasets/... too), or module:function."

@@ -11,7 +11,7 @@ from ndc_core.radius_curve import CONFIDENCE, interval_of
 from pipeline.certificates.attack_results import Attacked
 from pipeline.certificates.files import cut_text
 from pipeline.certificates.reduce import LARGEST
-from pipeline.report.curves import AVERAGE_MISLEADS, BEST, Curve, best_of
+from pipeline.report.curves import AVERAGE_MISLEADS, BEST_PER_RADIUS, Curve, best_of
 from pipeline.report.tables import Table, percent
 
 ALL_LEVELS = "all levels together"
@@ -142,7 +142,7 @@ def accuracy_table(comparison: Comparison) -> Table:
         if len(levels_of(method)) > 1:
             best = best_curve(method)
             cells = [f"{percent(best.accuracy_at(r))} ({best_level(method, r)})" for r in radii]
-            rows.append([name, BEST, *cells, "", ""])
+            rows.append([name, BEST_PER_RADIUS, *cells, "", ""])
     return Table(ACCURACY_CAPTION, header, rows, names=2)
 
 

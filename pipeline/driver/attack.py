@@ -35,7 +35,8 @@ from pipeline.workers.attack_settings import (
     result_name,
 )
 from pipeline.workers.models import build_classifier, local_classifier
-from pipeline.workers.ray_pool import connect_ray, map_over_actors, stop_on_signals
+from pipeline.workers.ray_cluster import connect_ray, stop_on_signals
+from pipeline.workers.ray_pool import map_over_actors
 from pipeline.workers.vote_actor import VoterSettings
 
 

@@ -31,7 +31,8 @@ from pipeline.store.evidence import EvidenceTable
 from pipeline.store.lease import REPORT, Lease, LeaseError, held, name_of
 from pipeline.store.run_store import RunStore
 from pipeline.workers.pools import NoGpuError, Pool, as_begun, kinds_of
-from pipeline.workers.ray_pool import Metrics, connect_ray, map_over_actors, stop_on_signals
+from pipeline.workers.ray_cluster import connect_ray, stop_on_signals
+from pipeline.workers.ray_pool import Metrics, map_over_actors
 from pipeline.workers.rows import Receipt, unit_row
 from pipeline.workers.vote_actor import SequentialVoteActor, VoteActor, VoterSettings
 

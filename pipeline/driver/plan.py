@@ -23,7 +23,7 @@ from pipeline.store.devices import DeviceRecord
 from pipeline.store.evidence import Evidence, EvidenceTable, evidence_content
 from pipeline.store.run_store import RunStore
 from pipeline.workers.measurement import SampledCell
-from pipeline.workers.ray_pool import connect_ray
+from pipeline.workers.ray_cluster import connect_ray
 
 REPETITIONS = 12  # of the declared procedure, on each sampled image
 RESAMPLES = 1000

@@ -33,7 +33,7 @@ from pipeline.side_channel import Say
 from pipeline.store.evidence import EvidenceTable
 from pipeline.store.run_images import placed
 from pipeline.store.run_store import RunStore
-from pipeline.workers.measurement import Measured, MeasurementRequest, measure
+from pipeline.workers.measurement import MeasuredCost, MeasurementRequest, measure
 from pipeline.workers.model_facts import model_facts
 from pipeline.workers.models import build_classifier, functions_of, model_digests
 from pipeline.workers.ray_pool import run_once
@@ -55,7 +55,7 @@ class PreparedRun:
     num_classes: int
     most_evaluations_per_vote: int
     votes_cost_alike: bool  # whether every vote costs that
-    measured: Measured | None  # for its sizes, if it was
+    measured: MeasuredCost | None  # for its sizes, if it was
     growth: Growth | None = None  # of the run that its folder has
 
     @cached_property
@@ -260,7 +260,7 @@ class Measurer:
         """How many certificates the run makes."""
         return len(self.listing.records) * len(config.sigma_pixel)
 
-    def measure(self, config: RunConfig, *, votes: bool) -> Measured:
+    def measure(self, config: RunConfig, *, votes: bool) -> MeasuredCost:
         """Passes, and if asked for some votes of images that are spread over the data."""
         images: tuple[tuple[str, Any], ...] = ()
         if votes:
@@ -286,7 +286,7 @@ class CostSample:
 
 def with_sizes(
     config: RunConfig, store: RunStore, measuring: Measurer, plan: CostSample | None
-) -> tuple[RunConfig, Measured | None]:
+) -> tuple[RunConfig, MeasuredCost | None]:
     """The configuration with the sizes of passes and units that the run was declared with, or else measured here."""
     rows, per_unit, measured = config.compute.rows_per_pass, config.votes.per_unit, None
     if store.is_declared():
@@ -294,7 +294,7 @@ def with_sizes(
         rows, per_unit = rows or declaration.rows_per_pass, per_unit or declaration.votes_per_unit
     stated = plan.evaluations_per_second if plan else None
     if stated:
-        measured = Measured("", rows or 1, stated, ())
+        measured = MeasuredCost("", rows or 1, stated, ())
     elif plan or rows is None or per_unit is None:
         sizes = {"rows_per_pass": rows}
         tried = config.model_copy(update={"compute": config.compute.model_copy(update=sizes)})

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ndc_core.analysis.diagnosis import Measured, candidate_levels, measure
+from ndc_core.analysis.diagnosis import MeasuredLosses, candidate_levels, measure
 from ndc_core.analysis.grid_search import Choice, GridSearch
 from ndc_core.checkpoints.denoisers import CheckpointError
 from ndc_core.classifiers.diffusion import DiffusionClassifier
@@ -64,7 +64,7 @@ class Diagnosis:
     model: str
     data: str
     settings: DiagnosisSettings
-    measured: Measured
+    measured: MeasuredLosses
     proposal: Choice
     chosen: tuple[Choice, ...]  # by number of evaluations
     evenly_spaced: tuple[Choice, ...]

@@ -7,14 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ndc_core.analysis.diagnosis import Measured
+from ndc_core.analysis.diagnosis import MeasuredLosses
 from ndc_core.analysis.grid_search import Choice
 from pipeline.report.figures import COLOURS, Picture, render
 
 
 def diagnosis_figure(
     sigma_pixel: Sequence[float],
-    measured: Measured,
+    measured: MeasuredLosses,
     proposal: Choice,
     *,
     chosen: Sequence[Choice],
@@ -35,7 +35,7 @@ def diagnosis_figure(
         return Picture(render(figure, "svg").decode(), render(figure, "png"))
 
 
-def _draw_alone(axes: Axes, sigma_pixel: Sequence[float], measured: Measured, proposal: Choice) -> None:
+def _draw_alone(axes: Axes, sigma_pixel: Sequence[float], measured: MeasuredLosses, proposal: Choice) -> None:
     for level in proposal.levels:
         axes.axvline(level, color="#999999", linewidth=0.8, linestyle=":" if level == proposal.levels[0] else "-")
     for tau, sigma in enumerate(sigma_pixel):
@@ -48,7 +48,7 @@ def _draw_alone(axes: Axes, sigma_pixel: Sequence[float], measured: Measured, pr
     _level_axis(axes, measured)
 
 
-def _draw_likeness(axes: Axes, measured: Measured) -> None:
+def _draw_likeness(axes: Axes, measured: MeasuredLosses) -> None:
     axes.plot(measured.levels[1:], measured.cosine, color=COLOURS[3], marker=".", label="cosine similarity")
     axes.plot(measured.levels[1:], measured.difference, color=COLOURS[4], marker=".", label="relative difference")
     axes.set_title("Outputs for two labels")
@@ -76,7 +76,7 @@ def _growth(choices: Sequence[Choice], tau: int) -> tuple[list[int], list[float]
     return [choice.evaluations for choice in choices], [100 * choice.accuracy[tau] for choice in choices]
 
 
-def _level_axis(axes: Axes, measured: Measured) -> None:
+def _level_axis(axes: Axes, measured: MeasuredLosses) -> None:
     axes.set_xscale("log")
     ticks = [tick for tick in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0) if tick >= measured.levels[0]]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

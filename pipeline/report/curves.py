@@ -9,7 +9,7 @@ from pipeline.certificates.attack_results import Attacked
 from pipeline.certificates.reduce import LARGEST, CertifiedImage
 from pipeline.declaration.declaration import Declaration
 
-BEST = "best sigma per radius, chosen on this data"
+BEST_PER_RADIUS = "best sigma per radius, chosen on this data"
 AVERAGE_MISLEADS = (
     "The average radius alone misleads (arXiv 2410.06895): what is gained on easy images raises it most. Nothing here "
     "is ranked by it."
@@ -39,7 +39,7 @@ def best_of(curves: Sequence[Curve]) -> Curve:
     first = curves[0]
     stops = [curve.stopped_at for curve in curves if curve.stopped_at is not None]
     stopped_at = max(stops) if len(stops) == len(curves) else None
-    return Curve(first.images, tuple(reversed(radii)), 0, first.method, BEST, stopped_at=stopped_at)
+    return Curve(first.images, tuple(reversed(radii)), 0, first.method, BEST_PER_RADIUS, stopped_at=stopped_at)
 
 
 def stopping_radii(declaration: Declaration) -> dict[str, float]:

@@ -15,7 +15,7 @@ from pipeline.report.provenance import Facts, classes_text
 from pipeline.report.report import Summary, accuracy_at
 from pipeline.report.tables import escape_markdown, percent
 
-BEST, LEVEL = "best_sigma", "sigma_"
+BEST_SIGMA, LEVEL = "best_sigma", "sigma_"
 BEST_ROW = "best sigma, chosen on this data"
 # MLflow's steps are integers: a curve's step is the radius in thousandths.
 STEPS_TO_ONE = 1000
@@ -77,7 +77,7 @@ def scalars(summary: Summary) -> dict[str, float]:
     Names hold no method, so that those of different methods share a chart. What every run has comes without a level,
     so that runs of different levels share one too; costs are then those of all levels together.
     """
-    values = {f"radius/{radius:g}_{BEST}": share for radius, share in summary.best_accuracy.items()}
+    values = {f"radius/{radius:g}_{BEST_SIGMA}": share for radius, share in summary.best_accuracy.items()}
     drawn = [level for level in summary.levels if level.name != LARGEST]  # its votes are those of the others
     for cost in ("evaluations", "seconds", "votes"):
         values[f"cost/{cost}"] = sum(getattr(level, f"{cost}_per_image") for level in drawn)
@@ -125,7 +125,7 @@ def curve_points(levels: Mapping[str, Sequence[CertifiedImage]]) -> list[Point]:
             share = accuracy_at(items, step / STEPS_TO_ONE)
             points.append((f"curve/{metric_name(name)}", step, share))
             best[step] = max(best.get(step, 0.0), share)
-    return points + [(f"curve/{BEST}", step, share) for step, share in best.items()]
+    return points + [(f"curve/{BEST_SIGMA}", step, share) for step, share in best.items()]
 
 
 def description(summary: Summary | None, folder: str, *, facts: Facts = (), left_out: str = "") -> str:

@@ -223,8 +223,8 @@ def _refuse_living(folder: UPath, names: Sequence[str], say: Say, *, own_lock: s
             raise LeaseError(_in_use(folder, described(holder)))
     if not elsewhere:
         return
-    watched = ", ".join(described(holder) for holder in elsewhere.values())
-    say(f"waiting {DEAD_AFTER_SECONDS:.0f} s to see whether {watched} still works on {folder}")
+    others = ", ".join(described(holder) for holder in elsewhere.values())
+    say(f"waiting {DEAD_AFTER_SECONDS:.0f} s to see whether {others} still works on {folder}")
     waited_until = time.monotonic() + DEAD_AFTER_SECONDS
     while elsewhere and time.monotonic() < waited_until:
         time.sleep(min(RENEWED_EVERY_SECONDS, DEAD_AFTER_SECONDS) / 2)

@@ -18,7 +18,7 @@ from pipeline.compare.method_tables import MethodAtLevel, best_curve, level_json
 from pipeline.compare.shared_images import OtherImagesError
 from pipeline.declaration.declaration import Declaration, differences
 from pipeline.locations import publish
-from pipeline.report.curves import AVERAGE_MISLEADS, BEST
+from pipeline.report.curves import AVERAGE_MISLEADS, BEST_PER_RADIUS
 from pipeline.report.pages import sweep_page
 from pipeline.report.tables import Table, latex_page, markdown_page, percent
 from pipeline.store.run_store import RunStore
@@ -202,7 +202,7 @@ def table_of(key: str, results: Sequence[Result]) -> Table:
         ]
         for result in results
     ]
-    chosen = f" ({BEST})" if any(len(result.levels) > 1 for result in results) else ""
+    chosen = f" ({BEST_PER_RADIUS})" if any(len(result.levels) > 1 for result in results) else ""
     return Table(f"{key if key == GRID else f'{key} varied'}{chosen}", header, rows)
 
 

@@ -25,8 +25,8 @@ from pipeline.store.evidence import EvidenceTable
 from pipeline.store.run_store import RunStore, StoreError
 from pipeline.sweep.file import Point, Sweep
 from pipeline.sweep.results import WrittenSweep, refuse_what_cannot_be_compared, write_sweep
-from pipeline.workers.measurement import Measured
-from pipeline.workers.ray_pool import connect_most
+from pipeline.workers.measurement import MeasuredCost
+from pipeline.workers.ray_cluster import connect_most
 
 DECLARATION = "declared.json"
 # What decides how fast passes are, and how many rows are fastest.
@@ -231,11 +231,11 @@ def as_declared(member: Member, declarations: dict[str, Declaration]) -> Member:
     return member
 
 
-def once_for_each_network(members: Sequence[Member], say: Say) -> Callable[[Member], Measured]:
+def once_for_each_network(members: Sequence[Member], say: Say) -> Callable[[Member], MeasuredCost]:
     """Measures the passes of a run's network, once for all runs that have the same."""
-    measured: dict[str, Measured] = {}
+    measured: dict[str, MeasuredCost] = {}
 
-    def measure(member: Member) -> Measured:
+    def measure(member: Member) -> MeasuredCost:
         if member.network not in measured:
             connect_most([other.config.compute for other in members], say=say)
             inputs, most = member.inputs, member.inputs.most_evaluations_per_vote
@@ -266,7 +266,7 @@ def with_sizes(members: Sequence[Member], say: Say) -> list[Member]:
     return sized
 
 
-def draws_of_a_unit(group: Sequence[Member], measured: Measured) -> int:
+def draws_of_a_unit(group: Sequence[Member], measured: MeasuredCost) -> int:
     per_vote = max(member.inputs.most_evaluations_per_vote for member in group)
     longest = max(group, key=lambda member: member.config.votes.selection + member.config.votes.estimation)
     votes, rows = longest.config.votes, longest.config.compute.rows_per_pass

@@ -37,7 +37,7 @@ class SampledCell:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredCost:
     """`evaluations_per_second` of one actor. Cells are left out where votes cost too much to try a few."""
 
     device: str
@@ -60,7 +60,7 @@ class MeasurementRequest:
     most_evaluations_per_vote: int
 
 
-def measure(request: MeasurementRequest, device: Device = "auto") -> Measured:
+def measure(request: MeasurementRequest, device: Device = "auto") -> MeasuredCost:
     """Finds the rows of a pass, unless they are set, and the rate; then, if that takes seconds, votes on the images.
 
     Raises:
@@ -77,7 +77,7 @@ def measure(request: MeasurementRequest, device: Device = "auto") -> Measured:
         draws = min(MOST_DRAWS, int(votes / (2 * cells_asked))) if cells_asked else 0
         if draws >= FEWEST_DRAWS:
             cells, per_second = _sampled(config, rate.rows, request.images, draws, device=picked)
-        return Measured(picked, rate.rows, per_second, cells)
+        return MeasuredCost(picked, rate.rows, per_second, cells)
     finally:
         torch.set_num_threads(threads)
 

@@ -33,7 +33,8 @@ from pipeline.report.report import summary_so_far
 from pipeline.store.evidence import Evidence, table_of
 from pipeline.store.parquet_io import parquet_bytes
 from pipeline.store.run_store import RunStore
-from pipeline.workers.ray_pool import connect_ray, map_over_actors
+from pipeline.workers.ray_cluster import connect_ray
+from pipeline.workers.ray_pool import map_over_actors
 from pipeline.workers.rows import unit_row
 from pipeline.workers.watchdog import LOADING
 

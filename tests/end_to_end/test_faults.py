@@ -15,7 +15,8 @@ from pipeline.driver.certify import UnitsFailedError, certify_run
 from pipeline.driver.prepare import prepare
 from pipeline.driver.status import status_of
 from pipeline.locations import NoSpaceError, location, publish
-from pipeline.workers.ray_pool import connect_ray, map_over_actors
+from pipeline.workers.ray_cluster import connect_ray
+from pipeline.workers.ray_pool import map_over_actors
 from pipeline.workers.watchdog import LOADING, UnitGivenUpError
 from tests.end_to_end.test_run import evidence_of
 from tests.pipeline.workers.test_vote_actor import batch_of, declared, receipts_of, settings_of

@@ -24,7 +24,8 @@ from pipeline.locations import location
 from pipeline.store.run_store import RunStore
 from pipeline.workers.attack_settings import AttackSettings
 from pipeline.workers.pools import kinds_of
-from pipeline.workers.ray_pool import connect_ray, map_over_actors, rows_of_a_call
+from pipeline.workers.ray_cluster import connect_ray
+from pipeline.workers.ray_pool import map_over_actors, rows_of_a_call
 from pipeline.workers.vote_actor import VoteActor
 from pipeline.workers.watchdog import LOADING
 from tests.end_to_end.test_run import evidence_of

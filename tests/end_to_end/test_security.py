@@ -20,7 +20,7 @@ from pipeline.report.mlflow_tracker import connect
 from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
 from pipeline.workers.attack_settings import cell_id
-from pipeline.workers.ray_pool import HANDED_ON, _environment
+from pipeline.workers.ray_cluster import HANDED_ON, _environment
 from pipeline.workers.vote_actor import VoteActor
 from tests.pipeline.workers.test_vote_actor import batch_of, declared, receipts_of, settings_of
 from tests.support.commands import NDC, environment

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.workers.ray_pool  # noqa: F401  sets what Ray reads when it is imported: loopback only, no reports
+import pipeline.workers.ray_cluster  # noqa: F401  sets what Ray reads when it is imported: loopback only, no reports
 
 STARTS = 3
 

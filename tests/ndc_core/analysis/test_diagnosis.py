@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor
 
-from ndc_core.analysis.diagnosis import Measured, candidate_levels, credit, likeness_of, measure, noisy_images
+from ndc_core.analysis.diagnosis import MeasuredLosses, candidate_levels, credit, likeness_of, measure, noisy_images
 from ndc_core.analysis.grid_search import GridSearch
 from ndc_core.checkpoints.denoisers import load_denoiser
 from ndc_core.classifiers.diffusion import DiffusionClassifier
@@ -86,7 +86,7 @@ def gaussian_images() -> tuple[np.ndarray, np.ndarray]:
     return images, np.arange(6) % 5
 
 
-def measured_gaussians(name: str, *, heads: bool = False) -> Measured:
+def measured_gaussians(name: str, *, heads: bool = False) -> MeasuredLosses:
     classifier = classifier_of(many_gaussians(5, heads=heads), name)
     return measure(classifier, *gaussian_images(), sigma_pixel=SIGMAS, draws=3, seed=7)
 

@@ -18,7 +18,7 @@ from pipeline.compare.method_tables import Comparison
 from pipeline.compare.shared_images import OtherImagesError
 from pipeline.declaration.declaration import DeclarationChangedError
 from pipeline.locations import location
-from pipeline.report.curves import BEST, Curve, best_of
+from pipeline.report.curves import BEST_PER_RADIUS, Curve, best_of
 from pipeline.report.figures import LETTERS_OF_A_LINE, certified_accuracy_figure, curve_label
 from pipeline.report.report import reduce_and_report
 from pipeline.store.run_store import RunStore
@@ -45,9 +45,9 @@ def test_tables_of_a_run_say_what_its_votes_do(tmp_path: Path, out: Path) -> Non
     assert accuracy.rows == [
         [name, "0.125", "50.0 %", "50.0 %", "0.0 %", low, "1 of 4"],
         [name, "0.25", "25.0 %", "25.0 %", "25.0 %", high, "2 of 4"],
-        [name, BEST, "50.0 % (0.125)", "50.0 % (0.125)", "25.0 % (0.25)", "", ""],
+        [name, BEST_PER_RADIUS, "50.0 % (0.125)", "50.0 % (0.125)", "25.0 % (0.25)", "", ""],
     ]
-    assert "chosen on this data" in BEST
+    assert "chosen on this data" in BEST_PER_RADIUS
     network = "tiny (01234567)"
     assert cost.header[4:] == [
         "votes per image",
@@ -135,7 +135,7 @@ def test_names_in_a_figure_are_wrapped_and_no_formulas() -> None:
     assert label.startswith("\\$x\\$ word")
     assert label.split()[-3:] == ["\N{GREEK SMALL LETTER SIGMA}", "=", "0.25"]
     assert max(map(len, label.splitlines())) <= LETTERS_OF_A_LINE + 2  # the dollars' backslashes
-    certified_accuracy_figure([long, Curve(4, (), 0, "$", BEST)])
+    certified_accuracy_figure([long, Curve(4, (), 0, "$", BEST_PER_RADIUS)])
 
 
 def test_a_runs_own_log_gives_its_own_curves(tmp_path: Path, out: Path) -> None:
@@ -175,7 +175,7 @@ def test_logs_of_one_name_are_one_method_in_the_order_of_their_noise(tmp_path: P
     assert [row[:4] for row in written.tables[0].rows] == [
         ["RS", "0.25", "50.0 %", "50.0 %"],
         ["RS", "0.5", "50.0 %", "50.0 %"],
-        ["RS", BEST, "50.0 % (0.25)", "50.0 % (0.25)"],
+        ["RS", BEST_PER_RADIUS, "50.0 % (0.25)", "50.0 % (0.25)"],
     ]
     assert written.tables[0].rows[2][4] == "50.0 % (0.5)"
     assert written.comparison.alpha is None
@@ -234,7 +234,7 @@ def test_a_maximum_over_sigmas_is_no_noise_level(tmp_path: Path, out: Path) -> N
     run = finished_run(tmp_path / "a", WINS, "certificate.maximum_over_sigmas=true")
     written = compared(run, out=out)
     accuracy, cost = written.tables
-    assert [row[1] for row in accuracy.rows] == ["0.125", "0.25", LARGEST, BEST]
+    assert [row[1] for row in accuracy.rows] == ["0.125", "0.25", LARGEST, BEST_PER_RADIUS]
     largest = json.loads((out / "compare.json").read_text())["methods"][0]["levels"][2]
     assert (largest["sigma_pixel"], largest["certify"]["evaluations"]) == (LARGEST, 340)
     assert largest["classify"] == {"evaluations": None, "seconds": None}

@@ -75,7 +75,7 @@ def test_a_merged_run_of_incomplete_ones_goes_on_and_grows(tiny_model: Path, tmp
 def test_a_merge_that_is_interrupted_goes_on(tmp_path: Path, parts: list[Path], monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(merge_module, "reduce_and_report", lambda *_, **__: pytest.fail("not reached"))
-        patch.setattr(merge_module, "copy_evidence", lambda part, *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(merge_module, "copy_evidence", lambda part, *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             merged(parts[:2], tmp_path)
     store = merged(parts[:2], tmp_path)

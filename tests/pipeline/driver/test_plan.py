@@ -20,7 +20,7 @@ from pipeline.locations import LocationError, location
 from pipeline.report.mlflow_address import TrackingError
 from pipeline.store.evidence import EvidenceTable
 from pipeline.workers import measurement as measure_module
-from pipeline.workers.measurement import Measured, MeasurementRequest, SampledCell, measure
+from pipeline.workers.measurement import MeasuredCost, MeasurementRequest, SampledCell, measure
 from tests.support.small_runs import digits, fast_config, small_config
 
 METHOD = Sequential(Terms(sigma_pixel=0.25, alpha=0.001, votes=2000, radii=(0.0, 0.3)))
@@ -141,7 +141,7 @@ def test_a_plan_measures_votes_that_are_not_the_runs(tiny_model: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure_module, "VoteRequest", Noted)
         found = measure(MeasurementRequest(config, images, 15))
-    assert isinstance(found, Measured)
+    assert isinstance(found, MeasuredCost)
     assert {poll_phase for _, poll_phase in seeds} == {"selection", "estimation"}
     assert config.seed not in {seed for seed, _ in seeds}
 
@@ -165,9 +165,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[MeasurementRequest]:
     """What is measured, in place of measuring it."""
     found: list[MeasurementRequest] = []
 
-    def run_once(function, asked: MeasurementRequest, **where) -> Measured:
+    def run_once(function, asked: MeasurementRequest, **where) -> MeasuredCost:
         found.append(asked)
-        return Measured("cpu", 32, 1000.0, ())
+        return MeasuredCost("cpu", 32, 1000.0, ())
 
     monkeypatch.setattr(prepare_module, "run_once", run_once)
     return found

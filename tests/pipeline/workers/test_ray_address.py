@@ -21,7 +21,7 @@ import pipeline.sweep.run  # noqa: F401  (with all that takes `prepare` by its n
 from pipeline.cli import commands as cli
 from pipeline.declaration.config import ComputeConfig
 from pipeline.workers import ray_address
-from pipeline.workers import ray_pool as cluster
+from pipeline.workers import ray_cluster as cluster
 from pipeline.workers.ray_address import (
     PREFACE,
     RayAddressError,

@@ -36,7 +36,7 @@ def test_what_a_failure_says_is_not_lost() -> None:
 def test_ray_does_not_say_that_tasks_of_dead_actors_are_tried_again(capsys: pytest.CaptureFixture[str]) -> None:
     from ray._private import worker
 
-    from pipeline.workers.ray_pool import _keep_retries_off_the_terminal
+    from pipeline.workers.ray_cluster import _keep_retries_off_the_terminal
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)  # as it is now, back again afterwards
