@@ -1,15 +1,20 @@
 """clusters/slurm.sbatch, with stand-ins for Slurm's commands: what it runs, and what it does when it is to stop."""
 
+import json
 import os
 import re
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.cli.commands import certify
+from tests.end_to_end.test_run import evidence_of
+from tests.support.small_runs import computed, small_arguments, small_config
 
 SCRIPT = Path(__file__).parents[2] / "clusters" / "slurm.sbatch"
 # Of `man sbatch`.
@@ -28,7 +33,7 @@ OPTIONS = {
 STAND_INS = {
     "srun": 'exec "$@"',
     "scontrol": '[ "$1" = show ] && { echo node7; echo node8; }; echo "scontrol $*" >> "$CALLS"',
-    "ray": 'echo "ray $*" >> "$CALLS"',
+    "ray": 'echo "ray $*" >> "$CALLS"; [ "$1" = get-auth-token ] || { shift 6; "$@"; exit 1; }',
     "ndc": 'trap "exit 130" TERM; echo "ndc $*" >> "$CALLS"; for _ in $(seq "${LASTS:-0}"); do sleep 0.05; done',
 }
 ARRAY = {
@@ -82,11 +87,20 @@ def test_one_node_runs_the_command_alone_and_an_array_a_shard_in_each_task(slurm
 def test_several_nodes_start_ray_on_all_of_them_and_the_command_on_the_first(slurm) -> None:
     from ray.scripts.symmetric_run import symmetric_run
 
-    assert started(slurm | {"SLURM_JOB_NUM_NODES": "2"}, "fast").wait() == 0
-    *_, called = calls(slurm)
-    assert called == "ray symmetric-run --address node7:6379 --min-nodes 2 -- ndc certify fast"
-    known = {name for option in symmetric_run.params for name in option.opts}
-    assert set(re.findall(r"--[a-z-]+", called.partition(" -- ")[0])) <= known
+    assert started(slurm | {"SLURM_JOB_NUM_NODES": "2"}, "fast", "--run", "a b").wait() == 0, "the driver's own code"
+    token, on_all_nodes, on_the_first = [call for call in calls(slurm) if not call.startswith("scontrol")]
+    assert token == "ray get-auth-token --generate"
+    options, separator, command = on_all_nodes.partition(" -- ")
+    assert options == "ray symmetric-run --address node7:6379 --min-nodes 2"
+    assert separator
+    assert command.startswith("bash -c ")
+    assert set(re.findall(r"--[a-z-]+", options)) <= {name for option in symmetric_run.params for name in option.opts}
+    assert on_the_first == "ndc certify fast --run a b"
+
+
+def test_of_several_nodes_the_job_ends_as_its_driver_does(slurm) -> None:
+    (Path(slurm["VENV"]) / "bin" / "ndc").write_text("#!/usr/bin/env bash\nexit 3\n")
+    assert started(slurm | {"SLURM_JOB_NUM_NODES": "2"}, "fast").wait() == 3
 
 
 @pytest.mark.parametrize(("array", "task"), [({}, "71"), (ARRAY, "70_5")])
@@ -120,3 +134,56 @@ def _send(job: subprocess.Popen, environment: dict[str, str], number: signal.Sig
         assert time.monotonic() < until
         time.sleep(0.02)
     job.send_signal(number)
+
+
+# A node each: a network, processes and a /tmp/ray of its own. Ends as the first node does, which it waits for last.
+ON_EACH_HOST = """#!/usr/bin/env bash
+on() {
+    ip netns exec "$1" unshare --pid --fork --mount-proc --uts --mount bash -c '
+        mount -t tmpfs none /dev/shm && mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && hostname "$0" && "$@"
+        exit "$?"' "$@"
+}
+on ndc-b "$@" & on ndc-a "$@" && first=0 || first=$?
+wait
+exit "$first"
+"""
+NETWORK = """
+ip netns add ndc-a && ip netns add ndc-b
+ip link add ndc-a netns ndc-a type veth peer name ndc-b netns ndc-b
+for host in a b; do
+    ip -n ndc-$host addr add 10.99.0.$([ $host = a ] && echo 1 || echo 2)/24 dev ndc-$host
+    ip -n ndc-$host link set lo up && ip -n ndc-$host link set ndc-$host up
+done
+"""
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[None]:
+    """Two networks, ndc-a at 10.99.0.1 and ndc-b, each seen by the other."""
+    if subprocess.run(["bash", "-ec", NETWORK], check=False).returncode:
+        subprocess.run(["ip", "netns", "del", "ndc-a"], check=False)
+        pytest.skip("this machine makes no networks: it takes root, iproute2 and a kernel with namespaces")
+    yield
+    for host in ("ndc-a", "ndc-b"):
+        subprocess.run(["ip", "netns", "del", host], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_hosts")
+def test_two_hosts_are_one_ray_cluster_whose_actors_do_the_run(slurm, tiny_model: Path, tmp_path: Path) -> None:
+    for name, lines in {"srun": ON_EACH_HOST, "scontrol": "#!/usr/bin/env bash\necho 10.99.0.1"}.items():
+        (tmp_path / "bin" / name).write_text(lines)
+    for name in ("ray", "ndc"):
+        (tmp_path / "bin" / name).unlink()
+        (tmp_path / "bin" / name).symlink_to(Path(sys.executable).parent / name)
+    settings = ["dataset.limit=8", "compute.actors=2", "tracking='none'"]
+    arguments = small_arguments(tiny_model, *settings)
+    home = {"HOME": str(tmp_path), "SLURM_JOB_NUM_NODES": "2"}
+    job = started(slurm | home, "demo", "--run", str(tmp_path / "run"), *arguments)
+    assert job.wait(timeout=500) == 0
+    assert (tmp_path / "run/report.html").is_file()
+    logged = [json.loads(line) for path in (tmp_path / "run/logs").iterdir() for line in path.read_text().splitlines()]
+    hosts = {event["host"] for event in logged if event["event"] == "unit"}
+    assert hosts == {"ndc-a", "ndc-b"}
+    computed(small_config(tiny_model, *settings), tmp_path / "whole")
+    assert evidence_of(tmp_path / "run") == evidence_of(tmp_path / "whole")
