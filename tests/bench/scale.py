@@ -1,10 +1,10 @@
 """A run of a million units, simulated: what the driver needs to plan, resume, watch and reduce it, and at which rate it
 hands out units.
 
-    .venv/bin/python -m tests.bench.scale [--images 10000] [--units 100] [--classes 1000]
+    .venv/bin/python -m tests.bench.scale [--images 10000] [--levels 1] [--units 100] [--classes 1000]
 
 The evidence is made up, through the code that writes a run's; nothing is voted on. Every figure is of a fresh process:
-seconds, and the most memory that it held. Takes about ten minutes on two cores.
+seconds, and the most memory that it held. Takes ten to twenty minutes on two cores.
 """
 
 import argparse
@@ -25,6 +25,8 @@ from pipeline.certificates.reduce import certify_images
 from pipeline.data.datasets import Example, ImageRecord, Listing
 from pipeline.declaration.config import ComputeConfig
 from pipeline.declaration.declaration import Declaration, declare
+from pipeline.declaration.growth import growth_of
+from pipeline.declaration.shards import Shard
 from pipeline.declaration.toml_files import load_config
 from pipeline.declaration.units import WorkUnit, plan_units
 from pipeline.driver.status import status_of
@@ -38,6 +40,8 @@ from pipeline.workers.ray_pool import map_over_actors
 from pipeline.workers.rows import unit_row
 from pipeline.workers.watchdog import LOADING
 
+SIGMAS = (0.25, 0.125, 0.5)
+SHARDS = 8
 LOOSE = 20_000
 DRAWS = 100
 MOST_SECONDS, MOST_BYTES = 60.0, 2e9
@@ -51,34 +55,36 @@ def examples(images: int, classes: int) -> Iterator[Example]:
         yield Example(f"image-{index:06}", rng.integers(0, 256, (1, 8, 8), np.uint8), index % classes)
 
 
-def law_for(listing: Listing, units: int) -> dict:
+def declaration_of(listing: Listing, levels: int, units: int) -> Declaration:
+    """With so many units for each image and noise level."""
     votes = [f"votes.selection={DRAWS}", f"votes.estimation={DRAWS * (units - 1)}", f"votes.per_unit={DRAWS}"]
-    config = load_config("demo", [*votes, "sigma_pixel=[0.25]", "compute.rows_per_pass=512"])
+    sigmas = f"sigma_pixel={list(SIGMAS[:levels])}"
+    config = load_config("demo", [*votes, sigmas, "compute.rows_per_pass=512"])
     return declare(config, listing, models={"model_sha256": "m", "unconditional": "null_label"})
 
 
-def plan(law: Declaration, records: list[ImageRecord]) -> dict[str, WorkUnit]:
-    fingerprint = law.fingerprint
-    return {unit.unit_id(fingerprint): unit for unit in plan_units(law, records)}
+def plan(declaration: Declaration, records: list[ImageRecord]) -> dict[str, WorkUnit]:
+    fingerprint = declaration.fingerprint
+    return {unit.unit_id(fingerprint): unit for unit in plan_units(declaration, records)}
 
 
 def evidence_of(unit: WorkUnit, classes: int, rng: np.random.Generator) -> Evidence:
     """Most votes for the label, the others spread over ten more."""
     others = (unit.label + 1 + rng.choice(classes - 1, 10, replace=False)) % classes
-    found = rng.multinomial(unit.draws, [0.9, *[0.01] * 10]).tolist()
-    votes = {c: n for c, n in zip([unit.label, *others.tolist()], found, strict=True) if n}
+    counts = rng.multinomial(unit.draws, [0.9, *[0.01] * 10]).tolist()
+    votes = {c: n for c, n in zip([unit.label, *others.tolist()], counts, strict=True) if n}
     return Evidence(unit, votes, 100_000, UNIT_SECONDS, 1.7e9, "cuda")
 
 
-def build(folder: Path, images: int, units: int, classes: int) -> None:
+def build(folder: Path, images: int, levels: int, units: int, classes: int) -> None:
     """A finished run: all but the last units in shards."""
     store, rng = RunStore(folder), np.random.default_rng(1)
     all_examples = list(examples(images, classes))
     listing = Listing([example.record(index) for index, example in enumerate(all_examples)], (1, 8, 8))
-    law = law_for(listing, units)
-    fingerprint, planned = law.fingerprint, plan(law, listing.records)
-    totals = {"units": len(planned), "votes": images * units * DRAWS, "classes": classes, "stops_early": False}
-    manifest = {"law": law.to_json(), "fingerprint": fingerprint, "plan": totals}
+    declaration = declaration_of(listing, levels, units)
+    fingerprint, planned = declaration.fingerprint, plan(declaration, listing.records)
+    totals = {"units": len(planned), "votes": len(planned) * DRAWS, "classes": classes, "stops_early": False}
+    manifest = {"law": declaration.to_json(), "fingerprint": fingerprint, "plan": totals}
     store.declare(manifest, config_toml="", records=listing.records, examples=all_examples)
     shards, items = defaultdict(list), list(planned.items())
     for unit_id, unit in items[:-LOOSE]:
@@ -110,6 +116,28 @@ def step_resume(store: RunStore) -> str:
     return f"{len(evidence):,} units there, {len(missing)} missing"
 
 
+def step_grow(store: RunStore) -> str:
+    """From every second image to all; what a driver then plans."""
+    declaration, records = store.declaration(), store.records()
+    images = {"images": len(records[::2]), "sha256": "half"}
+    half = Declaration({**declaration.recorded, "dataset": {**declaration.recorded["dataset"], **images}})
+    growth = growth_of(half, declaration, before=records[::2], after=records, folder=str(store.folder))
+    assert growth
+    units = plan(declaration, records)
+    return f"{growth.images[0]:,} to {growth.images[1]:,} images, {len(units):,} units"
+
+
+def step_shard(store: RunStore) -> str:
+    """What the driver of one of eight shards has to do, of a run that is complete."""
+    evidence = store.all_evidence(fingerprint=store.manifest()["fingerprint"])
+    shard, planned = Shard(1, SHARDS), plan(store.declaration(), store.records())
+    images = {record.image_id for record in store.records() if shard.has(record.image_id)}
+    own = {unit_id for unit_id, unit in planned.items() if unit.image_id in images}
+    missing = own - set(evidence.unit_ids)
+    assert not missing
+    return f"{len(own):,} units of {len(images):,} images"
+
+
 def step_reduce(store: RunStore) -> str:
     manifest = store.manifest()
     certified = certify_images(
@@ -124,15 +152,15 @@ def step_reduce(store: RunStore) -> str:
 
 
 def step_partial(store: RunStore) -> str:
-    found = summary_so_far(store, radii=(0.0, 0.25))
-    assert found
-    return f"{found.levels[0].images:,} complete images"
+    summary = summary_so_far(store, radii=(0.0, 0.25))
+    assert summary
+    return f"{summary.levels[0].images:,} complete images"
 
 
 def step_status(store: RunStore) -> str:
-    found = status_of(store.folder)
-    assert found.complete
-    return f"{found.votes_done:,} votes"
+    status = status_of(store.folder)
+    assert status.complete
+    return f"{status.votes_done:,} votes"
 
 
 class Idle:
@@ -169,6 +197,8 @@ STEPS: dict[str, tuple[str, Callable[[RunStore], str]]] = {
     "compact": ("compaction", step_compact),
     "resume": ("plan and resume listing", step_resume),
     "status": ("`ndc status`", step_status),
+    "grow": ("growth", step_grow),
+    "shard": (f"one shard of {SHARDS}", step_shard),
     "reduce": ("reduce", step_reduce),
     "partial": ("partial results", step_partial),
     "send": ("all units to actors", step_send),
@@ -180,14 +210,15 @@ def measured(step: str, folder: Path) -> tuple[str, float, float]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
-    found = json.loads(done.stdout.splitlines()[-1])
-    return found["said"], found["seconds"], found["bytes"]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    return figures["said"], figures["seconds"], figures["bytes"]
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--images", type=int, default=10_000)
-    arguments.add_argument("--units", type=int, default=100)
+    arguments.add_argument("--levels", type=int, default=1, choices=range(1, 1 + len(SIGMAS)))
+    arguments.add_argument("--units", type=int, default=100, help="for each image and noise level")
     arguments.add_argument("--classes", type=int, default=1_000)
     arguments.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     arguments.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -201,9 +232,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
-        build(folder, given.images, given.units, given.classes)
+        build(folder, given.images, given.levels, given.units, given.classes)
         print("| step | of | seconds | memory, GB |\n|---|---|---|---|")
-        for step in ("plan", "compact", "resume", "status", "reduce", "partial"):
+        for step in ("plan", "compact", "resume", "grow", "shard", "status", "reduce", "partial"):
             said, seconds, peak = measured(step, folder)
             within = "" if seconds < MOST_SECONDS and peak < MOST_BYTES else " (over 60 s or 2 GB)"
             print(f"| {STEPS[step][0]} | {said} | {seconds:.1f}{within} | {peak / 1e9:.2f} |", flush=True)
