@@ -2,11 +2,11 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
-from typing import Self
+from typing import Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -59,8 +59,8 @@ class CountProgress:
     def __exit__(self, *ended: object) -> None:
         self.bar.stop()
 
-    def add(self, message: object = None) -> None:
-        self.done += 1
+    def add(self, pieces: int) -> None:
+        self.done += pieces
         now = time.monotonic()
         if now - self.last_line < (SECONDS_BETWEEN_LINES if self.bar.disable else SECONDS_BETWEEN_UPDATES):
             return
@@ -74,10 +74,18 @@ class CountProgress:
 
 
 @contextmanager
-def counting(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """What to call after each piece of long work. A terminal that fails does not end the work."""
-    with Listeners[None]({"the progress display": lambda: CountProgress(what, total)}, say=show) as listeners:
-        yield partial(listeners.add, None)
+def counting(what: str, total: int) -> Iterator["Count"]:
+    """What to call after each piece of long work, or after several. A terminal that fails does not end the work."""
+    with Listeners[int]({"the progress display": lambda: CountProgress(what, total)}, say=show) as listeners:
+
+        def count(pieces: int = 1) -> None:
+            listeners.add(pieces)
+
+        yield count
+
+
+class Count(Protocol):
+    def __call__(self, pieces: int = 1) -> None: ...
 
 
 class ReadingProgress:

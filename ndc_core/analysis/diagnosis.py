@@ -1,6 +1,7 @@
 """What each noise level tells of the class: the network asked at many levels once, and grids judged from that offline.
 
-The levels lie on one path through all tau, so that a grid of some of them would have met exactly these noisy images.
+For EPNDC and APNDC the levels lie on one path through all tau, so that a grid of some of them would have met exactly
+these noisy images.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,10 +14,11 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.formulas import ON_ONE_PATH
 from ndc_core.classifiers.losses import Images, Path, refuse_non_finite
 from ndc_core.models.denoiser import Denoiser
 from ndc_core.models.forward_passes import Ask, Inputs, Task, gather
-from ndc_core.noise.grid import GridSpec, path_levels
+from ndc_core.noise.grid import GridSpec, build_grid, path_levels
 from ndc_core.noise.shared_path import FloatPathNoise, sigmas_on_path
 from ndc_core.noise.smoothing import FloatNoise
 from ndc_core.noise.streams import draw_path_noise
@@ -107,44 +109,60 @@ def credit(
 
 
 def measure(
-    classifier: DiffusionClassifier,
+    classifiers: Sequence[DiffusionClassifier],
     images: UInt8[np.ndarray, "images c h w"],
     labels: Int[np.ndarray, " images"],
     *,
     sigma_pixel: Sequence[float],
     draws: int,
     seed: int,
-    on_image: Callable[[], None] = lambda: None,
-) -> MeasuredLosses:
-    """Asks the network about every image on paths of the classifier's explicit levels.
+    on_places: Callable[[int], None] = lambda places: None,
+) -> list[MeasuredLosses]:
+    """Asks the network about every image at the explicit levels that the classifiers share; for each classifier what it
+    makes of that.
+
+    Classifiers that can share a path are asked about at once. APNDC-ensemble, which adds its noise to an estimate, has
+    noisy images of its own for each sigma_pixel. `on_places` is told how many noisy images have been asked about since
+    it was told last (`noisy_images_of_a_draw` of each draw and image in all).
 
     Raises:
         NonFiniteScoreError: the denoiser returned NaN or infinity.
     """
-    taus_model = tuple(sigma_to_model(sigma) for sigma in sigma_pixel)
+    first, taus_model = classifiers[0], tuple(sigma_to_model(sigma) for sigma in sigma_pixel)
     waiting = iter(range(len(images)))
 
-    def next_task() -> tuple[int, Task[_Image]] | None:
+    def next_task() -> tuple[int, Task[list[_Image]]] | None:
         index = next(waiting, None)
         if index is None:
             return None
-        z = noisy_images(classifier.grid, images[index], sigma_pixel, name=str(index), draws=draws, seed=seed)
-        return index, _ask_about(classifier, *z, taus_model=taus_model)
+        z, later = noisy_images(first.grid, images[index], sigma_pixel, name=str(index), draws=draws, seed=seed)
+        fresh = np.random.default_rng((seed, index)).standard_normal(later.shape, dtype=np.float32)
+        return index, _ask_about(classifiers, z, later, fresh, taus_model=taus_model, on_places=on_places)
 
-    outcome_of: dict[int, _Image] = {}
-    for index, outcome in gather(
-        next_task, rows_per_pass=classifier.rows_per_pass, device=torch.device(classifier.device)
-    ):
-        if isinstance(outcome, Exception):
-            raise outcome
-        outcome_of[index] = outcome
-        on_image()
-    outcomes = [outcome_of[index] for index in range(len(images))]
+    outcomes_of: dict[int, list[_Image]] = {}
+    for index, outcomes in gather(next_task, rows_per_pass=first.rows_per_pass, device=torch.device(first.device)):
+        if isinstance(outcomes, Exception):
+            raise outcomes
+        outcomes_of[index] = outcomes
+    of_classifiers = zip(*(outcomes_of[index] for index in range(len(images))), strict=True)
+    return [_together(of_images, first.grid.levels, labels) for of_images in of_classifiers]
+
+
+def noisy_images_of_a_draw(classifiers: Sequence[DiffusionClassifier], taus_model: tuple[float, ...]) -> int:
+    """How many noisy images the network is asked about for a draw of an image, each with all classes."""
+    grid = classifiers[0].grid
+    on_path = len(path_levels(grid, taus_model=taus_model))
+    of_each_tau = sum(len(build_grid(grid, tau_model=tau_model).level) for tau_model in taus_model)
+    alone = sum(classifier.name not in ON_ONE_PATH for classifier in classifiers)
+    return on_path * (alone < len(classifiers)) + of_each_tau * alone
+
+
+def _together(
+    outcomes: Sequence["_Image"], levels: tuple[float, ...], labels: Int[np.ndarray, " images"]
+) -> MeasuredLosses:
     likeness = np.mean([outcome.likeness for outcome in outcomes], axis=0)
     losses = np.stack([outcome.losses for outcome in outcomes])
-    return MeasuredLosses(
-        classifier.grid.levels, labels, losses, outcomes[0].counts, likeness[:, 0], np.sqrt(likeness[:, 1])
-    )
+    return MeasuredLosses(levels, labels, losses, outcomes[0].counts, likeness[:, 0], np.sqrt(likeness[:, 1]))
 
 
 def noisy_images(
@@ -180,31 +198,91 @@ class _Image:
 
 
 def _ask_about(
-    classifier: DiffusionClassifier, z: list[np.ndarray], later: np.ndarray, *, taus_model: tuple[float, ...]
+    classifiers: Sequence[DiffusionClassifier],
+    z: list[np.ndarray],
+    later: np.ndarray,
+    fresh: np.ndarray,
+    *,
+    taus_model: tuple[float, ...],
+    on_places: Callable[[int], None],
+) -> Task[list[_Image]]:
+    device = classifiers[0].device
+    noisy = tuple(torch.from_numpy(array).to(device) for array in z)
+    clean = yield from _estimates(classifiers, noisy, taus_model)
+    images: dict[str, _Image] = {}
+    if on_path := [classifier for classifier in classifiers if classifier.name in ON_ONE_PATH]:
+        later_on_device = torch.from_numpy(later).to(device)
+        paths, weights = zip(
+            *(each.shared_path(noisy, clean, later_on_device, taus_model=taus_model) for each in on_path), strict=True
+        )
+        losses, likeness = yield from _along(on_path[0], paths, on_places)
+        for classifier, weight, of_classifier in zip(on_path, weights, losses, strict=True):
+            images[classifier.name] = _Image(of_classifier, weight > 0, likeness)
+    for classifier in classifiers:
+        if classifier.name not in ON_ONE_PATH:
+            assert clean is not None
+            images[classifier.name] = yield from _each_tau(
+                classifier, noisy, clean, torch.from_numpy(fresh).to(device), taus_model, on_places
+            )
+    return [images[classifier.name] for classifier in classifiers]
+
+
+def _estimates(
+    classifiers: Sequence[DiffusionClassifier], noisy: tuple[Images, ...], taus_model: tuple[float, ...]
+) -> Task[tuple[Images, ...] | None]:
+    """The clean image behind each z without a label, if a formula needs it."""
+    if not any(classifier.formula.needs_estimate for classifier in classifiers):
+        return None
+    estimator, clean = classifiers[0].estimator, []
+    for z, tau_model in zip(noisy, taus_model, strict=True):
+        level = torch.full((len(z),), tau_model, device=z.device)
+        each = yield from _outputs(estimator.denoiser, z, level, estimator.labels)
+        clean.append(each.mean(dim=1))
+    return tuple(clean)
+
+
+def _each_tau(
+    classifier: DiffusionClassifier,
+    noisy: tuple[Images, ...],
+    clean: tuple[Images, ...],
+    fresh: Tensor,
+    taus_model: tuple[float, ...],
+    on_places: Callable[[int], None],
 ) -> Task[_Image]:
-    denoiser, device = classifier.denoiser, classifier.device
-    on_device = [torch.from_numpy(array).to(device) for array in z]
-    clean = None
-    if classifier.formula.needs_estimate:
-        clean = []
-        for noisy, tau_model in zip(on_device, taus_model, strict=True):
-            level = torch.full((len(noisy),), tau_model, device=device)
-            each = yield from _outputs(classifier.estimator.denoiser, noisy, level, classifier.estimator.labels)
-            clean.append(each.mean(dim=1))
-    path, weight = classifier.shared_path(
-        tuple(on_device), tuple(clean) if clean else None, torch.from_numpy(later).to(device), taus_model=taus_model
-    )
-    shape = (len(later), len(path.level))
+    """Of a classifier whose noisy images are of one tau each; 0 at levels that do not lie beyond it."""
+    shape = len(fresh), len(taus_model), fresh.shape[1]
+    losses = np.zeros((*shape, classifier.num_classes))
+    counts, likeness = np.zeros(shape[1:], dtype=bool), np.zeros((shape[2], 2))
+    for tau, tau_model in enumerate(taus_model):
+        path, _ = classifier.path(noisy[tau], clean[tau], classifier.grid, fresh, tau_model=tau_model)
+        ((of_tau,), alike) = yield from _along(classifier, (path,), on_places)
+        losses[:, tau, -len(path.level) :], counts[tau, -len(path.level) :] = of_tau[:, 0], True
+        likeness[-len(path.level) :] = alike
+    return _Image(losses, counts, likeness)
+
+
+def _along(
+    classifier: DiffusionClassifier, paths: Sequence[Path], on_places: Callable[[int], None]
+) -> Task[tuple[list[Float[np.ndarray, "draws taus levels classes"]], Float[np.ndarray, "levels 2"]]]:
+    """The losses of paths of the same noisy images, from outputs that are asked for once, and how alike these are."""
+    denoiser, path = classifier.denoiser, paths[0]
+    shape = (len(path.start), len(path.level))
     labels = None if classifier.all_at_once else torch.eye(denoiser.num_classes)
     at_once = classifier.rows_per_pass // (1 if labels is None else len(labels)) or 1  # bounds the memory of outputs
-    losses, likeness = [], []
-    for places in torch.cartesian_prod(*map(torch.arange, shape)).to(device).split(at_once):
+    losses: list[list[np.ndarray]] = [[] for _ in paths]
+    likeness = []
+    for places in torch.cartesian_prod(*map(torch.arange, shape)).to(path.start.device).split(at_once):
         draw, step = places.unbind(1)
         outputs = yield from _outputs(denoiser, *path.noisy(draw, step), labels)
-        losses.append(_losses(path, outputs, draw, step))
+        for of_path, pieces in zip(paths, losses, strict=True):
+            pieces.append(_losses(of_path, outputs, draw, step))
         likeness.append(likeness_of(outputs).cpu().numpy())
-    taus_before_levels = np.concatenate(losses).reshape(*shape, len(z), -1).swapaxes(1, 2)
-    return _Image(taus_before_levels, weight > 0, np.concatenate(likeness).reshape(*shape, 2).mean(axis=0))
+        on_places(len(places))
+    taus_before_levels = [np.concatenate(pieces).reshape(*shape, -1, denoiser.num_classes) for pieces in losses]
+    return (
+        [of_path.swapaxes(1, 2) for of_path in taus_before_levels],
+        np.concatenate(likeness).reshape(*shape, 2).mean(axis=0),
+    )
 
 
 def _outputs(denoiser: Denoiser, z: Images, level: Tensor, labels: Tensor | None) -> Task[Tensor]:

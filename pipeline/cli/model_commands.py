@@ -302,15 +302,28 @@ def convert(
     "--sigma-pixel", type=float, multiple=True, default=(0.125, 0.25, 0.5), show_default=True, help="As in a run."
 )
 @click.option(
-    "--classifier", type=click.Choice(["apndc", "epndc"]), default="apndc", show_default=True, help="As in a run."
+    "--classifier",
+    "classifiers",
+    type=click.Choice(["epndc", "apndc", "apndc-ensemble"]),
+    multiple=True,
+    default=("epndc", "apndc"),
+    show_default=True,
+    help="To choose from. The ensemble takes as many passes again for each --sigma-pixel.",
 )
 @click.option("--unconditional", default="null_label", show_default=True, help="As in a run: a name or a checkpoint.")
-@click.option("--weight", default="edm", show_default=True, help="Weight of a level in the score.")
+@click.option(
+    "--weight",
+    "weights",
+    multiple=True,
+    default=("edm", "elbo"),
+    show_default=True,
+    help="Weights of levels in the score, to choose from.",
+)
 @click.option(
     "--budget", type=click.IntRange(min=1), default=10, show_default=True, help="Levels to evaluate, at most."
 )
 @click.option(
-    "--limit", type=click.IntRange(min=4), default=64, show_default=True, help="Images, spread over the data."
+    "--limit", type=click.IntRange(min=8), default=64, show_default=True, help="Images, spread over the data."
 )
 @click.option("--draws", type=click.IntRange(min=1), default=4, show_default=True, help="Noise draws of an image.")
 @SEED
@@ -328,16 +341,20 @@ def diagnose(
     out: Path | None,
     **settings: Any,
 ) -> None:
-    """See at which noise levels MODEL tells the classes of DATA apart, and have a grid of levels proposed.
+    """See at which noise levels MODEL tells the classes of DATA apart, and have a run proposed: its classifier, weight,
+    levels and race, as a TOML file.
 
-    MODEL is a checkpoint, or module:function. The training split is taken where the data have one: a grid should not be
+    MODEL is a checkpoint, or module:function. The training split is taken where the data have one: nothing should be
     chosen on the images it is tested on.
     """
     from pipeline.data.classes import class_order
     from pipeline.data.datasets import DatasetSpec
     from pipeline.model_tools.diagnose import DiagnosisSettings, diagnose_model
+    from pipeline.model_tools.diagnosis_report import report, write
 
     order = class_order(classes) if classes else None
     images = DatasetSpec(data, format=data_format, split="train", limit=limit, classes=order, label_order=label_order)
     out = out or Path("runs") / f"diagnose-{Path(model.rstrip('/')).name}"
-    diagnose_model(model, images, DiagnosisSettings(**settings), out=out, say=click.echo)
+    diagnosis = diagnose_model(model, images, DiagnosisSettings(**settings), say=click.echo)
+    write(diagnosis, out)
+    report(diagnosis, out, click.echo)

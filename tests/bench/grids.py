@@ -22,19 +22,19 @@ EVERY, DRAWS, SEED = 2, 3, 5
 
 
 def main(written: Path) -> None:
-    found = json.loads(written.read_text())
-    sigmas = tuple(found["sigma_pixel"])
+    written_down = json.loads(written.read_text())
+    sigmas = tuple(written_down["sigma_pixel"])
     grid = GridSpec(levels=candidate_levels(sigmas))
-    classifier = DiffusionClassifier(load_denoiser("models/digits"), found["classifier"], grid, weight=found["weight"])
+    classifier = DiffusionClassifier(load_denoiser("models/digits"), written_down["classifier"], grid, weight=written_down["weight"])
     examples = digits("test")[::EVERY]
     images, labels = np.stack([one.image for one in examples]), np.array([one.label for one in examples])
-    measured = measure(classifier, images, labels, sigma_pixel=sigmas, draws=DRAWS, seed=SEED)
+    (measured,) = measure([classifier], images, labels, sigma_pixel=sigmas, draws=DRAWS, seed=SEED)
     search = GridSearch(classifier, measured, tuple(map(sigma_to_model, sigmas)), SEED)
     everyone = np.arange(len(labels))
     reference = search.accuracy_of_images(measured.levels, everyone)
     print(f"{len(labels)} held-out digits, {DRAWS} draws each; accuracy (%), and how far it is from that of all levels")
     for name in ("chosen", "evenly_spaced"):
-        for choice in found[name]:
+        for choice in written_down[name]:
             accuracy = search.accuracy_of_images(tuple(choice["levels"]), everyone)
             behind = accuracy - reference
             error = behind.std(axis=0, ddof=1) / np.sqrt(len(behind))

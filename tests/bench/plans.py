@@ -19,7 +19,15 @@ from pipeline.store.run_store import RunStore
 
 RUNS = {
     "fast, 40 images": ("fast", "--limit", "40"),
-    "fast on one path, 40 images": ("fast", "--limit", "40", "--set", "one_path=true"),
+    "fast, 500 votes each, 40 images": (
+        "fast",
+        "--limit",
+        "40",
+        "--certificate",
+        "cohen",
+        "--set",
+        "votes.estimation=500",
+    ),
     "demo, 16 images": ("demo", "--limit", "16"),
     "sequential, 24 images": ("sequential", "--limit", "24"),
     "lipschitz, 4 images": ("lipschitz", "--limit", "4"),

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,26 +11,36 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor
 
-from ndc_core.analysis.diagnosis import MeasuredLosses, candidate_levels, credit, likeness_of, measure, noisy_images
+from ndc_core.analysis.diagnosis import (
+    MeasuredLosses,
+    candidate_levels,
+    credit,
+    likeness_of,
+    measure,
+    noisy_images,
+    noisy_images_of_a_draw,
+)
 from ndc_core.analysis.grid_search import GridSearch
 from ndc_core.checkpoints.denoisers import load_denoiser
 from ndc_core.classifiers.diffusion import DiffusionClassifier
+from ndc_core.classifiers.racing import RaceSpec, strided
+from ndc_core.classifiers.scoring import predict
 from ndc_core.classifiers.voter import PathDraws
 from ndc_core.models.denoiser import Denoiser
 from ndc_core.models.forward_passes import answer
 from ndc_core.noise.grid import GridSpec
+from ndc_core.noise.streams import DrawNoise
 from pipeline.cli import main
 from pipeline.data.datasets import DatasetSpec, Example
 from pipeline.declaration.toml_files import load_config
 from pipeline.model_tools.diagnose import (
-    NOT_TOLD_APART,
     Diagnosis,
     DiagnosisSettings,
     diagnose,
-    report,
     rows_of_a_pass,
     spread_images,
 )
+from pipeline.model_tools.diagnosis_report import NOT_TOLD_APART, report
 from tests.support.fakes import many_gaussians
 from tests.support.linear_heads import linear_heads
 from tests.support.small_runs import digits
@@ -38,6 +48,7 @@ from tests.support.small_runs import digits
 SIGMAS = (0.125, 0.25)
 TAUS = (0.25, 0.5)
 BAND = (0.8, 1.5)
+IMAGES = 8
 
 
 @pytest.fixture(autouse=True)
@@ -77,18 +88,19 @@ def classifier_of(denoiser: Denoiser, name: str = "apndc", levels: tuple[float, 
 
 
 def diagnosed(denoiser: Denoiser, *, budget: int = 4) -> Diagnosis:
-    settings = DiagnosisSettings(SIGMAS, "apndc", "null_label", "edm", budget=budget, draws=2, seed=0)
-    return diagnose("shades", DatasetSpec("shades"), settings, classifier_of(denoiser), shaded(16))
+    settings = DiagnosisSettings(SIGMAS, ("apndc",), "null_label", ("edm",), budget=budget, draws=2, seed=0)
+    return diagnose("shades", DatasetSpec("shades"), settings, [classifier_of(denoiser)], shaded(16))
 
 
 def gaussian_images() -> tuple[np.ndarray, np.ndarray]:
-    images = np.random.default_rng(0).integers(0, 256, (6, 1, 1, 16)).astype(np.uint8)
-    return images, np.arange(6) % 5
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, 1, 1, 16)).astype(np.uint8)
+    return images, np.arange(IMAGES) % 5
 
 
 def measured_gaussians(name: str, *, heads: bool = False) -> MeasuredLosses:
     classifier = classifier_of(many_gaussians(5, heads=heads), name)
-    return measure(classifier, *gaussian_images(), sigma_pixel=SIGMAS, draws=3, seed=7)
+    (measured,) = measure([classifier], *gaussian_images(), sigma_pixel=SIGMAS, draws=3, seed=7)
+    return measured
 
 
 # Measuring
@@ -166,7 +178,7 @@ def test_a_grid_is_judged_by_the_votes_that_it_would_give(name: str) -> None:
     denoiser = many_gaussians(5)
     levels = measured.levels[2:30:6]
     search = GridSearch(classifier_of(denoiser, name), measured, TAUS, seed=0)
-    winners = search.losses(levels, np.arange(6)).argmin(axis=-1)
+    winners = search.losses(levels, np.arange(IMAGES)).argmin(axis=-1)
     voting = classifier_of(denoiser, name, levels)
     images, _ = gaussian_images()
     for index, image in enumerate(images):
@@ -195,11 +207,93 @@ def test_every_tau_of_a_proposal_has_a_term_and_the_first_level_none() -> None:
     assert search.judged(grown[2]).evaluations == 3
 
 
-def test_one_half_of_the_images_chooses_and_the_other_judges() -> None:
+def test_half_of_the_images_choose_levels_a_quarter_ways_to_vote_and_a_quarter_judges() -> None:
     search = GridSearch(classifier_of(many_gaussians(5)), measured_gaussians("apndc"), TAUS, seed=0)
-    some, others = search.halves()
-    assert sorted([*some, *others]) == list(range(6))
-    assert len(some) == len(others)
+    assert sorted(np.concatenate(search.parts)) == list(range(IMAGES))
+    assert [len(part) for part in search.parts] == [4, 2, 2]
+
+
+@pytest.mark.parametrize("heads", [False, True])
+@pytest.mark.parametrize("gap", [1.2, 2.0])
+@pytest.mark.parametrize("name", ["apndc", "epndc"])
+def test_a_race_on_measured_losses_is_the_race_that_votes_would_run(name: str, gap: float, heads: bool) -> None:
+    measured, denoiser = measured_gaussians(name, heads=heads), many_gaussians(5, heads=heads)
+    levels = measured.levels[2:30:4]
+    search = GridSearch(classifier_of(denoiser, name), measured, TAUS, seed=0)
+    voting = replace(classifier_of(denoiser, name, levels), race=RaceSpec(gap), one_path=True)
+    raced = search.raced(levels, np.arange(IMAGES), gap)
+    images, labels = gaussian_images()
+    for index, image in enumerate(images):
+        z, later = noisy_images(GridSpec(levels=measured.levels), image, SIGMAS, name=str(index), draws=3, seed=7)
+        for tau, (noisy, tau_model) in enumerate(zip(z, TAUS, strict=True)):
+            beyond = [level for level in levels[1:] if level > next(other for other in levels if other > tau_model)]
+            own = [measured.levels[1:].index(level) for level in beyond]
+            (votes,) = answer(
+                voting.votes(PathDraws((noisy,), later[:, own], (tau_model,))),
+                rows_per_pass=32,
+                device=torch.device("cpu"),
+            )
+            estimating = 3 * voting.estimator.evaluations if voting.formula.needs_estimate else 0
+            assert raced.accuracy[index, tau] == np.mean(votes.winners == labels[index])
+            assert 3 * raced.evaluations[index, tau] == pytest.approx(votes.evaluations - estimating)
+
+
+def test_the_ensemble_is_measured_as_it_votes() -> None:
+    denoiser = many_gaussians(5)
+    (measured,) = measure(
+        [classifier_of(denoiser, "apndc-ensemble")], *gaussian_images(), sigma_pixel=SIGMAS, draws=3, seed=7
+    )
+    search = GridSearch(classifier_of(denoiser, "apndc-ensemble"), measured, TAUS, seed=0)
+    voting = classifier_of(denoiser, "apndc-ensemble", measured.levels)
+    winners = search.losses(measured.levels, np.arange(IMAGES)).argmin(axis=-1)
+    for index, image in enumerate(gaussian_images()[0]):
+        z, later = noisy_images(voting.grid, image, SIGMAS, name=str(index), draws=3, seed=7)
+        fresh = np.random.default_rng((7, index)).standard_normal(later.shape, dtype=np.float32)
+        for tau, (noisy, tau_model) in enumerate(zip(z, TAUS, strict=True)):
+            votes = predict(
+                voting,
+                noisy,
+                tau_model=tau_model,
+                noise=DrawNoise(np.zeros((3, 1, 1, 16)), fresh, np.zeros((3, 0, 1, 1, 16), np.float32)),
+            )
+            np.testing.assert_array_equal(winners[index, :, tau], votes.winners)
+
+
+def test_classifiers_that_share_a_path_are_asked_about_once_and_measured_as_each_alone() -> None:
+    denoiser, rows = many_gaussians(5), list[int]()
+
+    class Counted:
+        image_shape, num_classes = denoiser.image_shape, denoiser.num_classes
+
+        def __call__(self, z: Tensor, sigma_model: Tensor, label: Tensor) -> Tensor:
+            rows.append(len(z))
+            return denoiser(z, sigma_model, label)
+
+    alone = [measured_gaussians(name).losses for name in ("epndc", "apndc")]
+    classifiers = [classifier_of(Counted(), name) for name in ("epndc", "apndc")]
+    told: list[int] = []
+    together = measure(classifiers, *gaussian_images(), sigma_pixel=SIGMAS, draws=3, seed=7, on_places=told.append)
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one, other.losses)
+    assert sum(told) == IMAGES * 3 * noisy_images_of_a_draw(classifiers, TAUS)
+    both, rows[:] = sum(rows), []
+    measure(classifiers[1:], *gaussian_images(), sigma_pixel=SIGMAS, draws=3, seed=7)
+    assert both == sum(rows)
+
+
+@pytest.mark.parametrize(("misleading", "chosen"), [(False, 0.1), (True, None)])
+def test_the_cheapest_race_is_chosen_that_is_as_accurate(misleading: bool, chosen: float | None) -> None:
+    levels = (0.3, 0.6, 0.9, 1.2, 1.5)
+    losses = np.zeros((IMAGES, 1, 1, 4, 2))
+    losses[..., 1] = 1.0  # the label's rival
+    if misleading:
+        losses[..., strided(4)[0], :] = [0.5, 0.0]
+    counts, nothing = np.ones((1, 4), dtype=bool), np.zeros(4)
+    measured = MeasuredLosses(levels, np.zeros(IMAGES, dtype=int), losses, counts, nothing, nothing)
+    search = GridSearch(classifier_of(many_gaussians(2), "apndc", levels), measured, (0.25,), seed=0)
+    assert search.raced(levels, search.parts[2], None).accuracy.mean() == 1
+    assert search.gap(levels, [0.1]) == chosen
+    assert search.gap(levels, [1e6]) is None, "which costs what no race costs"
 
 
 # The command
@@ -209,21 +303,39 @@ def ndc(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["diagnose", *map(str, arguments)])
 
 
-def test_the_command_writes_a_grid_that_a_run_takes(tiny_model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "found"
-    done = ndc(tiny_model, "digits", "--limit", 8, "--draws", 1, "--budget", 5, "--out", out)
+def test_the_command_writes_a_run_that_can_be_certified(tiny_model: Path, tmp_path: Path) -> None:
+    out, names = tmp_path / "found", ("epndc", "apndc", "apndc-ensemble")
+    to_choose_from = [word for name in names for word in ("--classifier", name)]
+    done = ndc(tiny_model, "digits", "--limit", 8, "--draws", 1, "--budget", 5, "--out", out, *to_choose_from)
     assert done.exit_code == 0, done.output
-    assert "8 images of digits (training split): half chose the grid, half judged it" in done.output
-    assert {path.name for path in out.iterdir()} == {"grid.toml", "diagnosis.json", "diagnosis.png", "diagnosis.svg"}
-    levels = tomllib.loads((out / "grid.toml").read_text())["classifier"]["grid"]["levels"]
-    assert 2 <= len(levels) <= 6
-    override = f"classifier.grid={{levels={levels}}}"
-    assert f"--set '{override}'" in done.output
-    config = load_config("demo", [override, "sigma_pixel=[0.125, 0.25, 0.5]"])
-    assert list(config.classifier.grid.levels) == levels
-    written = json.loads((out / "diagnosis.json").read_text())
-    assert written["proposal"]["levels"] == levels
+    assert "8 images of digits (training split): half chose levels" in done.output
+    assert {path.name for path in out.iterdir()} == {"run.toml", "diagnosis.json", "diagnosis.png", "diagnosis.svg"}
+    config, written = load_config(str(out / "run.toml"), []), json.loads((out / "diagnosis.json").read_text())
+    assert f"ndc certify {out}/run.toml --run runs/" in done.output
+    assert (config.dataset.name, config.dataset.split) == ("digits", "test")
+    assert config.model == str(tiny_model)
+    assert 2 <= len(config.classifier.grid.levels) <= 6
+    assert [config.classifier.name, config.classifier.weight] == [written["classifier"], written["weight"]]
+    assert config.classifier.name in names
+    assert (config.classifier.race.gap if config.classifier.race else None) == written["race"]["gap"]
+    assert len(written["candidates"]) == 6
+    assert list(config.classifier.grid.levels) == written["proposal"]["levels"]
     assert written["one_level_accuracy"][2][0] is None
+
+
+def test_a_run_on_data_of_ones_own_is_told_its_images_when_it_is_certified(tiny_model: Path, tmp_path: Path) -> None:
+    some = digits("train", limit=16)
+    for name in ("learned", "kept"):
+        np.savez(
+            tmp_path / f"{name}.npz",
+            images=np.stack([example.image[0] for example in some]),
+            labels=np.array([example.label for example in some]),
+        )
+    done = ndc(tiny_model, tmp_path / "learned.npz", "--draws", 1, "--budget", 2, "--out", tmp_path / "found")
+    assert done.exit_code == 0, done.output
+    assert f"ndc certify {tmp_path}/found/run.toml --data IMAGES-TO-CERTIFY" in done.output
+    config = load_config(str(tmp_path / "found/run.toml"), [f"dataset.name='{tmp_path}/kept.npz'"])
+    assert config.dataset.name == f"{tmp_path}/kept.npz"
 
 
 def test_images_are_of_the_training_split_and_spread_over_it(tiny_model: Path) -> None:
@@ -242,7 +354,7 @@ def test_images_are_of_the_training_split_and_spread_over_it(tiny_model: Path) -
         (["--sigma-pixel", 0], "must be positive"),
         (["--sigma-pixel", 0.25, "--sigma-pixel", 0.25], "different levels"),
         (["--weight", "heavy"], "unknown weight 'heavy'"),
-        (["--limit", 3], "3 is not in the range"),
+        (["--limit", 7], "7 is not in the range"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(
@@ -261,10 +373,10 @@ def test_models_and_data_that_cannot_be_used_are_refused(tiny_model: Path, tmp_p
     assert "dataset 'digit' is unknown" in ndc(tiny_model, "digit", "--out", out).output
     np.savez(tmp_path / "unlabelled.npz", images=np.zeros((5, 8, 8), dtype=np.uint8))
     assert "labels" in ndc(tiny_model, tmp_path / "unlabelled.npz", "--out", out).output
-    few = {"images": np.zeros((3, 8, 8), dtype=np.uint8), "labels": np.arange(3)}
+    few = {"images": np.zeros((7, 8, 8), dtype=np.uint8), "labels": np.arange(7)}
     np.savez(tmp_path / "few.npz", **few)
-    assert "needs at least 4" in ndc(tiny_model, tmp_path / "few.npz", "--out", out).output
-    large = {"images": np.zeros((5, 9, 9), dtype=np.uint8), "labels": np.arange(5)}
+    assert "needs at least 8" in ndc(tiny_model, tmp_path / "few.npz", "--out", out).output
+    large = {"images": np.zeros((8, 9, 9), dtype=np.uint8), "labels": np.arange(8)}
     np.savez(tmp_path / "large.npz", **large)
     assert "the model takes (1, 8, 8)" in ndc(tiny_model, tmp_path / "large.npz", "--out", out).output
     assert not out.exists()
@@ -276,8 +388,8 @@ def test_apndc_needs_a_model_that_was_trained_without_a_label_or_another_estimat
     needy = shutil.copytree(tiny_model, tmp_path / "needy")
     description = json.loads((needy / "denoiser.json").read_text())
     (needy / "denoiser.json").write_text(json.dumps({**description, "knows_no_label": False}))
-    short = ["--limit", 4, "--draws", 1, "--budget", 1, "--out", tmp_path / "out"]
+    short = ["--limit", 8, "--draws", 1, "--budget", 1, "--out", tmp_path / "out"]
     assert "or take epndc" in ndc(needy, "digits", *short).output
     done = ndc(needy, "digits", *short, "--unconditional", "blended_label")
     assert done.exit_code == 0, done.output
-    assert "--set unconditional=blended_label" in done.output
+    assert load_config(str(tmp_path / "out/run.toml"), []).unconditional == "blended_label"

@@ -185,7 +185,7 @@ def test_tools_take_functions_or_say_why_not(write: Write) -> None:
     few = "--limit", "12", "--draws", "1", "--sigma-pixel", "0.25", "--budget", "2"
     done = ndc("diagnose", "mine:edm", "digits", *few)
     assert done.returncode == 0, done.stderr
-    assert Path("runs/diagnose-mine:edm/grid.toml").exists()
+    assert Path("runs/diagnose-mine:edm/run.toml").exists()
     done = ndc("distill", "mine:edm", "digits", "heads", "--steps", "3", "--channels", "8", "--limit", "64")
     assert done.returncode == 0, done.stderr
     assert load_denoiser("heads").num_classes == 10
