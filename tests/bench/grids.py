@@ -25,7 +25,9 @@ def main(written: Path) -> None:
     written_down = json.loads(written.read_text())
     sigmas = tuple(written_down["sigma_pixel"])
     grid = GridSpec(levels=candidate_levels(sigmas))
-    classifier = DiffusionClassifier(load_denoiser("models/digits"), written_down["classifier"], grid, weight=written_down["weight"])
+    classifier = DiffusionClassifier(
+        load_denoiser("models/digits"), written_down["classifier"], grid, weight=written_down["weight"]
+    )
     examples = digits("test")[::EVERY]
     images, labels = np.stack([one.image for one in examples]), np.array([one.label for one in examples])
     (measured,) = measure([classifier], images, labels, sigma_pixel=sigmas, draws=DRAWS, seed=SEED)
