@@ -19,17 +19,9 @@ from pipeline.store.run_store import RunStore
 
 RUNS = {
     "fast, 40 images": ("fast", "--limit", "40"),
-    "fast, 500 votes each, 40 images": (
-        "fast",
-        "--limit",
-        "40",
-        "--certificate",
-        "cohen",
-        "--set",
-        "votes.estimation=500",
-    ),
-    "demo, 16 images": ("demo", "--limit", "16"),
-    "sequential, 24 images": ("sequential", "--limit", "24"),
+    "fast, 500 votes each": ("fast", "--limit", "40", "--certificate", "cohen", "--set", "votes.estimation=500"),
+    "demo, 4 images": ("demo", "--limit", "4"),
+    "sequential, 6 images": ("sequential", "--limit", "6"),
     "lipschitz, 4 images": ("lipschitz", "--limit", "4"),
 }
 
