@@ -122,6 +122,8 @@ def diagnose_model(
         )
         for name in settings.classifiers
     ]
+    for weight in settings.weights:
+        replace(classifiers[0], weight=weight)  # refuses an unknown one before any work
     examples = spread_images(data, denoiser, say=say)
     set_up_process(threads=usable_cores())
     return diagnose(model, data, settings, classifiers, examples)

@@ -354,6 +354,7 @@ def test_images_are_of_the_training_split_and_spread_over_it(tiny_model: Path) -
         (["--sigma-pixel", 0], "must be positive"),
         (["--sigma-pixel", 0.25, "--sigma-pixel", 0.25], "different levels"),
         (["--weight", "heavy"], "unknown weight 'heavy'"),
+        (["--weight", "edm", "--weight", "heavy"], "unknown weight 'heavy'"),
         (["--limit", 7], "7 is not in the range"),
     ],
 )
