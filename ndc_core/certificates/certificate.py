@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -107,10 +108,11 @@ class Tally:
         if min(*self.selection, *(min(look) for look in self.looks)) < 0 or sum(self.selection) == 0:
             raise ValueError("vote counts must not be negative, and there must be selection votes")
 
-    @property
+    @cached_property
     def top(self) -> int:
-        """The class with the most selection votes."""
-        return max(range(len(self.selection)), key=lambda c: self.selection[c])
+        """The class with the most selection votes, of equals the first."""
+        votes = list(self.selection)
+        return votes.index(max(votes))
 
 
 class Procedure(Protocol):

@@ -28,7 +28,7 @@ class CertifiedImage:
     def most_likely(self) -> int:
         """The certificate's class, or where it abstains the one with the most votes of estimation."""
         predicted = self.certificate.predicted
-        return max(range(len(self.counts)), key=self.counts.__getitem__) if predicted is None else predicted
+        return self.counts.index(max(self.counts)) if predicted is None else predicted
 
     def holds(self, radius: float) -> bool:
         return self.certificate.holds(label=self.label, radius=radius)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ndc_core.analysis.self_test import Exactness
+from ndc_core.noise.streams import Phase
 from pipeline.declaration.units import WorkUnit
 from pipeline.store.devices import DeviceRecord
 from pipeline.store.parquet_io import parquet_bytes, parquet_table
@@ -179,7 +180,8 @@ class EvidenceTable:
     def of_cell(self, cell: tuple[float, str]) -> list[Evidence]:
         """The evidence of a noise level and image, selection first, in the order of the draws."""
         first, last = self.span.get(cell, (0, 0))
-        return [self._item(row) for row in range(first, last)]
+        columns = (column[first:last].tolist() for column in self._columns.values())
+        return [self._item(row, *values) for row, *values in zip(range(first, last), *columns, strict=True)]
 
     def totals(self) -> Iterator[tuple[tuple[float, str], int, int]]:
         """Draws and evaluations of each noise level and image that there is evidence of."""
@@ -192,7 +194,13 @@ class EvidenceTable:
     @cached_property
     def _columns(self) -> dict[str, np.ndarray]:
         names = ("label", "draw_start", "draw_stop", "evaluations", "seconds", "finished_unix")
-        return {name: self.table[name].to_numpy() for name in names}
+        device = self.table["device"].combine_chunks().indices
+        return {**{name: self.table[name].to_numpy() for name in names}, "device": device.to_numpy()}
+
+    @cached_property
+    def _device_texts(self) -> list[str]:
+        texts: list[str] = self.table["device"].combine_chunks().dictionary.to_pylist()
+        return texts
 
     @cached_property
     def _lists(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -208,25 +216,30 @@ class EvidenceTable:
         values_of_row: np.ndarray = values[offsets[row] : offsets[row + 1]]
         return values_of_row
 
-    def _item(self, row: int) -> Evidence:
-        fields = {name: column[row].item() for name, column in self._columns.items()}
-        unit = WorkUnit(
-            self.images[self.codes[row]],
-            fields["label"],
-            self.sigma[row].item(),
-            "estimation" if self.estimation[row] else "selection",
-            fields["draw_start"],
-            fields["draw_stop"],
-        )
+    def _item(
+        self,
+        row: int,
+        label: int,
+        draw_start: int,
+        draw_stop: int,
+        evaluations: int,
+        seconds: float,
+        finished_unix: float,
+        device: int,
+    ) -> Evidence:
+        """Of a row and what the columns hold there."""
+        phase: Phase = "estimation" if self.estimation[row] else "selection"
+        image_id, sigma = self.images[self.codes[row]], float(self.sigma[row])
+        unit = WorkUnit(image_id, label, sigma, phase, draw_start, draw_stop)
         votes = dict(zip(self._list("class_id", row).tolist(), self._list("votes", row).tolist(), strict=True))
-        scores = self._list("scores", row)
+        scores, texts = self._list("scores", row), self._device_texts
         return Evidence(
             unit,
             votes,
-            fields["evaluations"],
-            fields["seconds"],
-            fields["finished_unix"],
-            self.table["device"][row].as_py(),
+            evaluations,
+            seconds,
+            finished_unix,
+            texts[device],
             scores.reshape(unit.draws, -1) if len(scores) else None,
         )
 

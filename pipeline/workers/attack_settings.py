@@ -92,7 +92,7 @@ def cell_row(item: CertifiedImage, record: ImageRecord, radii: Sequence[float]) 
     """
     certificate = item.certificate
     right = certificate.predicted in (None, item.label)
-    most_voted = max(range(len(item.counts)), key=lambda c: item.counts[c])
+    most_voted = item.counts.index(max(item.counts))
     doubted = [0.0] if certificate.predicted is None and most_voted != item.label else []
     return {
         "right": right,
