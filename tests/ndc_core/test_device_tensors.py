@@ -147,6 +147,10 @@ def test_attacks_and_diagnoses_compute_on_the_classifiers_device(tiny_model: Pat
         (gradient,) = torch.autograd.grad(objective.scores(z).sum(), z)
     assert gradient.shape == z.shape
     if name == "apndc":
-        on_levels = DiffusionClassifier(denoiser, name, LEVELS, rows_per_pass=16, device="meta")
+        on_levels = [
+            DiffusionClassifier(denoiser, each, LEVELS, rows_per_pass=16, device="meta")
+            for each in ("epndc", "apndc", "apndc-ensemble")
+        ]
         images, labels = np.zeros((2, 1, 8, 8), dtype=np.uint8), np.array([0, 1])
-        assert measure(on_levels, images, labels, sigma_pixel=(0.25,), draws=2, seed=0).losses.shape[0] == 2
+        for measured in measure(on_levels, images, labels, sigma_pixel=(0.25,), draws=2, seed=0):
+            assert measured.losses.shape[0] == 2
