@@ -53,7 +53,7 @@ def run_toml(diagnosis: Diagnosis) -> str:
         *([] if diagnosis.measured.told_apart else [NOT_TOLD_APART]),
     ]
     named = {"name": data.name, "split": "test"} if data.name in DATASETS else {}
-    dataset = {**named, "classes": data.classes, "label_order": data.label_order}
+    dataset = {**named, "format": data.format, "classes": data.classes, "label_order": data.label_order}
     largest = max(settings.sigma_pixel)
     run = {
         "seed": settings.seed,
@@ -130,7 +130,7 @@ def report(diagnosis: Diagnosis, out: Path, say: Callable[[str], None]) -> None:
             f"{race.evaluations_without:.1f}, {accuracy} of votes right"
         )
     else:
-        say(f"not raced, which would cost accuracy: {race.evaluations_without:.1f} evaluations a vote")
+        say(f"not raced, {race.evaluations_without:.1f} evaluations a vote: no race was as accurate for fewer")
     say(f"Written: {out}/run.toml, diagnosis.json, diagnosis.png, diagnosis.svg")
     images = "" if diagnosis.data.name in DATASETS else " --data IMAGES-TO-CERTIFY"
     sigmas = ", ".join(f"{sigma:g}" for sigma in settings.sigma_pixel)

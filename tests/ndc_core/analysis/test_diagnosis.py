@@ -331,11 +331,12 @@ def test_a_run_on_data_of_ones_own_is_told_its_images_when_it_is_certified(tiny_
             images=np.stack([example.image[0] for example in some]),
             labels=np.array([example.label for example in some]),
         )
-    done = ndc(tiny_model, tmp_path / "learned.npz", "--draws", 1, "--budget", 2, "--out", tmp_path / "found")
+    short = ["--draws", 1, "--budget", 2, "--format", "npz"]
+    done = ndc(tiny_model, tmp_path / "learned.npz", *short, "--out", tmp_path / "found")
     assert done.exit_code == 0, done.output
     assert f"ndc certify {tmp_path}/found/run.toml --data IMAGES-TO-CERTIFY" in done.output
     config = load_config(str(tmp_path / "found/run.toml"), [f"dataset.name='{tmp_path}/kept.npz'"])
-    assert config.dataset.name == f"{tmp_path}/kept.npz"
+    assert (config.dataset.name, config.dataset.format) == (f"{tmp_path}/kept.npz", "npz")
 
 
 def test_images_are_of_the_training_split_and_spread_over_it(tiny_model: Path) -> None:
