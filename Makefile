@@ -14,7 +14,7 @@ compare-demo: models/digits-heads/denoiser.safetensors models/digits-classifier/
 test: .venv/dev  ## The tests (minutes)
 	$(RUN_TESTS) -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: .venv/dev  ## The long ones: calibration, kills, rows a pass, full-size networks, jobs, a real S3 server
+test-slow: .venv/dev  ## The long ones: calibration, kills, rows per pass, full-size networks, jobs, a real S3 server
 	$(RUN_TESTS) -m slow
 
 check: lint types test  ## Everything a commit must pass; the tests hold the direction of imports

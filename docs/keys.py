@@ -24,7 +24,7 @@ WORDS = {str: "string", int: "whole number", float: "number", bool: "`true` or `
 
 @dataclass(frozen=True)
 class SectionTable:
-    """One section, or one variant of it; without rows where its keys are those of a section before."""
+    """One section, or one variant of it; without rows where its keys are those of an earlier section."""
 
     title: str
     lead: str
@@ -58,22 +58,22 @@ def anchor(title: str) -> str:
 
 
 def meanings(section: type) -> dict[str, str]:
-    """The string below each field, in the class itself or in one that it is made from.
+    """The string below each field, in the class itself or in one of its base classes.
 
     Raises:
         ValueError: a field without one.
     """
-    found: dict[str, str] = {}
+    meaning_of: dict[str, str] = {}
     for base in reversed(section.__mro__[:-1]):
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(definition, ast.ClassDef)
         for field, below in pairwise(definition.body):
             match field, below:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(said))):
-                    found[name] = " ".join(said.split())
-    if missing := [name for name in fields(section) if name not in found]:
+                    meaning_of[name] = " ".join(said.split())
+    if missing := [name for name in fields(section) if name not in meaning_of]:
         raise ValueError(f"{section.__name__} does not say below {', '.join(missing)} what it means")
-    return found
+    return meaning_of
 
 
 def names_of(variant: type) -> str:
@@ -131,7 +131,7 @@ def ranges(rules: Any) -> list[str]:
 
 
 def default_of(field: FieldInfo) -> str:
-    """In TOML; empty for a key that is left out, or a section that is its own defaults."""
+    """In TOML; empty for a key that is left out, or for a section, whose keys have their own."""
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)

@@ -1,4 +1,4 @@
-"""Votes of the embedded digits model with all that they saw kept: what docs/pictures.py draws."""
+"""Votes of the embedded digits model, with everything that they saw, for docs/pictures.py."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -35,17 +35,17 @@ def classifier(denoiser: EDMDenoiser, **levers: object) -> DiffusionClassifier:
     return DiffusionClassifier(denoiser, "apndc-ensemble", grid=GRID, weight="edm", **levers)  # type: ignore[arg-type]
 
 
-def noisy(of: DiffusionClassifier, example: Example, *, draw: int = 0) -> tuple[np.ndarray, DrawNoise]:
+def noisy(voter: DiffusionClassifier, example: Example, *, draw: int = 0) -> tuple[np.ndarray, DrawNoise]:
     """An image as an estimation vote sees it (model space), and all noise of that vote."""
     law = IntegerNoise(SIGMA)
-    refine_steps, sift_steps = of.noise_steps
+    refine_steps, sift_steps = voter.noise_steps
     noise = draw_noise(
         seed=0,
         image_id=example.image_id,
         phase="estimation",
         draws=[draw],
         input_noise=law,
-        image_shape=of.image_shape,
+        image_shape=voter.image_shape,
         refine_steps=refine_steps,
         sift_steps=sift_steps,
     )
@@ -69,12 +69,12 @@ class Seen:
 def look(example: Example) -> Seen:
     """One vote of the full grid, every label at every level."""
     denoiser = load_denoiser(MODEL)
-    of = classifier(denoiser)
-    z, noise = noisy(of, example)
+    voter = classifier(denoiser)
+    z, noise = noisy(voter, example)
     z_tau = torch.from_numpy(z).float()
     tau, no_label = torch.tensor([TAU]), torch.zeros(1, denoiser.num_classes)
     estimate = denoiser(z_tau, tau, no_label)
-    path, weight = of.path(z_tau, estimate, GRID, torch.from_numpy(noise.refine), tau_model=TAU)
+    path, weight = voter.path(z_tau, estimate, GRID, torch.from_numpy(noise.refine), tau_model=TAU)
     steps, classes = len(path.level), denoiser.num_classes
     step = torch.arange(steps).repeat_interleave(classes)
     draw = torch.zeros(len(step), dtype=torch.long)
@@ -98,10 +98,10 @@ def pixels(z: Tensor) -> np.ndarray:
 
 def certified(example: Example) -> tuple[np.ndarray, Certificate]:
     """Shares of the estimation votes of one image, and what they prove."""
-    of = classifier(load_denoiser(MODEL), race=RaceSpec(gap=1.7))
+    voter = classifier(load_denoiser(MODEL), race=RaceSpec(gap=1.7))
     counts = [
         count_votes(
-            of,
+            voter,
             example.image,
             sigma_pixel=SIGMA,
             noise="integer",
@@ -120,7 +120,7 @@ class Recorder:
     """A denoiser that notes the level and the label of each row that it is asked for."""
 
     denoiser: EDMDenoiser
-    asked: list[tuple[float, int | None]] = field(default_factory=list)  # None: no one label
+    asked: list[tuple[float, int | None]] = field(default_factory=list)  # None: not a single label
 
     def __post_init__(self) -> None:
         self.image_shape, self.num_classes = self.denoiser.image_shape, self.denoiser.num_classes
@@ -150,7 +150,7 @@ class Asked:
 
 
 def levers(example: Example) -> Iterator[Asked]:
-    """The same vote in five ways; rows of one pass, so that every evaluation is one that was asked for."""
+    """The same vote in six ways; one row per pass, so that every evaluation is one that was asked for."""
     sift_grid = GridSpec(points=6, sigma_model_max=1.5, spacing="log")  # that of the preset `demo`
     for name, kind, model, settings in (
         ("every label\nat every level", Recorder, MODEL, {}),
@@ -161,17 +161,17 @@ def levers(example: Example) -> Iterator[Asked]:
         ("class heads\nand race", HeadsRecorder, HEADS, {"race": RaceSpec(gap=1.7)}),
     ):
         recorder = kind(load_denoiser(model))
-        of = classifier(recorder, rows_per_pass=1, **settings)  # type: ignore[arg-type]
-        z, noise = noisy(of, example)
-        found = predict(of, z, tau_model=TAU, noise=noise)
-        asked = [(level, label) for level, label in recorder.asked if level != np.float32(TAU) or label is not None]
+        voter = classifier(recorder, rows_per_pass=1, **settings)  # type: ignore[arg-type]
+        z, noise = noisy(voter, example)
+        prediction = predict(voter, z, tau_model=TAU, noise=noise)
+        scored = [(level, label) for level, label in recorder.asked if level != np.float32(TAU) or label is not None]
         grids = {float(np.float32(level)) for level in build_grid(GRID, tau_model=TAU).level}
-        levels = np.array(sorted(grids | {level for level, _ in asked}))
+        levels = np.array(sorted(grids | {level for level, _ in scored}))
         cells = np.zeros((len(levels), recorder.num_classes), dtype=int)
-        for level, label in asked:
+        for level, label in scored:
             row = int(np.searchsorted(levels, level))
             if label is None:
                 cells[row] = 2
             else:
                 cells[row, label] = max(cells[row, label], 1)
-        yield Asked(name, levels, cells, found.evaluations, int(found.winners[0]))
+        yield Asked(name, levels, cells, prediction.evaluations, int(prediction.winners[0]))

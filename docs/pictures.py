@@ -88,7 +88,7 @@ def noise_twice(seen: Seen) -> Figure:
 
 
 def one_vote(seen: Seen, label: int) -> Figure:
-    """What the denoiser makes of three levels for each label, and the error of each over all levels."""
+    """The denoiser's outputs at three levels for each label, and the error of each label over all levels."""
     figure = new_figure(9, 5.2)
     total = seen.errors.sum(axis=0)
     winner, classes = int(total.argmin()), len(total)
@@ -177,7 +177,7 @@ def sequential_votes() -> Figure:
             looks.append((wins, end - wins))
             if procedure.decided(Tally([1, 0], looks)):
                 break
-        ends = [sum(found) for found in looks]
+        ends = [sum(counts) for counts in looks]
         bound = np.maximum.accumulate([probability_lower(w, w + lost, alpha=ALPHA) for w, lost in looks])
         axes.plot(ends, norm.ppf(np.maximum(bound, 0.5)) * SIGMA, color=colour, linewidth=2, marker="o", markersize=4)
         axes.plot(ends[-1], norm.ppf(max(bound[-1], 0.5)) * SIGMA, "s", color=colour, markersize=9)
@@ -201,7 +201,7 @@ def sequential_votes() -> Figure:
 
 
 def levers_of_cost() -> Figure:
-    """Which labels one vote asks for at which levels, in several ways."""
+    """Which labels one vote asks for at which levels, with several levers."""
     figure = new_figure(9, 4.6)
     ways = list(levers(held_out()[THE_DIGIT]))
     colours = ListedColormap(["white", BLUE, GREEN])

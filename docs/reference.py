@@ -36,7 +36,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def as_text(help_text: str) -> str:
-    """One line of Markdown, in which <x> is no tag."""
+    """One line of Markdown, in which <x> is not a tag."""
     return " ".join(help_text.split()).replace("<", "\\<")
 
 
@@ -49,7 +49,7 @@ def option_rows(command: click.Command, context: click.Context) -> list[list[str
     sets_keys = any(parameter.name == "assignments" for parameter in command.params)
     for parameter in command.params:
         record = parameter.get_help_record(context)
-        if record is None or isinstance(parameter, click.Argument):  # the usage and the help speak of arguments
+        if record is None or isinstance(parameter, click.Argument):  # the usage and the help describe arguments
             continue
         name, meaning = record
         key = KEY_OF.get(parameter.name or "") if sets_keys else None
@@ -63,12 +63,12 @@ def commands() -> Iterator[str]:
         yield "`ndc COMMAND --help` prints the same. Before the command:"
         yield table(["option", "meaning"], option_rows(main, context))
         for name, command in main.commands.items():
-            with click.Context(command, info_name=name, parent=context) as of_command:
-                usage = " ".join(["ndc", name, *command.collect_usage_pieces(of_command)])
+            with click.Context(command, info_name=name, parent=context) as command_context:
+                usage = " ".join(["ndc", name, *command.collect_usage_pieces(command_context)])
                 yield f"### ndc {name}"
                 yield f"    {usage}"
                 yield paragraphs(command.help or "")
-                if rows := option_rows(command, of_command):
+                if rows := option_rows(command, command_context):
                     yield table(["option", "meaning"], rows)
 
 
@@ -100,7 +100,7 @@ def presets() -> Iterator[str]:
 
 
 def first_sentence(toml: str) -> str:
-    """Of the comment at the top of a file."""
+    """The first sentence of the comment at the top of a file."""
     comment = takewhile(lambda line: line.startswith("# "), toml.splitlines())
     sentence, _, _ = " ".join(line[2:] for line in comment).partition(". ")
     return sentence.rstrip(".") + "."

@@ -1,4 +1,4 @@
-"""The whole thing for images at hand: votes, and the certificates they give."""
+"""Votes on images in memory, and the certificates that they give."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -72,7 +72,7 @@ def certify(
 
 
 def certification(procedure: Procedure, selection_votes: int) -> Sampling[Certificate]:
-    """Selection votes name the class; estimation votes, other ones (rule S3), follow up to the look that decides."""
+    """Selection votes name the class; estimation votes, from other draws (rule S3), follow up to the deciding look."""
     selection = yield Draws("selection", range(selection_votes))
     tally = Tally(selection, [[0] * len(selection)])
     looks: list[list[int]] = []
@@ -87,7 +87,7 @@ def certification(procedure: Procedure, selection_votes: int) -> Sampling[Certif
 
 
 def refuse_settings(sigma_pixel: float, noise: NoiseName, *, votes: int) -> None:
-    """Raises ValueError for what no smoothed classifier can do with."""
+    """Raises ValueError for settings that no smoothed classifier accepts."""
     if not sigma_pixel > 0:
         raise ValueError(f"sigma_pixel must be above 0, not {sigma_pixel}")
     if noise not in ("integer", "float"):

@@ -8,8 +8,8 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all cores together tha
 
 
 def usable_cores() -> int:
-    """The cores that this process may use, at least 1: not all of the machine's, where its affinity, as of a batch
-    system, or its container's quota is less."""
+    """The cores that this process may use, at least 1: fewer than the machine has where its affinity, set by a batch
+    system for example, or its container's quota is smaller."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
     with suppress(OSError, ValueError):  # no Linux, no cgroup of the second version, or "max"
         quota, period = map(int, QUOTA.read_text().split())

@@ -42,23 +42,23 @@ def sample_images(
     seed: int,
     purpose: str = "",
 ) -> list[Result]:
-    """What each image's sampling ends with. Draws of all images share forward passes.
+    """The result of each image's sampling. Draws of all images share forward passes.
 
-    The draws of an image are a function of the seed, of what is asked (`purpose`) and of its own pixels: it has the
-    same alone and in every batch, and other images have others (rule S1).
+    The draws of an image are a function of the seed, of `purpose` and of its own pixels: they are the same alone and in
+    every batch, and other images have other draws (rule S1).
 
     Raises:
         NonFiniteScoreError: see `stream_votes`.
     """
     samplings = [sampling() for _ in images]
     names = [purpose + name_of(image) for image in images]
-    asked = deque((index, next(own)) for index, own in enumerate(samplings))
+    requested = deque((index, next(own)) for index, own in enumerate(samplings))
     results: dict[int, Result] = {}
 
     def next_request() -> tuple[int, VoteRequest] | None:
-        if not asked:
+        if not requested:
             return None
-        index, draws = asked.popleft()
+        index, draws = requested.popleft()
         return index, VoteRequest(
             images[index],
             names[index],
@@ -75,7 +75,7 @@ def sample_images(
             if isinstance(counts, Exception):
                 raise counts
             try:
-                asked.append((index, samplings[index].send(counts[0].votes.tolist())))
+                requested.append((index, samplings[index].send(counts[0].votes.tolist())))
             except StopIteration as end:
                 results[index] = end.value
     return [results[index] for index in range(len(images))]
@@ -87,7 +87,7 @@ def name_of(image: Image) -> str:
 
 @contextmanager
 def no_more_threads_than_cores() -> Iterator[None]:
-    """In a container torch starts a thread for each of the machine's cores, of which it may have a few."""
+    """In a container torch starts a thread for each of the machine's cores, although it may use only a few of them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(min(threads, usable_cores()))
     try:

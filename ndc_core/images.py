@@ -1,4 +1,4 @@
-"""Images as users have them, as the 8-bit arrays that certificates speak of; whatever else they are is named."""
+"""Turns users' images into the 8-bit arrays that certificates are about, or says what they are instead."""
 
 import numpy as np
 from jaxtyping import Shaped
@@ -16,7 +16,7 @@ def as_images(images: Images, *, image_shape: tuple[int, int, int], noise: Noise
     """The images one by one, and whether they came as a batch: uint8, or with `float` noise pixels in [0, 1] as well.
 
     Raises:
-        ValueError: another type, range, layout or size than the model takes; says what was given and how to mend it.
+        ValueError: another type, range, layout or size than the model takes; says what was given and how to fix it.
     """
     array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
     _refuse_layout(array.shape, image_shape)
@@ -55,7 +55,7 @@ def _refuse_layout(shape: tuple[int, ...], image_shape: tuple[int, int, int]) ->
 
 
 def _refuse_pixels(array: np.ndarray, noise: NoiseName) -> None:
-    """Of an array that is not uint8: all but floats in [0, 1] under `float` noise."""
+    """Refuses arrays that are not uint8, except floats in [0, 1] with `float` noise."""
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"images are {array.dtype}, not uint8; give whole numbers from 0 to 255 as uint8")
     if not np.isfinite(array).all():

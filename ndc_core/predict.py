@@ -1,4 +1,4 @@
-"""The class of images at hand, from a few votes and without a radius."""
+"""The class of images in memory, from a few votes and without a radius."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ RELATIVE_MARGIN = 1e-11  # of betainc (rule S7)
 
 @dataclass(frozen=True)
 class PredictedClass:
-    """With probability at least 1 - alpha over the votes `predicted` is the smoothed classifier's class, or None where
-    the two leading classes were too close to tell (it abstains). Nothing is said about changed images."""
+    """With probability at least 1 - alpha over the votes, `predicted` is the smoothed classifier's class, or None where
+    the two leading classes were too close to tell (it abstains). This says nothing about changed images."""
 
     predicted: int | None
     alpha: float
@@ -67,10 +67,10 @@ def predict(
 def class_ahead(counts: Sequence[int], *, alpha: float) -> int | None:
     """The class with most votes, if it is ahead of the second by more than chance explains; else None.
 
-    It is not the most probable one with probability at most alpha. Source: Hung and Fithian 2019, Rank verification for
-    exponential families: the two leading classes are tested as if they were the only ones.
+    The probability that it is not the most probable class is at most alpha. Source: Hung and Fithian 2019, Rank
+    verification for exponential families: the two leading classes are tested as if they were the only ones.
     """
     top, second = sorted(range(len(counts)), key=lambda c: -counts[c])[:2]
-    # Twice the chance that a fair coin falls on one side at least so often.
+    # Twice the chance that a fair coin falls on one side at least that often.
     chance = 2 * float(betainc(counts[top], counts[second] + 1, 0.5)) * (1 + RELATIVE_MARGIN)
     return top if chance <= alpha else None

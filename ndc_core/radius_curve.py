@@ -14,7 +14,7 @@ CONFIDENCE = 0.95
 @dataclass(frozen=True)
 class RadiusCurve:
     """Certificates at one noise level. `radii` are those of the images that were given their label, rising; the others,
-    of which some abstained, count as wrong at every radius (rule S6)."""
+    some of which abstained, count as wrong at every radius (rule S6)."""
 
     images: int
     radii: tuple[float, ...]

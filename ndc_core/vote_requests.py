@@ -19,12 +19,12 @@ from ndc_core.space import sigma_to_model, sigma_to_pixel
 
 Image = Shaped[np.ndarray, "c h w"]
 
-# Of one actor, for noise and losses of the batches that vote and of those whose noise is drawn ahead.
+# Memory of one actor for noise and losses, of the batches that vote and of those whose noise is drawn ahead.
 MEMORY_BYTES = 256 * 2**20
 GPU_SHARE = 32  # on a GPU, where many more draws must be under way, a 32nd of its memory
 BATCHES_IN_MEMORY = 16
-# Of a batch, at most, if its rows were of one class and step: so few that others go on while one waits for answers, and
-# so many that what is done once for a batch does not count.
+# With rows of one class and step a batch fills at most this share of a pass (1/4): few enough that others go on while
+# one waits for answers, and enough draws that the fixed cost of a batch does not matter.
 SHARE_OF_A_PASS, FEWEST_DRAWS = 4, 64
 
 
@@ -35,7 +35,7 @@ class VoteRequest:
     The noise of a path is drawn for all levels of the run, `all_sigmas`, so that a level's votes do not depend on which
     others vote with it. A vote may stop when its level's candidate is out of the race (see
     `scoring.score_on_shared_path`). The image is 8-bit, or with `float` noise pixels in double precision. The noise
-    `none` is for DC: its steps draw theirs on a lattice (see `lattice`).
+    `none` is for DC, whose steps draw their noise on a lattice (see `lattice`).
     """
 
     image: Image
@@ -66,7 +66,7 @@ Piece = tuple[VoteRequest, Sequence[int]]  # some draws of a request
 
 
 def prepare(classifier: Voter, pieces: Sequence[Piece]) -> Task[list[Prediction]]:
-    """Draws the noise that a batch of one kind begins with; gives its task, which draws more where votes reach it.
+    """Draws the noise that a batch of one kind begins with; gives its task, which draws more as votes reach it.
 
     Raises:
         ValueError: an image that does not fit the model or the noise.
@@ -88,7 +88,7 @@ def prepare(classifier: Voter, pieces: Sequence[Piece]) -> Task[list[Prediction]
 
 
 def noisy_inputs(classifier: Voter, pieces: Sequence[Piece]) -> tuple[Float[np.ndarray, "draws c h w"], DrawNoise]:
-    """The noisy image of each draw in model space, and all noise of the draws, that of the steps not drawn yet."""
+    """The noisy image of each draw in model space, and all noise of the draws; that of the steps is not drawn yet."""
     shape, first = classifier.image_shape, pieces[0][0]
     law, keys, inputs, z = NOISES[first.noise](first.sigma_pixel[0]), [], [], []
     for request, draws in pieces:
@@ -113,11 +113,11 @@ def _candidates_of(pieces: Sequence[Piece]) -> np.ndarray:
 
 
 def _path_draws(classifier: Voter, pieces: Sequence[Piece]) -> PathDraws:
-    """Noise on a path adds up from its lowest level on: there is no drawing the later without the earlier."""
+    """Noise on a path adds up from its lowest level: later noise cannot be drawn without the earlier."""
     first = pieces[0][0]
     assert classifier.grid is not None
-    at = sigmas_on_path(classifier.grid, first.all_sigmas or first.sigma_pixel)
-    path_noise = PATH_NOISES[first.noise](at)
+    path_sigmas = sigmas_on_path(classifier.grid, first.all_sigmas or first.sigma_pixel)
+    path_noise = PATH_NOISES[first.noise](path_sigmas)
     # A level's noisy image is a function of its own noise, not of how it was reached (rules S2 and S8).
 
     def noisy(request: VoteRequest, draws: Sequence[int]) -> Float[np.ndarray, "draws path_sigmas c h w"]:
@@ -127,8 +127,8 @@ def _path_draws(classifier: Voter, pieces: Sequence[Piece]) -> PathDraws:
     z = np.concatenate([noisy(request, draws) for request, draws in pieces])
     levels = [sigma_to_pixel(level) for level in path_levels(classifier.grid, taus_model=first.taus_model)]
     return PathDraws(
-        tuple(z[:, at.index(sigma)] for sigma in first.sigma_pixel),
-        z[:, [at.index(level) for level in levels]],
+        tuple(z[:, path_sigmas.index(sigma)] for sigma in first.sigma_pixel),
+        z[:, [path_sigmas.index(level) for level in levels]],
         first.taus_model,
         _candidates_of(pieces),
     )
@@ -148,7 +148,7 @@ def _path_noise(
 
 
 def _lattice_draws(classifier: Voter, pieces: Sequence[Piece]) -> PathDraws:
-    """All levels' noise is drawn at once: the scores of all are what these votes are for."""
+    """The noise of all levels is drawn at once: these votes are for the scores, which need all levels."""
     if classifier.grid is None or not classifier.takes_clean_images:
         raise ValueError("noise = 'none' is for the classifier dc without sift: set noise to 'integer' or 'float'")
     levels, clean, noisy = path_levels(classifier.grid, taus_model=(0.0,)), [], []

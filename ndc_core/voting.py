@@ -17,7 +17,7 @@ from ndc_core.noise.smoothing import NoiseName
 from ndc_core.noise.streams import Phase
 from ndc_core.vote_requests import Image, VoteRequest, bytes_of_a_draw, draws_of_a_batch, memory_bytes, prepare
 
-# That draw the noise of inputs. On a CPU the network has the cores.
+# Threads that draw the noise of inputs. On a CPU the network has the cores.
 THREADS = {"cuda": 4}
 
 Name = TypeVar("Name")
@@ -42,7 +42,7 @@ def stream_votes(
 ) -> Iterator[tuple[Name, list[VoteCounts] | Exception]]:
     """Counts the votes of requests, for each noise level of each, as soon as a request is complete, or says why not.
 
-    The same draws give the same votes whenever, wherever and with whatever others they are asked for (rule S1).
+    The same draws give the same votes at any time and place, together with any others (rule S1).
     `next_request` gives None when there is none at present.
 
     Raises (as the request's result):
@@ -141,8 +141,8 @@ class _RequestBatcher(Generic[Name]):
         self.classifier, self.next_request = classifier, next_request
         self.threads, self.batches_ahead = threads, count + 1
         self.memory_left = memory_bytes(torch.device(classifier.device))
-        self.waiting: dict[Any, deque[_Piece[Name]]] = {}  # by kind: what is in no batch yet
-        self.alone: deque[_Piece[Name]] = deque()  # again, after a batch with others has failed
+        self.waiting: dict[Any, deque[_Piece[Name]]] = {}  # by kind: draws that are in no batch yet
+        self.alone: deque[_Piece[Name]] = deque()  # to vote again, after a batch with others has failed
         self.ahead: deque[tuple[_Batch[Name], Future[Task[list[Prediction]]]]] = deque()
 
     def next_task(self) -> tuple[_Batch[Name], Task[list[Prediction]]] | None:
@@ -158,7 +158,7 @@ class _RequestBatcher(Generic[Name]):
         return (yield from prepared.result())
 
     def _next_batch(self) -> _Batch[Name] | None:
-        """As many draws of one kind as a batch may have, of as many requests as that takes, or of all."""
+        """As many draws of one kind as a batch may have, from as many requests as that takes, or from all."""
         if self.memory_left <= 0:
             return None
         if self.alone:
@@ -185,7 +185,7 @@ class _RequestBatcher(Generic[Name]):
         return self._cut(kind, draws_of_a_batch(self.classifier, pieces[0].pending.request))
 
     def _cut(self, kind: Any, most: int) -> _Batch[Name]:
-        """The first draws of a kind that wait, at most so many."""
+        """The first waiting draws of a kind, at most `most`."""
         pieces, taken = self.waiting[kind], []
         while pieces and most:
             piece = pieces.popleft()
@@ -208,7 +208,7 @@ class _RequestBatcher(Generic[Name]):
     ) -> Iterator[tuple[Name, list[VoteCounts] | Exception]]:
         self.memory_left += batch.bytes
         if isinstance(predictions, Exception):
-            if len(batch.pieces) > 1:  # the others must not fail with the one whose fault it was
+            if len(batch.pieces) > 1:  # one bad request must not fail the others
                 self.alone.extend(piece for piece in batch.pieces if not piece.pending.failed)
             elif not (pending := batch.pieces[0].pending).failed:
                 self._forget(pending)
@@ -223,7 +223,7 @@ class _RequestBatcher(Generic[Name]):
                 yield pending.name, pending.counts()
 
     def _forget(self, pending: _PendingRequest[Name]) -> None:
-        """A request that has failed: none of its draws need vote any more."""
+        """Marks a request as failed: none of its draws need to vote any more."""
         pending.failed = True
         self.alone = deque(piece for piece in self.alone if piece.pending is not pending)
         for kind, pieces in list(self.waiting.items()):

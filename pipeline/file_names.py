@@ -1,4 +1,4 @@
-"""Names in a data set: which are no data at all, and how those that are no UTF-8 are written.
+"""Names in a data set: which ones are not data, and how those that are not UTF-8 are written.
 
 One rule for all readers. Paths are relative to the data's folder or archive: it does not matter where that lies.
 """
@@ -21,7 +21,7 @@ KINDS_NAMED_AT_MOST = 5
 
 
 def leftover(path: str) -> str | None:
-    """What makes a path no data, or None: at any depth a hidden name, or one of LEFTOVERS."""
+    """Why a path is not data, or None: at any depth a hidden name, or one of LEFTOVERS."""
     *folders, name = path.split("/")
     folder = next((folder for folder in folders if is_leftover(folder)), None)
     if folder is not None:
@@ -36,12 +36,12 @@ def is_leftover(name: str) -> bool:
 
 
 def extension(path: str) -> str:
-    """In lower case; empty where there is none."""
+    """The extension in lower case; empty where there is none."""
     return path.rpartition("/")[2].rpartition(".")[2].lower() if "." in path.rpartition("/")[2] else ""
 
 
 def no_image(path: str) -> str | None:
-    """What makes a path no image, a leftover or its extension; None for an image."""
+    """Why a path is not an image: it is a leftover, or its extension is another; None for an image."""
     if (kind := leftover(path)) or extension(path) in IMAGE_EXTENSIONS:
         return kind
     return f"*.{extension(path)}" if extension(path) else "without an extension"
@@ -52,15 +52,15 @@ def is_image(path: str) -> bool:
 
 
 def no_shard(name: str, endings: tuple[str, ...]) -> str | None:
-    """What makes a file no shard of a data set: as `no_image`; files that begin with `_` are those of unfinished writes
-    to all that read Parquet."""
+    """Why a file is not a shard of a data set, as `no_image`. To all readers of Parquet, files that begin with `_` are
+    unfinished writes."""
     if kind := leftover(name) or ("_*" if name.startswith("_") else None):
         return kind
     return None if name.lower().endswith(endings) else f"*.{extension(name)}" if extension(name) else name
 
 
 def readable(name: str) -> str:
-    r"""The name as valid UTF-8, as Parquet and JSON want it: bytes that are none stand as `\xe9`, everywhere alike."""
+    r"""The name as valid UTF-8, as Parquet and JSON want it: invalid bytes become `\xe9`, the same everywhere."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -68,7 +68,7 @@ class Notes:
     """What readers decided by rule about a data set, to be said once.
 
     It is counted by the part of the data that it is about (a class folder, a shard), and a pass over a part counts it
-    anew: so it stays right however often, and how far, the data are read.
+    afresh: so it stays right however often, and how far, the data are read.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Notes:
         self._counts: dict[str, Counter[str]] = {}
 
     def of_part(self, part: str) -> Counter[str]:
-        """To count in, by kind, what is left out of a part; as NOT_UTF8 names that were rewritten, as COPY copies."""
+        """Counts, by kind, what is left out of a part; NOT_UTF8 counts rewritten names, and COPY counts copies."""
         self._counts[part] = Counter()
         return self._counts[part]
 

@@ -40,7 +40,7 @@ class HubName:
 
     @classmethod
     def parse(cls, where: str) -> "HubName":
-        """Raises HubError for a name that is none."""
+        """Raises HubError for a name that is not valid."""
         named = NAME.fullmatch(where)
         if named is None or named["repo"].startswith("datasets/"):
             raise HubError(
@@ -60,7 +60,7 @@ def is_hub(where: str) -> bool:
 
 
 def at_commit(name: HubName) -> HubName:
-    """The same at the commit that its revision is now; where the hub is away, at the one that the cache knows.
+    """The same at the commit that its revision is now; without the hub, at the one that the cache knows.
 
     Raises:
         HubError: there is no such repository or revision, or it may not be read.

@@ -21,7 +21,7 @@ from pipeline.file_names import readable
 # The checksums that newer clients add to uploads are unknown to most object stores but Amazon's.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 
-# Listings are not cached: another process may have added to them. Short timeouts, so that a store away is noticed soon.
+# Listings are not cached: another process may have added to them. Short timeouts, so that a lost store is noticed soon.
 OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
         "use_listings_cache": False,
@@ -54,7 +54,7 @@ def location(where: Where) -> UPath:
     """A path of this machine, or a URI.
 
     Raises:
-        LocationError: a protocol that nothing here speaks, a name that is no UTF-8, or an address that holds a password
+        LocationError: a protocol that nothing here knows, a name that is not UTF-8, or an address that holds a password
             or a signature: it would be kept in run folders and shown in logs.
     """
     if isinstance(where, UPath):
@@ -66,7 +66,7 @@ def location(where: Where) -> UPath:
         )
     if str(where) != readable(str(where)):
         raise LocationError(f"{readable(str(where))} is no UTF-8, as run folders and reports are; rename it")
-    if separator:  # aiohttp's tasks tell of a cut wire a second time; the request itself raises it
+    if separator:  # aiohttp's tasks report a lost connection a second time; the request itself raises it
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         return UPath(str(where), **(OPTIONS.get(protocol, {}) if separator else {}))
@@ -142,26 +142,26 @@ def read_text(path: UPath) -> str:
     Raises:
         FileNotFoundError: there is none.
         LocationError: it cannot be read.
-        UnicodeDecodeError: it is no UTF-8.
+        UnicodeDecodeError: it is not UTF-8.
     """
     return read(path).decode("utf-8-sig")
 
 
 def read_each(paths: Sequence[UPath]) -> Iterator[bytes]:
-    """The contents of many files, of an object store many at once."""
+    """The contents of many files; from an object store, many at once."""
     for first in range(0, len(paths), READ_AT_ONCE):
-        some = paths[first : first + READ_AT_ONCE]
-        if is_local(some[0]):
-            yield from (read(path) for path in some)
+        batch = paths[first : first + READ_AT_ONCE]
+        if is_local(batch[0]):
+            yield from (read(path) for path in batch)
         else:
-            with reaching(some[0]):
-                fetched = some[0].fs.cat([path.path for path in some])
-                contents = fetched if isinstance(fetched, dict) else {some[0].path: fetched}
-                yield from (contents[path.path] for path in some)
+            with reaching(batch[0]):
+                fetched = batch[0].fs.cat([path.path for path in batch])
+                contents = fetched if isinstance(fetched, dict) else {batch[0].path: fetched}
+                yield from (contents[path.path] for path in batch)
 
 
 def publish_patiently(path: UPath, content: bytes) -> None:
-    """Publishes what took long to compute: to an object store that is away several times, over half a minute.
+    """Publishes what took long to compute: tries for half a minute if an object store cannot be reached.
 
     Raises:
         LocationError: it cannot be written.
@@ -233,7 +233,7 @@ def files_of(folder: UPath) -> list[UPath]:
 
 
 def files_of_shards(folder: UPath) -> list[UPath]:
-    """The files in a folder's subfolders, sorted; of an object store one listing a subfolder, many at once."""
+    """The files in a folder's subfolders, sorted; in an object store, one listing per subfolder, many at once."""
     if is_local(folder):
         return sorted(path for path in folder.glob("*/*") if path.is_file())
     from concurrent.futures import ThreadPoolExecutor

@@ -113,7 +113,7 @@ def _first_line(error: BaseException) -> str:
 
 def _sources(module_name: str) -> Iterator[tuple[str, bytes]]:
     """The Python files of the package that a module is in, or its own file; and the same of whatever lies beside it
-    that these import. What is installed is a library, of which only the package itself counts."""
+    that these import. What is installed is a library: only the package itself counts."""
     top = module_name.partition(".")[0]
     root = _root(sys.modules[top])
     if root is None:
@@ -147,7 +147,7 @@ def _files_of(root: Path, name: str) -> list[Path]:
 
 
 def _imported_by(content: bytes) -> Iterator[str]:
-    """The first names of all absolute imports; of a file that is no Python of today, none."""
+    """The first names of all absolute imports; none of a file that is not current Python."""
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):

@@ -37,7 +37,7 @@ def show(line: str) -> None:
 class CountProgress:
     """How many of how many, and the time left: a bar on a terminal, a line every few seconds elsewhere.
 
-    Of work that ends sooner nothing is shown.
+    For work that ends sooner nothing is shown.
     """
 
     def __init__(self, what: str, total: int) -> None:

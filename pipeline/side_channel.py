@@ -11,7 +11,7 @@ Heard = TypeVar("Heard", contravariant=True)
 
 
 class SideChannel:
-    """A context that swallows whatever is raised in it, and says the first; only Ctrl-C and SIGTERM pass.
+    """A context that swallows whatever is raised in it, and reports the first error; only Ctrl-C and SIGTERM pass.
 
     It may be entered again and again.
     """
@@ -29,7 +29,7 @@ class SideChannel:
             return False
         if not self.failed:
             self.failed = True
-            # What is said is a side channel, too.
+            # Saying it is a side channel, too.
             safely(self.say)(f"{self.what} failed, and the run goes on without: {in_one_line(error)}")
         return True
 
@@ -52,10 +52,10 @@ def safely(say: Say) -> Say:
 
 
 def in_time(tell: Callable[[], None], *, seconds: float = 1.0) -> None:
-    """Tells from a thread of its own, for which nobody waits longer: whoever stops a run is not kept from it.
+    """Calls `tell` in a thread of its own and waits at most `seconds`, so that stopping a run never hangs.
 
     Raises:
-        TimeoutError: it is not told yet; it may be, if the process lasts.
+        TimeoutError: it has not ended yet; it may, if the process lasts.
         BaseException: as it is raised.
     """
     errors: list[BaseException | None] = []

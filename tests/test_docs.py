@@ -1,4 +1,4 @@
-"""The documentation is what the code is: links lead somewhere, commands parse, the reference is current."""
+"""The documentation fits the code: links lead somewhere, commands parse, the reference is current."""
 
 import re
 import shlex
@@ -43,7 +43,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def code(page: Path) -> Iterator[str]:
-    """The lines of blocks of code, those that go on with a backslash put together."""
+    """The lines of blocks of code; lines that continue with a backslash are joined."""
     text = page.read_text()
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     fenced = [block for language, block in blocks if language in ("", "sh", "text")]
@@ -57,8 +57,8 @@ def commands(page: Path) -> Iterator[list[str]]:
     if page == reference.PAGE:
         return
     for line in code(page):
-        if found := NDC.search(line.split("# ")[0] if "#" in line else line):
-            yield shlex.split(found.group(1), comments=True)
+        if match := NDC.search(line.split("# ")[0] if "#" in line else line):
+            yield shlex.split(match.group(1), comments=True)
 
 
 COMMANDS = [(named(page), words) for page in PAGES for words in commands(page)]
@@ -70,10 +70,10 @@ def test_every_link_leads_to_a_page_and_to_a_heading_in_it(page: Path) -> None:
         if "://" in target:
             continue
         path, _, heading = target.partition("#")
-        found = (page.parent / path).resolve() if path else page
-        assert found.exists(), target
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
         if heading:
-            assert heading in anchors(found), target
+            assert heading in anchors(linked), target
 
 
 def test_every_page_is_in_the_index() -> None:
@@ -117,7 +117,7 @@ def test_every_command_in_the_documentation_parses(
 
 
 def declared_runs() -> Iterator[tuple[str, str, str]]:
-    """Of every `ndc certify` that is shown and computes something: the page, the run's folder, what declares it."""
+    """For every `ndc certify` that is shown and computes something: the page, the run's folder, what declares it."""
     inline = re.compile(r"`ndc (certify [^`]*)`")
     mentioned = [(named(page), shlex.split(words)) for page in PAGES for words in inline.findall(prose(page))]
     for page, words in [*COMMANDS, *mentioned]:
@@ -230,7 +230,7 @@ def all_keys(section: type = RunConfig, path: str = "") -> Iterator[str]:
             yield from all_keys(variant, f"{path}{name}.")
 
 
-# What the preset `fast` leaves out and may not be given in part.
+# Sections that the preset `fast` leaves out, and that must be given whole.
 LEFT_OUT = {
     "classifier.sift.": "classifier.sift={threshold_per_dim=1.0, grid={points=5, sigma_model_max=2.0}}",
     "classifier.label_gradient.": "classifier.label_gradient={steps=2, keep=2}",
@@ -238,7 +238,7 @@ LEFT_OUT = {
 
 
 def bounds() -> Iterator[tuple[str, str]]:
-    """Every key of which the reference states a bound, with a value just outside; of variants, the first one's."""
+    """Every key whose bound the reference states, with a value just outside; of variants, only the first."""
     tables = {section.title: section for section in reversed(keys.sections(RunConfig))}
     for title, section in tables.items():
         path = "" if title == "Top level" else f"{title}."

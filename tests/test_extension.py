@@ -68,8 +68,8 @@ def test_a_data_format_is_a_file_and_a_line(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setitem(FORMATS, "greys", greys)
     (tmp_path / "greys.txt").write_text("0 10\n1 200\n")
     data = DatasetSpec(str(tmp_path / "greys.txt"), format="greys", split="test")
-    found = list(examples_of(data, source_of(data), channels=1, corrupt=[]))
-    assert [(example.image_id, example.label, int(example.image.mean())) for example in found] == [
+    examples = list(examples_of(data, source_of(data), channels=1, corrupt=[]))
+    assert [(example.image_id, example.label, int(example.image.mean())) for example in examples] == [
         ("0", 0, 10),
         ("1", 1, 200),
     ]

@@ -1,4 +1,4 @@
-"""The notebook runs, shows what it says that it shows, and leads somewhere."""
+"""The notebook runs, it shows what its cells give, and its links work."""
 
 import json
 import re

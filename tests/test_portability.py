@@ -1,4 +1,4 @@
-"""What not every machine has: affinities, quotas, other versions of Python."""
+"""What some machines lack or have: affinities, quotas, other versions of Python."""
 
 import ast
 import os
@@ -15,7 +15,7 @@ from pipeline.workers.memory import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
 OLDEST = (3, 11)  # as pyproject.toml says
-# Of `os` and `signal`, what macOS lacks, and where it is guarded.
+# What macOS lacks in `os` and `signal`, and the files that guard against it.
 GUARDED = {"sched_getaffinity": {"ndc_core/cores.py"}}
 # The processor's name and a process's memory: each has another source where the file is missing.
 READS_IF_THERE = {"pipeline/store/devices.py", "pipeline/workers/usage.py"}
@@ -66,7 +66,7 @@ def test_sources_need_no_newer_python_and_nothing_that_only_linux_has(path: Path
 
 
 VERSIONS = ("3.12", "3.13")
-# What needs the standard library alone runs under another Python without installing anything.
+# Modules that need only the standard library: they run under another Python without an installation.
 ALONE = [
     "side_channel",
     "report.mlflow_address",
@@ -105,7 +105,7 @@ def interpreter(version: str) -> str:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_sources_compile_without_a_warning_under_a_newer_python_that_is_at_hand(version: str) -> None:
+def test_sources_compile_without_a_warning_under_newer_pythons_here(version: str) -> None:
     known = ",".join(sorted(sys.stdlib_module_names))
     command = [interpreter(version), "-W", "error", "-B", "-c", OTHER_PYTHON, str(ROOT), known, *ALONE]
     done = subprocess.run(command, capture_output=True, text=True, env={"HOME": os.environ.get("HOME", "/")})

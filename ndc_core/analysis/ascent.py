@@ -1,4 +1,4 @@
-"""Ways up an objective within a ball around an image: plain and adaptive projected gradient ascent."""
+"""Plain and adaptive projected gradient ascent on an objective within a ball around an image."""
 
 import math
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class Ascent(Protocol):
         restarts: int,
         generator: torch.Generator,
     ) -> Float[np.ndarray, "restarts c h w"]:
-        """Images in [0, 1] closer than radius_pixel to the image (L2) for which the objective is high, one a restart.
+        """Images in [0, 1] closer than radius_pixel to the image (L2) for which the objective is high, one per restart.
 
         The first restart begins at the image, the others at random places in the ball.
         """
@@ -56,7 +56,7 @@ class Ball:
         return (self.clean + delta).clamp(0, 1)
 
     def projected(self, x: Pixels) -> Pixels:
-        """The box holds the clean image, so that the projection onto it never leads away from the ball."""
+        """The box contains the clean image, so clamping to it never leaves the ball."""
         delta = x - self.clean
         return (self.clean + delta * (self.reach / norms(delta).clamp_min(1e-30)).clamp_max(1)).clamp(0, 1)
 
@@ -92,9 +92,9 @@ def ascend_adaptively(
     restarts: int,
     generator: torch.Generator,
 ) -> Float[np.ndarray, "restarts c h w"]:
-    """Auto-PGD: steps with momentum, which halve at checkpoints where too few of them led up; see `Ascent`.
+    """Auto-PGD: steps with momentum, halved at checkpoints where too few raised the objective; see `Ascent`.
 
-    Gives the best image that each restart saw. The objective may be random, and is then compared as drawn.
+    Gives the best image that each restart saw. The objective may be random; its values are then compared as drawn.
     Source: Croce and Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse
     parameter-free attacks, Algorithm 1, in L2.
     """
@@ -129,7 +129,7 @@ ASCENTS: dict[AscentName, Ascent] = {"apgd": ascend_adaptively, "pgd": ascend}
 
 
 def checkpoints(steps: int) -> set[int]:
-    """Numbers of steps after which the stride may halve: periods of 22 % of all, each shorter than the one before."""
+    """Numbers of steps after which the stride may halve: a first period of 22 % of all steps, then shorter ones."""
     ends, period, reached = set[int](), FIRST_PERIOD, FIRST_PERIOD
     while reached < 1:
         ends.add(math.ceil(reached * steps - ROUNDING))
@@ -139,7 +139,7 @@ def checkpoints(steps: int) -> set[int]:
 
 
 def value_and_direction(objective: Objective, x: Pixels) -> tuple[Float[Tensor, " restarts"], Pixels]:
-    """The objective, and its gradient at length 1."""
+    """The objective, and its gradient scaled to length 1."""
     at = x.clone().requires_grad_()
     value = objective(at)
     (gradient,) = torch.autograd.grad(value.sum(), at)

@@ -1,4 +1,4 @@
-"""Attacks on the classifiers that are certified here: what an ascent raises, and 8-bit images of what it gives.
+"""Attacks on the classifiers that are certified here: objectives for an ascent, and 8-bit images of its results.
 
 The gradient goes through the whole score: the noise of the input and of every step is drawn anew at each step of the
 ascent (expectation over transformation, Athalye et al. 2018), and the U-Net is differentiated, not approximated.
@@ -21,7 +21,7 @@ from ndc_core.space import pixels_to_model, sigma_to_model
 
 Loss = Literal["cross-entropy", "votes", "margin"]
 
-DIFFERENTIATED = 4  # rows of a vote's pass for a row of one that is differentiated
+DIFFERENTIATED = 4  # a row of a differentiated pass needs the memory of this many rows of a vote's
 
 
 def round_within(
@@ -29,7 +29,7 @@ def round_within(
 ) -> UInt8[np.ndarray, "c h w"]:
     """An 8-bit image near the adversarial one and still closer than radius_pixel to the image, exactly.
 
-    Rounds every pixel to its nearest level; where that leads out of the ball, those that went up most go back.
+    Rounds every pixel to its nearest level; where that leaves the ball, the pixels that grew most are truncated.
     """
     change = (adversarial * LEVELS - image).ravel()
     rounded, towards = np.rint(change), np.trunc(change)
@@ -44,12 +44,12 @@ def round_within(
 
 @dataclass(frozen=True)
 class ScoreObjective:
-    """How far the class of interest is from winning, through the classifier's scores at fresh noise.
+    """How far the class of interest is from winning, by the classifier's scores at fresh noise.
 
-    The class of interest is the first of `classes`. For smoothed classifiers a mean over draws, with the scores in
-    units of their typical margin: of the step, or `unit` where steps are to be compared. It is the cross-entropy of the
-    class, or its lost votes, smoothly counted: one of `losses` for each restart in turn. Otherwise (lipschitz): the
-    margin of the mean scores.
+    The class of interest is the first of `classes`. For smoothed classifiers this is a mean over draws, with the scores
+    in units of their typical margin: that of the step, or `unit` where steps are compared. It is the cross-entropy of
+    the class, or its lost votes, smoothly counted: one of `losses` for each restart in turn. Otherwise (lipschitz) it
+    is the margin of the mean scores.
     """
 
     classifier: Voter
@@ -127,5 +127,5 @@ def typical_margin(scores: Float[Tensor, "restarts draws some_classes"]) -> floa
 
 
 def _rows_at_once(classifier: Voter) -> int:
-    """There is memory for a vote's passes, and one that is differentiated keeps all layers' outputs at once."""
+    """Memory suffices for a vote's passes, but a differentiated pass keeps the outputs of all layers at once."""
     return max(1, classifier.rows_per_pass // DIFFERENTIATED)

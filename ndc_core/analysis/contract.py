@@ -1,7 +1,7 @@
-"""Whether a network of whoever it may be is what votes need, tried on a few rows before the first vote.
+"""Whether a network from any source is what votes need, tried on a few rows before the first vote.
 
-A checkpoint's network is known; one that a user's function returns is not. What is tried is what a proof rests on:
-shape and range of outputs, that they are numbers, and that a row's is a function of the row alone (rules S1, S9).
+A checkpoint's network is known; one that a user's function returns is not. The checks cover what a proof rests on:
+shape and range of outputs, that they are finite, and that a row's output depends on the row alone (rules S1, S9).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,26 +16,26 @@ from ndc_core.models.execution import Precision
 from ndc_core.models.forward_passes import Kind
 from ndc_core.models.image_classifier import ImageClassifier
 
-# Noise levels of model space, of a row each: what votes use, and far beyond at both ends. Networks may be slow.
+# Noise levels in model space, one row each: what votes use, and far beyond at both ends. Few: networks may be slow.
 LEVELS = (0.01, 0.1, 1.0, 80.0)
 ROWS = len(LEVELS)
-# Where there is little noise, a clean image is near: outputs of another scale than [-1, 1] lie beyond any estimate.
+# With little noise the clean image is close: outputs that are this far out are on another scale than [-1, 1].
 ROWS_OF_LITTLE_NOISE, FARTHEST = 2, 4.0
-# What rounding may do to a row, as a share of the largest: dropout or a batch's statistics do a hundred times as much.
+# How far rounding may move a row, as a share of the largest value: dropout or batch statistics do 100 times more.
 TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 5e-2, "float16": 5e-2}
 
 
 class ContractError(ValueError):
-    """A network that is not what votes need: what was tried, what came out, and the remedy."""
+    """A network that is not what votes need: says what was tried, what came out, and the remedy."""
 
 
 def check_denoiser(denoiser: Denoiser, *, name: str, device: str, precision: Precision) -> None:
-    """Tries a denoiser on noisy plain images of all its kinds of labels.
+    """Tries a denoiser on noisy plain images, with and without a label.
 
     Raises:
-        ContractError: it fails, its outputs are no images like its inputs, are not finite, not images in [-1, 1] where
-            noise is little, beyond [-1, 1] though it says that it is `bounded`, or a row's output depends on the other
-            rows, its place or chance.
+        ContractError: it fails; its outputs do not have the shape of its inputs, are not finite, are on another scale
+            than [-1, 1] at little noise, or leave [-1, 1] although it is `bounded`; or a row's output depends on the
+            other rows, its place or chance.
     """
     check_description(denoiser, name=name, least_classes=0)
     sigma = torch.tensor(LEVELS)
@@ -64,7 +64,7 @@ def check_denoiser(denoiser: Denoiser, *, name: str, device: str, precision: Pre
 
 
 def check_classifier(classifier: ImageClassifier, *, name: str, device: str, precision: Precision) -> None:
-    """The same of an image classifier: it takes images of model space, and gives a score for each class.
+    """The same for an image classifier: it takes images of model space, and gives a score for each class.
 
     Raises:
         ContractError: see `check_denoiser`.
@@ -90,15 +90,15 @@ def check_description(network: Any, *, name: str, least_classes: int) -> None:
 def check_rows(
     kind: Kind, network: Denoiser | ImageClassifier, *, name: str, device: str, precision: Precision
 ) -> None:
-    """Tries one kind of pass for what makes votes independent (rule S1).
+    """Tries whether one kind of pass keeps votes independent (rule S1).
 
     Raises:
-        ContractError: the pass fails, does not repeat, or gives a row something else at another place or among others.
+        ContractError: the pass fails, does not repeat, or gives a row another result elsewhere or among other rows.
     """
     what = "the gradient of the label" if kind == "label_gradient" else "its output"
     try:
         exactness = network_exactness(kind, network, rows=ROWS, device=device)
-    except Exception as error:  # whatever the network makes of it
+    except Exception as error:  # a user's network may raise anything
         raise ContractError(f"{name} fails where {what} is asked for: {_first_line(error)}") from error
     moved = {
         "when a pass is repeated": max(exactness.repeated or 0, exactness.gradient_repeated or 0),
@@ -126,11 +126,11 @@ def _kinds_of(denoiser: Denoiser) -> Iterator[Kind]:
 def _called(
     network: Callable[..., Any], rows: tuple[Tensor, ...], *, name: str, what: str, each: tuple[int, ...] | None = None
 ) -> Tensor:
-    """What a network gives for rows: for each an image as the first of its arguments has it, or of the shape `each`."""
+    """A network's outputs for rows: one for each row, of the shape of the first argument's images or `each`."""
     shape = (len(rows[0]), *(each or rows[0].shape[1:]))
     try:
         outputs = network(*rows)
-    except Exception as error:  # whatever the network makes of it
+    except Exception as error:  # a user's network may raise anything
         shapes = ", ".join(str(tuple(part.shape)) for part in rows)
         raise ContractError(f"{name} fails on {what} of shapes {shapes}: {_first_line(error)}") from error
     if not isinstance(outputs, Tensor) or tuple(outputs.shape) != shape:

@@ -1,7 +1,7 @@
-"""What each noise level tells of the class: the network asked at many levels once, and grids judged from that offline.
+"""What each noise level tells about the class: the network is evaluated at many levels once, grids are judged offline.
 
-For EPNDC and APNDC the levels lie on one path through all tau, so that a grid of some of them would have met exactly
-these noisy images.
+For EPNDC and APNDC the levels lie on one path through all tau, so a grid of some of them would see exactly these noisy
+images.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,14 +26,14 @@ from ndc_core.space import sigma_to_model, sigma_to_pixel
 
 CANDIDATES = 36
 LOWEST_BEYOND_TAU = 1.02
-LARGEST_LEVEL = 3.0  # model units: no class is told apart in more noise
-CHANCE_ERRORS = 4  # standard errors above chance, by which the best of many levels must beat it
+LARGEST_LEVEL = 3.0  # model units: in more noise classes cannot be told apart
+CHANCE_ERRORS = 4  # the best of many levels must beat chance by this many standard errors
 
 Losses = Float[np.ndarray, "images draws taus levels classes"]
 
 
 def candidate_levels(sigma_pixel: Sequence[float]) -> tuple[float, ...]:
-    """Levels evenly spaced in ln sigma from just above the smallest tau on, of three digits, as they will be written.
+    """Levels evenly spaced in ln sigma from just above the smallest tau, rounded to three digits as they are written.
 
     Raises:
         ValueError: a sigma_pixel that leaves no room for a grid above it, is not positive, or comes twice.
@@ -56,8 +56,8 @@ class MeasuredLosses:
     """|| h(z_t, y) - target_t ||^2 of all classes at all levels but the lowest, and how alike the outputs h are.
 
     `cosine` is the mean over pairs of classes, `difference` the root mean square of |h_y - h_y'| over that of |h_y|.
-    Each level of `levels` after the first has an entry; it counts for a tau where `counts`, elsewhere it is no number
-    of the classifier's.
+    Each level of `levels` after the first has an entry. It counts for a tau where `counts` is true; elsewhere the
+    classifier does not use it.
     """
 
     levels: tuple[float, ...]
@@ -87,7 +87,7 @@ class MeasuredLosses:
 
     @property
     def told_apart(self) -> bool:
-        """Whether at any level a vote beats chance by more than so few images can by luck."""
+        """Whether votes at any level beat chance by more than luck can explain with this few images."""
         chance = 1 / self.classes
         luck = CHANCE_ERRORS * (chance * (1 - chance) / len(self.labels)) ** 0.5
         return bool(np.nanmax(self.one_level_accuracy) > chance + luck)
@@ -102,7 +102,7 @@ def own_class(losses: Float[np.ndarray, "images *more"], labels: Int[np.ndarray,
 def credit(
     losses: Float[np.ndarray, "images *more"], labels: Int[np.ndarray, " images"]
 ) -> Float[np.ndarray, "images *fewer"]:
-    """1 for a vote for the label, 0 for another; classes that tie share it, or a blind network would look biased."""
+    """1 for a vote for the label, 0 for another; classes that tie share it, else a blind network would look biased."""
     best = losses == losses.min(axis=-1, keepdims=True)
     shares: np.ndarray = np.take_along_axis(best / best.sum(axis=-1, keepdims=True), own_class(losses, labels), axis=-1)
     return shares[..., 0]
@@ -118,12 +118,12 @@ def measure(
     seed: int,
     on_places: Callable[[int], None] = lambda places: None,
 ) -> list[MeasuredLosses]:
-    """Asks the network about every image at the explicit levels that the classifiers share; for each classifier what it
-    makes of that.
+    """Evaluates the network on every image at the explicit levels that the classifiers share; gives each classifier's
+    losses.
 
-    Classifiers that can share a path are asked about at once. APNDC-ensemble, which adds its noise to an estimate, has
-    noisy images of its own for each sigma_pixel. `on_places` is told how many noisy images have been asked about since
-    it was told last (`noisy_images_of_a_draw` of each draw and image in all).
+    Classifiers that can share a path share the evaluations. APNDC-ensemble, which adds its noise to an estimate, has
+    noisy images of its own for each sigma_pixel. `on_places` gets the number of noisy images evaluated since its last
+    call (in all `noisy_images_of_a_draw` for each draw and image).
 
     Raises:
         NonFiniteScoreError: the denoiser returned NaN or infinity.
@@ -149,7 +149,7 @@ def measure(
 
 
 def noisy_images_of_a_draw(classifiers: Sequence[DiffusionClassifier], taus_model: tuple[float, ...]) -> int:
-    """How many noisy images the network is asked about for a draw of an image, each with all classes."""
+    """How many noisy images the network is evaluated on for one draw of an image, each with all classes."""
     grid = classifiers[0].grid
     on_path = len(path_levels(grid, taus_model=taus_model))
     of_each_tau = sum(len(build_grid(grid, tau_model=tau_model).level) for tau_model in taus_model)
@@ -174,20 +174,20 @@ def noisy_images(
     draws: int,
     seed: int,
 ) -> tuple[list[Float[np.ndarray, "draws c h w"]], Float[np.ndarray, "draws steps c h w"]]:
-    """An image in model space with noise tau, for each tau, and with more of it at each level beyond."""
-    at = sigmas_on_path(levels, sigma_pixel)
+    """An image in model space with noise tau, for each tau, and with more noise at each level beyond."""
+    path_sigmas = sigmas_on_path(levels, sigma_pixel)
     noise = draw_path_noise(
         seed=seed,
         image_id=name,
         phase="selection",  # never the noise of votes that are counted
         draws=range(draws),
-        path_noise=FloatPathNoise(at),
+        path_noise=FloatPathNoise(path_sigmas),
         image_shape=image.shape,
     )
     z = FloatNoise.add(image, noise).astype(np.float32)
     beyond = path_levels(levels, taus_model=tuple(sigma_to_model(sigma) for sigma in sigma_pixel))
-    later = [at.index(sigma_to_pixel(level)) for level in beyond]
-    return [z[:, at.index(sigma)] for sigma in sigma_pixel], z[:, later]
+    later = [path_sigmas.index(sigma_to_pixel(level)) for level in beyond]
+    return [z[:, path_sigmas.index(sigma)] for sigma in sigma_pixel], z[:, later]
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def _each_tau(
     taus_model: tuple[float, ...],
     on_places: Callable[[int], None],
 ) -> Task[_Image]:
-    """Of a classifier whose noisy images are of one tau each; 0 at levels that do not lie beyond it."""
+    """For a classifier whose noisy images belong to one tau each; 0 at levels that do not lie beyond it."""
     shape = len(fresh), len(taus_model), fresh.shape[1]
     losses = np.zeros((*shape, classifier.num_classes))
     counts, likeness = np.zeros(shape[1:], dtype=bool), np.zeros((shape[2], 2))
@@ -264,7 +264,7 @@ def _each_tau(
 def _along(
     classifier: DiffusionClassifier, paths: Sequence[Path], on_places: Callable[[int], None]
 ) -> Task[tuple[list[Float[np.ndarray, "draws taus levels classes"]], Float[np.ndarray, "levels 2"]]]:
-    """The losses of paths of the same noisy images, from outputs that are asked for once, and how alike these are."""
+    """The losses of paths of the same noisy images, from outputs computed once, and how alike these outputs are."""
     denoiser, path = classifier.denoiser, paths[0]
     shape = (len(path.start), len(path.level))
     labels = None if classifier.all_at_once else torch.eye(denoiser.num_classes)
@@ -286,7 +286,7 @@ def _along(
 
 
 def _outputs(denoiser: Denoiser, z: Images, level: Tensor, labels: Tensor | None) -> Task[Tensor]:
-    """h for every row of z with each of the labels, or of a network with class heads for all classes."""
+    """h for every row of z with each of the labels; without labels, for all classes of a network with heads."""
     if labels is None:
         unread = torch.zeros(len(z), 0, device=z.device)
         return (yield Ask("every_class", denoiser, len(z), lambda rows: (z[rows], level[rows], unread[rows]), _keep))

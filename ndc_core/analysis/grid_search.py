@@ -88,12 +88,12 @@ class GridSearch:
         return chosen
 
     def proposal(self, grown: Sequence[Levels], budget: int) -> Levels:
-        """The best of those within the budget, the shortest of equals."""
+        """The best within the budget; of equals, the shortest."""
         images = self.parts[0]
         return max(grown[:budget], key=lambda levels: self.merit(levels, images))
 
     def evenly_spaced(self, most: int) -> list[Levels]:
-        """Grids evenly spaced in ln sigma over all measured levels, where every tau has a term: to compare with."""
+        """Grids evenly spaced in ln sigma over all measured levels, where every tau has a term: for comparison."""
         candidates = np.array(self.measured.levels)
         grids = [
             tuple(candidates[np.linspace(0, len(candidates) - 1, size).round().astype(int)].tolist())
@@ -127,8 +127,8 @@ class GridSearch:
         return Raced(gap, np.stack(accuracy, axis=1), np.stack(evaluations, axis=1))
 
     def gap(self, levels: Levels, gaps: Sequence[float]) -> float | None:
-        """Of racing with these gaps and of none, what takes the fewest evaluations among all that are behind the most
-        accurate by no more than a standard error, on the images that choose between ways."""
+        """Of these gaps and None (no race), the one with the fewest evaluations among those at most a standard error
+        behind the most accurate, on the images that choose between ways to vote."""
         ways = [self.raced(levels, self.parts[1], gap) for gap in (None, *gaps)]
         best = max(ways, key=lambda way: way.accuracy.mean()).accuracy.mean(axis=1)
         return min((way for way in ways if way.is_close_to(best)), key=lambda way: way.evaluations.mean()).gap

@@ -1,4 +1,4 @@
-"""Racing on losses that are all known: what it would have asked for, and whom it would have voted for."""
+"""Racing on losses that are all known: what it would have evaluated, and which class it would have voted for."""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,8 @@
-"""Whether a device gives a row's results again, bit for bit: in the same pass, at another place, among other rows.
+"""Whether a device repeats a row's results bit for bit: in the same pass, at another place, among other rows.
 
-That depends on precision, shapes and library versions: a kernel may cut its sums otherwise at some places of a pass, or
-add up in the order in which threads arrive. What moves is at the level of rounding, but a near-tie's vote can go with
-it (docs/soundness.md, "What a device decides").
+That depends on precision, shapes and library versions: a kernel may split its sums differently at some places of a
+pass, or add in the order in which threads arrive. Differences are at the level of rounding, but they can change the
+vote of a near-tie (docs/soundness.md, "What a device decides").
 """
 
 import time
@@ -18,7 +18,7 @@ from ndc_core.models.denoiser import Denoiser
 from ndc_core.models.forward_passes import Ask, Inputs, Kind, Task, answer
 from ndc_core.models.image_classifier import ImageClassifier
 
-PATIENCE_SECONDS = 10.0  # on a CPU, where networks may be slow: of each thread
+PATIENCE_SECONDS = 10.0  # per thread, on a CPU, where networks may be slow
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Exactness:
 
     Each is the largest difference of what votes read of an output (a loss, a score, an entry of the label's gradient)
     as a share of the largest such value. `repeated` is for the same pass once more, `moved` for rows at other places,
-    `company` for a pass whose other rows are different ones; the last two are of the label's gradient.
+    `company` for a pass whose other rows are different ones; the last two are for the label's gradient.
     """
 
     repeated: float | None = None
@@ -62,8 +62,8 @@ def self_test(classifier: Voter, *, patience_seconds: float = float("inf"), seed
     """Tries every kind of pass that a classifier's votes need, with `rows_per_pass` rows of noise.
 
     That takes four passes of each kind, three if it is the label's gradient. No further pass begins once
-    `patience_seconds` of the processor's time are spent, however long others had it meanwhile. NaN and infinity are
-    taken as they come: they are for votes to refuse.
+    `patience_seconds` of processor time are spent; time of other processes does not count. NaN and infinity are not
+    refused here: votes refuse them.
     """
     ends = time.process_time() + patience_seconds
     largest = Exactness()
@@ -76,7 +76,7 @@ def self_test(classifier: Voter, *, patience_seconds: float = float("inf"), seed
 def network_exactness(
     kind: Kind, network: Denoiser | ImageClassifier, *, rows: int, device: str, seed: int = 0
 ) -> Exactness:
-    """The same of one kind of pass of a network that is in no classifier yet. Raises what the network raises."""
+    """The same for one kind of pass of a network that is in no classifier yet. Raises what the network raises."""
     return _Trial(kind, network, rows=rows, device=torch.device(device), seed=seed).exactness(lambda: True)
 
 
@@ -107,14 +107,14 @@ class _Trial:
         moved = _difference(first[self.order], again(self.order))
         if self.kind == "label_gradient":
             return Exactness(gradient_repeated=repeated, gradient_moved=moved)
-        # The second half of the pass becomes the first one's rows: the first half stays where it is.
+        # The second half of the pass becomes a copy of the first half, which stays where it is.
         kept = (self.rows + 1) // 2
         alone = again(here % kept)
         company = _difference(first[:kept], None if alone is None else alone[:kept])
         return Exactness(repeated, moved, company)
 
     def _pass(self, order: Int[Tensor, " rows"]) -> Float[Tensor, "rows values"]:
-        """What votes would read of one pass whose rows come in an order, through the code that evaluates for them."""
+        """What votes would read of one pass with its rows in this order, through the code that evaluates for votes."""
         at = order.to(self.device)
         z, sigma_model, label = self.z[at], self.sigma_model[at], self.label[at]
 

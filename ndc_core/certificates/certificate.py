@@ -18,9 +18,9 @@ class Certificate:
     """What was proved about one image by one classifier.
 
     With probability at least 1 - alpha over the draws: no change of the image of L2 norm (pixels in [0, 1])
-    below `radius` changes the class, for the adversarial images that `scope` names. `predicted` is None where it
-    abstains. What was shown with confidence is that the class's probability is at least `p_lower` (smoothing), or the
-    margin of its expected score at least `margin_lower` (lipschitz).
+    below `radius` changes the class, for the adversarial images that `scope` names. `predicted` is None if it abstains.
+    The draws show with this confidence that the class's probability is at least `p_lower` (smoothing), or that the
+    margin of its expected score is at least `margin_lower` (lipschitz).
     """
 
     method: str
@@ -53,9 +53,9 @@ def cut_text(radius: float) -> str:
 
 @dataclass(frozen=True)
 class LipschitzTerms:
-    """What the lipschitz certificate needs besides: what a score is made of, on images of `dimension` values.
+    """What the lipschitz certificate needs in addition: what a score is made of, on images of `dimension` values.
 
-    Its radius comes within a share `precision` of that of the draws' mean margin before sampling stops.
+    Sampling stops when the radius is within a share `precision` of that of the draws' mean margin.
     """
 
     grid: GridSpec
@@ -69,9 +69,9 @@ class LipschitzTerms:
 class Terms:
     """What is declared about a certificate before the first draw.
 
-    `votes` is the number of estimation draws, the most of them where a method may stop early. `distance` bounds how far
-    (total variation, per draw) the noise is from the law that the theorem speaks of: that of the input, or for the
-    lipschitz certificate, which has terms of its own besides, that of all steps.
+    `votes` is the number of estimation draws, or their maximum if a method may stop early. `distance` bounds how far
+    (total variation, per draw) the noise is from the law that the theorem assumes: the noise of the input, or of all
+    steps for the lipschitz certificate, which has terms of its own in addition.
     """
 
     sigma_pixel: float
@@ -110,7 +110,7 @@ class Tally:
 
     @cached_property
     def top(self) -> int:
-        """The class with the most selection votes, of equals the first."""
+        """The class with the most selection votes; of equals, the first."""
         votes = list(self.selection)
         return votes.index(max(votes))
 

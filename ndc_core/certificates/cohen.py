@@ -12,7 +12,7 @@ from ndc_core.certificates.radius import smoothed
 class Cohen:
     """Randomized smoothing's certificate from a fixed number of votes (Cohen et al. 2019, CERTIFY).
 
-    The selection votes name the class, the estimation votes, which must be other ones (rule S3), bound its
+    The selection votes name the class. The estimation votes, which must be different draws (rule S3), bound its
     probability from below (Clopper-Pearson). It abstains if the bound is at most 1/2.
     """
 

@@ -1,4 +1,4 @@
-"""Confidence bounds on a probability of which only counts are known."""
+"""Confidence bounds on a probability from counts."""
 
 from scipy.special import betaincinv
 
@@ -13,7 +13,7 @@ def clopper_pearson_lower(successes: int, trials: int, *, alpha: float) -> float
     It is the alpha-quantile of Beta(successes, trials - successes + 1), rounded down.
 
     Raises:
-        ValueError: counts that are no counts, or alpha outside (0, 1).
+        ValueError: impossible counts, or alpha outside (0, 1).
     """
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"{successes} successes of {trials} trials are no counts")

@@ -47,8 +47,8 @@ def margin_constant_pixel(level: Levels, weight: Levels, *, dimension: int, loss
 def rounding_of_margin(weight: Levels, *, dimension: int, loss_cap: float | None) -> float:
     """Largest error of the difference of two classes' scores as single precision computes them.
 
-    With r = h - z a pixel's residual, z is off by SINGLE at most, and the difference and the square by SINGLE of what
-    they are. So a loss of at most cap D is off by at most D SINGLE (4 cap + 2 sqrt(cap)), a little generously; sums are
+    With r = h - z a pixel's residual, z is off by SINGLE at most, and the difference and the square by a relative
+    SINGLE. So a loss of at most cap D is off by at most D SINGLE (4 cap + 2 sqrt(cap)), a little generously; sums are
     in double precision.
     """
     cap = effective_cap(loss_cap)
@@ -60,8 +60,8 @@ class Lipschitz:
     """A radius for the class with the highest expected score: (lower bound of its margin) / (Lipschitz constant).
 
     The selection draws name the class. The margin over each rival is an expectation known through draws: the bound is
-    that of `sequences.smallest_mean_lower`, valid whenever sampling stops. It stops when the radius is within a share
-    `precision` of that of the draws' mean margin, or when a rival is shown to be ahead.
+    that of `confidence_sequences.smallest_mean_lower`, valid whenever sampling stops. It stops when the radius is
+    within a share `precision` of that of the draws' mean margin, or when a rival is shown to be ahead.
     """
 
     terms: Terms
@@ -98,8 +98,8 @@ class Lipschitz:
     def deviation(self) -> float:
         """How far the mean of the margins as drawn and computed may lie above that of the score.
 
-        The law of the noise costs the margin's range times its distance; single precision what `rounding_of_margin`
-        says.
+        The noise's distance from its law costs the margin's range times that distance; single precision costs
+        `rounding_of_margin`.
         """
         _, weight = self._grid()
         noise = 2 * -self.lowest_margin * self.terms.distance

@@ -27,7 +27,7 @@ def look_schedule(votes: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Target:
-    """What a declared radius asks for: the class's probability, and the votes that prove it if all are drawn."""
+    """What a declared radius needs: the class's probability, and the votes that prove it if all are drawn."""
 
     probability: float
     wins_at_most_votes: int
@@ -37,10 +37,10 @@ class Target:
 class Sequential:
     """A certificate that draws until each of the declared radii is proved or given up.
 
-    The class's probability has one lower confidence sequence (`sequences.probability_lower`), valid at all numbers of
-    votes at once; the radius is read from its highest value. So stopping costs no alpha, and neither do several radii.
-    A radius is given up when, by the votes so far, the chance that all of `terms.votes` would prove it is below one in
-    a hundred. Giving up may be wrong without making any certificate wrong: the sequence holds whenever one stops.
+    The class's probability has one lower confidence sequence (`confidence_sequences.probability_lower`), valid at all
+    numbers of votes at once; the radius is read from its highest value. So stopping costs no alpha, and neither do
+    several radii. A radius is given up when, by the votes so far, the chance that all of `terms.votes` would prove it
+    is below one in a hundred. A wrong decision to give up makes no certificate wrong: the sequence holds at every stop.
     """
 
     terms: Terms
@@ -80,9 +80,10 @@ class Sequential:
         )
 
     def _chance(self, wins: int, votes: int, target: Target) -> float:
-        """That the votes to come will have as many wins as all votes together need.
+        """The chance that the votes to come have enough wins for all votes together to prove the target.
 
-        That number is beta-binomial (Jeffreys' prior); its share is taken for a beta of equal mean and variance.
+        The number of wins is beta-binomial (Jeffreys' prior); its share is approximated by a beta of equal mean and
+        variance.
         """
         to_come, needed = self.terms.votes - votes, target.wins_at_most_votes - wins
         if to_come < 2:

@@ -36,12 +36,12 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "diffusers-unet2d": DiffusersUNet,
     "linear-heads": LinearHeadsNetwork,
 }
-# What stands around a network, where that is not an EDMDenoiser.
+# The class around a network, where it is not EDMDenoiser itself.
 DENOISERS: dict[str, type[EDMDenoiser]] = {"small-heads": HeadsDenoiser, "linear-heads": LinearHeadsDenoiser}
 
 
 class CheckpointError(ValueError):
-    """A folder that is no checkpoint of ours, or a damaged one."""
+    """A folder that is not one of our checkpoints, or a damaged one."""
 
 
 def save_denoiser(
@@ -73,7 +73,7 @@ def write_checkpoint(
     knows_no_label: bool,
     notes: dict[str, Any],
 ) -> None:
-    """Writes weights with all that is needed to use them; the weights' file comes last, so that no half is taken."""
+    """Writes weights with all that is needed to use them; the weights' file comes last, so half is never used."""
     partial = folder / f"{WEIGHTS_FILE}.partial"
     with whole_or_nothing(folder, partial.name, DESCRIPTION_FILE):
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
@@ -94,7 +94,7 @@ def write_checkpoint(
 
 @contextmanager
 def whole_or_nothing(folder: Path, *names: str) -> Iterator[None]:
-    """A folder to write these files into, which are taken away again, as is the folder if it is new, on any error."""
+    """A folder to write these files into; any error removes them again, and the folder if it is new."""
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -113,17 +113,17 @@ def file_sha256(path: Path) -> str:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Refuses what lies in the place of a checkpoint's file after a clone or download that went wrong.
+    """Refuses what a failed clone or download leaves in the place of a checkpoint's file.
 
     Raises:
-        CheckpointError: it is a pointer of git-lfs, a page, empty, or another such thing.
+        CheckpointError: it is a git-lfs pointer, a web page, empty, or the like.
     """
     if kind := foreign_kind(path):
         raise CheckpointError(f"{path} is {kind}")
 
 
 def describe_denoiser(folder: Path) -> dict[str, Any]:
-    """The description of a checkpoint, whose weights are there.
+    """The description of a checkpoint whose weights exist.
 
     Raises:
         CheckpointError: there is none, or it is not of our format, or its weights are missing or of another kind.
@@ -143,7 +143,7 @@ def describe_denoiser(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_raw(source: Path) -> None:
-    """Says what to do with a model that was not taken in."""
+    """Says what to do with a model that was not converted."""
     if source.is_file():
         refuse_foreign(source)
         if (source.parent / DESCRIPTION_FILE).is_file():
@@ -168,7 +168,7 @@ def parse_description(content: bytes, *, where: str) -> dict[str, Any]:
 
 
 def parse_json(content: bytes, *, where: str) -> dict[str, Any]:
-    """Raises CheckpointError for what is no JSON object."""
+    """Raises CheckpointError for text that is not JSON; JSON that is not an object counts as empty."""
     try:
         values = json.loads(content)
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError

@@ -1,7 +1,7 @@
 """Image classifiers on disk: a folder with `classifier.json` and the file that it names.
 
-Weights of our own small network are safetensors. TorchScript and torch.export files are programs of other people, which
-using them runs; a folder is tied to its file by SHA-256, so what runs is what was taken in.
+Weights of our own small network are safetensors. TorchScript and torch.export files are other people's programs, and
+using one runs it; a folder is tied to its file by SHA-256, so only the program that was converted runs.
 """
 
 import hashlib
@@ -34,13 +34,13 @@ from ndc_core.models.networks.small_classifier import SmallClassifier
 CLASSIFIER_FORMAT = "ndc-classifier/1"
 CLASSIFIER_DESCRIPTION = "classifier.json"
 PICKLE_START, SAFETENSORS_HEAD_BYTES = b"\x80", 9
-# What rounding may do to a row in other company; a batch norm in training mode does a thousand times as much.
+# How far rounding may move a row among other rows; a batch norm in training mode moves it a thousand times as far.
 TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class ClassifierDescription:
-    """All that decides an image classifier's scores, but for `notes`. `mean` and `std` are of pixels in [0, 1]."""
+    """All that decides an image classifier's scores, and `notes`. `mean` and `std` are of pixels in [0, 1]."""
 
     kind: str
     file: str
@@ -55,7 +55,7 @@ class ClassifierDescription:
 
 
 class _Exported(nn.Module):
-    """A graph, which is in the mode that it was exported in, and refuses to be told another."""
+    """An exported graph, which stays in the mode that it was exported in."""
 
     def __init__(self, graph: nn.Module) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def _small(path: Path, description: ClassifierDescription, device: str) -> nn.Mo
 
 def _torchscript(path: Path, description: ClassifierDescription, device: str) -> nn.Module:
     try:
-        return nn.Sequential(torch.jit.load(path, map_location=device))  # which takes what a ScriptModule refuses
+        return nn.Sequential(torch.jit.load(path, map_location=device))  # accepts calls that a ScriptModule refuses
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a TorchScript file: {_first_line(error)}") from error
 
@@ -94,9 +94,9 @@ def _exported(path: Path, description: ClassifierDescription, device: str) -> nn
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own serialisation
             program = torch.export.load(path)
-    except Exception as error:  # whatever a damaged archive makes of torch's reader
+    except Exception as error:  # torch's reader may raise anything on a damaged archive
         raise CheckpointError(f"{path} is not a file of torch.export: {_first_line(error)}") from error
-    if device != "cpu":  # what its graph makes of nothing, such as indices, stays where it was exported
+    if device != "cpu":  # constants that its graph creates, such as indices, stay on the export's device
         try:
             from torch.export.passes import move_to_device_pass
         except ImportError as error:
@@ -127,10 +127,10 @@ def take_in_classifier(
     std: Sequence[float],
     notes: dict[str, Any],
 ) -> ClassifierDescription:
-    """Makes a checkpoint of a TorchScript or torch.export file (.pt2), which is run, on two small batches.
+    """Makes a checkpoint of a TorchScript or torch.export file (.pt2), which runs on two small batches.
 
     Raises:
-        CheckpointError: it is neither, takes other images, or gives scores that are no function of each image alone;
+        CheckpointError: it is neither, takes other images, or gives scores that are not a function of each image alone;
             nothing is written.
     """
     refuse_to_replace(out)
@@ -170,7 +170,7 @@ def refuse_to_replace(out: Path) -> None:
 
 
 def refuse_weights(source: Path) -> None:
-    """Refuses weights alone, which say not what to compute with them."""
+    """Refuses weights alone, which do not say what to compute with them."""
     with source.open("rb") as stream:
         head = stream.read(SAFETENSORS_HEAD_BYTES)
     names = zipfile.ZipFile(source).namelist() if zipfile.is_zipfile(source) else []
@@ -187,7 +187,7 @@ def refuse_weights(source: Path) -> None:
 def _write(
     out: Path, description: ClassifierDescription, num_classes: int, write: Callable[[Path], object]
 ) -> ClassifierDescription:
-    """The description comes last, so that no half is taken."""
+    """The description comes last, so half a folder is never used."""
     partial = out / f"{CLASSIFIER_DESCRIPTION}.partial"
     with whole_or_nothing(out, description.file, partial.name):
         write(out / description.file)
@@ -204,13 +204,13 @@ def check_scores(source: Path, classifier: ImageNetwork) -> int:
     """The number of classes, from trial batches of noise.
 
     Raises:
-        CheckpointError: there are not two classes at least, or scores depend on the rest of the batch or on chance.
+        CheckpointError: there are fewer than two classes, or scores depend on the rest of the batch or on chance.
     """
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(5, *classifier.image_shape, generator=generator)
     try:
         scores, others = classifier(z[:3]), classifier(z[[0, 3, 4, 1]])
-    except Exception as error:  # whatever its program does
+    except Exception as error:  # its program may raise anything
         raise CheckpointError(
             f"{source} does not take batches of any number of images of shape {classifier.image_shape}: "
             f"{_first_line(error)}; say the shape with --image-shape, and export with a dynamic first dimension"
@@ -230,7 +230,7 @@ def check_scores(source: Path, classifier: ImageNetwork) -> int:
 
 
 def describe_classifier(folder: Path) -> ClassifierDescription:
-    """The description of an image classifier, whose file is there.
+    """The description of an image classifier whose file exists.
 
     Raises:
         CheckpointError: there is none, or it is not of our format, or its file is missing or of another kind.

@@ -32,11 +32,11 @@ class Baseline:
     Without an estimator this is randomized smoothing of a plain classifier (Cohen et al. 2019; SmoothAdv, Consistency
     and MACER differ in how the classifier was trained). With one, the clean image that it expects is classified
     (Carlini et al. 2023). With several `steps` noise is removed step by step as the diffusion model samples, `paths`
-    times with other randomness, and the majority of the classes counts (Xiao et al. 2023, DensePure).
+    times with different randomness, and the majority of the classes counts (Xiao et al. 2023, DensePure).
 
     Raises:
-        ValueError: numbers below 1, several paths of one step (they would all be the same), or networks that are of
-            different images.
+        ValueError: numbers below 1, several paths of one step (they would all be the same), or networks for different
+            image shapes.
     """
 
     network: ImageClassifier
@@ -69,7 +69,7 @@ class Baseline:
 
     @property
     def main_network(self) -> Denoiser | ImageClassifier:
-        """The one that passes are mostly of."""
+        """The network of most passes."""
         return self.estimator.denoiser if self.estimator else self.network
 
     @property
@@ -80,7 +80,7 @@ class Baseline:
 
     @property
     def noise_steps(self) -> tuple[int, int]:
-        """How many arrays of noise a vote needs beside its input's, for its steps and for a sift."""
+        """How many arrays of noise a vote needs besides its input's, for its steps and for a sift."""
         return self.paths * (self.steps - 1), 0
 
     @property
@@ -91,11 +91,11 @@ class Baseline:
         return self.estimator.evaluations * (1 + self.paths * (self.steps - 1)) + self.paths
 
     def evaluations_of_scores(self, classes: int) -> int:
-        """All classes have theirs from the passes of a vote."""
+        """The passes of one vote give the scores of all classes."""
         return self.most_evaluations_per_vote
 
     def votes(self, draws: IndependentDraws | PathDraws) -> Task[list[Prediction]]:
-        """The class of each noisy image, and how many of its paths said each class."""
+        """The class of each noisy image, and how many of its paths gave each class."""
         assert isinstance(draws, IndependentDraws)
         device = torch.device(self.device)
         z, noise = to_device(draws.z.astype(np.float32, copy=False), device), draws.refine
@@ -112,7 +112,7 @@ class Baseline:
     def scores(
         self, images: Images, *, tau_model: float, noise: Float[Tensor, "draws more c h w"]
     ) -> Task[Float[Tensor, "draws paths classes"]]:
-        """What the image classifier gives for each path of each noisy image."""
+        """The image classifier's scores for each path of each noisy image."""
         draws = len(images)
         if self.estimator:
             images = yield from self._denoised(self.estimator, images, tau_model, noise)
@@ -126,14 +126,14 @@ class Baseline:
         tau_model: float,
         classes: tuple[int, ...],
     ) -> Task[Float[Tensor, "draws some_classes"]]:
-        """What the image classifier gives for some classes, as a mean over the paths; differentiable."""
+        """The image classifier's scores of some classes, as a mean over the paths; differentiable."""
         scores = yield from self.scores(z, tau_model=tau_model, noise=noise)
         return scores.mean(dim=1)[:, list(classes)]
 
     def _denoised(
         self, estimator: Unconditional, images: Images, tau_model: float, noise: Float[Tensor, "draws more c h w"]
     ) -> Task[Images]:
-        """The posterior's own steps to lower noise levels, the last of which is 0:
+        """The posterior's own steps to lower noise levels, down to 0:
         z_s | z_t, h ~ N((s/t)^2 z_t + (1 - (s/t)^2) h, s^2 (1 - (s/t)^2)), with h the clean image expected at t."""
         levels = np.linspace(tau_model, 0, self.steps + 1)
         for step, (level, lower) in enumerate(pairwise(levels)):
@@ -158,7 +158,7 @@ class Baseline:
 
 
 def refuse_steps(steps: int, paths: int) -> None:
-    """Raises ValueError for numbers of steps and paths that cannot be, or that make no sense."""
+    """Raises ValueError for numbers of steps and paths that are impossible or make no sense."""
     if steps < 1 or paths < 1:
         raise ValueError(f"steps and paths must be at least 1, not {steps} and {paths}")
     if steps == 1 and paths > 1:

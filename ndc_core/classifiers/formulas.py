@@ -1,8 +1,8 @@
 """The diffusion classifiers of the paper, as formulas over one path of noisy images.
 
-Every one of them scores class y by  - sum_t c_t || h(z_t, sigma_t, y) - target_t ||^2  (a sum over the image's
-dimensions) and differs only in how z_t and target_t are drawn. Noise and grid are shared by all classes, so
-z_t and target_t never depend on y. docs/mathematics.md says where the four come from.
+Each scores class y by  - sum_t c_t || h(z_t, sigma_t, y) - target_t ||^2  (a sum over the image's dimensions); they
+differ only in how z_t and target_t are drawn. Noise and grid are shared by all classes, so z_t and target_t never
+depend on y. docs/mathematics.md says where the four come from.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from ndc_core.models.forward_passes import Kind
 from ndc_core.models.image_classifier import ImageClassifier
 from ndc_core.noise.grid import WEIGHTS, Grid, GridSpec, Levels, build_grid, path_levels, tau_correction
 
-Of = Literal["image", "estimate"]  # the noisy image itself, or what the denoiser makes of it without a label
+Of = Literal["image", "estimate"]  # the noisy image itself, or the denoiser's estimate without a label
 
 
 def ones(grid: Grid) -> Levels:
@@ -55,20 +55,20 @@ class Formula:
 
 
 CLASSIFIERS = {
-    # tau = 0: whatever noise the image has is taken for image.
+    # tau = 0: noise in the image counts as image.
     "dc": Formula("image", "image", lambda grid: grid.level, ones),
     "epndc": Formula("image", "image", beyond_tau, posterior_share),
     "apndc": Formula("image", "estimate", beyond_tau, ones),
     "apndc-ensemble": Formula("estimate", "estimate", lambda grid: grid.level, ones),
 }
-# Of these z_t is z_tau and more noise, so that one path can serve several tau.
+# Their z_t is z_tau plus more noise, so one path can serve several tau.
 ON_ONE_PATH = ("epndc", "apndc")
 
 
 def refuse_combination(
     name: str, grid: GridSpec, *, sift: SiftSpec | None, label_gradient: LabelGradientSpec | None, one_path: bool
 ) -> None:
-    """Raises ValueError if a classifier cannot be all of this."""
+    """Raises ValueError if a classifier cannot combine these settings."""
     if sift and label_gradient:
         raise ValueError("sift and label_gradient both choose the classes to score: set one of them")
     if one_path and (name not in ON_ONE_PATH or not grid.levels or sift):
@@ -128,12 +128,12 @@ class DiffusionScores:
 
     @property
     def main_network(self) -> Denoiser:
-        """The one that passes are mostly of."""
+        """The network of most passes."""
         return self.denoiser
 
     @property
     def passes(self) -> list[tuple[Kind, Denoiser | ImageClassifier]]:
-        """The kinds of passes that scores are made of, each with its network; once, though both may be the same."""
+        """The kinds of passes that scores are made of, each with its network; no pair twice."""
         kinds: list[tuple[Kind, Denoiser | ImageClassifier]] = [(self._kind_of_losses, self.denoiser)]
         if self.formula.needs_estimate and (self.all_at_once or self.estimator.denoiser is not self.denoiser):
             kinds.append(("forward", self.estimator.denoiser))
@@ -149,7 +149,7 @@ class DiffusionScores:
 
     @property
     def noise_steps(self) -> tuple[int, int]:
-        """How many arrays of noise a vote needs beside its input's: for the grid, and for a sift."""
+        """How many arrays of noise a vote needs besides its input's: for the grid, and for a sift."""
         return self.grid.steps, self.active_sift.grid.steps if self.active_sift else 0
 
     @property
@@ -159,7 +159,7 @@ class DiffusionScores:
 
     @property
     def votes_cost_alike(self) -> bool:
-        """Whether every vote costs the most that one may: no class leaves on the way, and levels share nothing."""
+        """Whether every vote costs the most that one may: no class leaves early, and levels share nothing."""
         return not (self.active_sift or self.label_gradient or self.race or self.one_path)
 
     @property
@@ -174,7 +174,7 @@ class DiffusionScores:
         return sifting + kept * self.grid.steps + estimating
 
     def evaluations_of_scores(self, classes: int) -> int:
-        """Of the scores of so many classes on the whole grid, at most, of one draw: a row for each class and level."""
+        """For one draw's scores of this many classes on the whole grid, at most: a row for each class and level."""
         estimating = self.estimator.evaluations if self.formula.needs_estimate else 0
         return self.grid.steps * classes + estimating
 
@@ -199,7 +199,7 @@ class DiffusionScores:
 
     @property
     def active_label_gradient(self) -> LabelGradientSpec | None:
-        """Likewise."""
+        """The label gradient, unless it would keep every class anyway."""
         spec = self.label_gradient
         return spec if spec and spec.keep < self.denoiser.num_classes and not self.all_at_once else None
 
@@ -209,7 +209,7 @@ class DiffusionScores:
         return self.active_label_gradient is not None
 
     def grid_start(self, tau_model: float) -> float:
-        """DC takes whatever noise z has for image: its grid does not start at it."""
+        """DC counts noise in z as image: its grid does not start at tau."""
         return 0.0 if self.name == "dc" else tau_model
 
     def weights(self, grid: Grid) -> Levels:
@@ -249,7 +249,7 @@ class DiffusionScores:
     ) -> tuple[Path, Float[np.ndarray, "taus steps"]]:
         """One path for several tau: z at each of them, `later` at all levels beyond the smallest. DC has tau = 0 only.
 
-        The weight of a level that does not lie beyond a tau is 0 for it: a vote may only use what does (rule S2).
+        A level that does not lie beyond a tau has weight 0 for it: a vote may use only levels beyond its tau (rule S2).
         """
         assert self.name in ON_ONE_PATH or (self.name == "dc" and taus_model == (0.0,))
         level = np.array(path_levels(self.grid, taus_model=taus_model))

@@ -1,4 +1,4 @@
-"""Squared distances of a denoiser's output to its target along a path of noisy images, as rows to be asked for."""
+"""Squared distances of a denoiser's output to its target along a path of noisy images, as rows to ask for."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,8 +17,8 @@ from ndc_core.noise.grid import Levels
 
 Images = Float[Tensor, "draws c h w"]
 Rows = Int[Tensor, " rows"]
-# Differences and squares of so many numbers at a time, beside outputs that may take gigabytes: what a CPU's cache
-# holds, and what keeps a GPU busy.
+# Differences and squares are computed for this many numbers at a time, because outputs alone may take gigabytes: what a
+# CPU's cache holds, and what keeps a GPU busy.
 NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
 
 
@@ -36,8 +36,8 @@ class Path:
     """Noisy images z_t = start + input_scale_t noise_t of a batch of draws, and what they are denoised towards.
 
     A path may serve several noise levels tau of the input at once. Each has an anchor, and its target at t is
-    z_t + anchor_share_t (anchor - z_t): the anchor itself where its share is 1. Rows may be made of those draws and
-    steps only that `reach` was called with.
+    z_t + anchor_share_t (anchor - z_t): the anchor itself where its share is 1. Rows may use only draws and steps that
+    `reach` was called with.
     """
 
     start: Images
@@ -87,7 +87,7 @@ class Path:
 def _squared_distances(
     denoised: Float[Tensor, "rows *classes c h w"], target: Float[Tensor, "rows c h w"]
 ) -> Float[Tensor, "rows *classes"]:
-    """In double precision; of outputs for all classes a few at a time."""
+    """In double precision; outputs for all classes are handled a few classes at a time."""
     if denoised.ndim == target.ndim:
         return (denoised - target).square().flatten(-3).sum(-1, dtype=torch.float64)
     classes_at_once = max(1, NUMBERS_AT_ONCE.get(denoised.device.type, 2**27) // target.numel())
@@ -118,7 +118,7 @@ def ask_losses(
 
 
 def _on_device(path: Path, *ids: Int[np.ndarray, " rows"]) -> tuple[Rows, ...]:
-    """Draw, step and whatever else there is of each row, on the device, where their noise is then too."""
+    """Draw, step and any other ids of each row on the device; draws their noise there if it is missing."""
     path.reach(ids[0], ids[1])
     return to_device(np.stack(ids), path.start.device).unbind()
 
@@ -126,7 +126,7 @@ def _on_device(path: Path, *ids: Int[np.ndarray, " rows"]) -> tuple[Rows, ...]:
 def ask_losses_of_every_class(
     denoiser: Denoiser, path: Path, draw: Int[np.ndarray, " rows"], step: Int[np.ndarray, " rows"]
 ) -> Ask:
-    """Asks for the same of all classes at once, of a network with class heads: (rows, taus, classes)."""
+    """Asks a network with class heads for the same of all classes at once: (rows, taus, classes)."""
     draws, steps = _on_device(path, draw, step)
     if isinstance(denoiser, EveryLoss):
         return _ask_every_loss(denoiser, path, draws, steps)
@@ -144,7 +144,7 @@ def ask_losses_of_every_class(
 def squared_errors_of_every_class(
     denoiser: EveryClass, path: Path, *, draw: Rows, step: Rows
 ) -> Float[Tensor, "rows taus classes"]:
-    """What `ask_losses_of_every_class` asks for, at once; differentiable."""
+    """What `ask_losses_of_every_class` asks for, computed directly; differentiable."""
     noisy = path.noisy(draw, step)
     if isinstance(denoiser, EveryLoss):
         return denoiser.every_loss(*noisy, path.targets(draw, step))
@@ -152,7 +152,7 @@ def squared_errors_of_every_class(
 
 
 def _ask_every_loss(denoiser: Denoiser, path: Path, draws: Rows, steps: Rows) -> Ask:
-    """The same of a network that needs no class's image for it, and takes the targets into its passes."""
+    """The same for a network that computes no class's image for it, and takes the targets into its passes."""
 
     def inputs(rows: slice) -> Inputs:
         return *path.noisy(draws[rows], steps[rows]), path.targets(draws[rows], steps[rows])
@@ -168,8 +168,8 @@ def ask_label_gradients(
 ) -> Ask:
     """Asks for the derivative of the squared error of a path with one tau at the mean label: (rows, classes).
 
-    To first order, the squared error at the label y is that at the mean label plus this derivative's entry y plus what
-    is the same for all classes.
+    To first order, the squared error at the label y is that at the mean label plus this derivative's entry y plus a
+    term that is the same for all classes.
     """
     draws, steps = _on_device(path, draw, step)
     classes = denoiser.num_classes

@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float
 class RaceSpec:
     """When a class leaves.
 
-    All classes of a vote meet the same noise, so that differences of their losses are paired. It takes at least gap^2
-    steps, however clear they are.
+    All classes of a vote meet the same noise, so differences of their losses are paired. A class stays for at least
+    gap^2 steps, however clear the differences are.
     """
 
     gap: float
-    """Behind the best class by this times the root of the summed squares of the differences, above 0."""
+    """A class leaves when behind the best by this times the root of the summed squared differences, above 0."""
 
     def __post_init__(self) -> None:
         if not self.gap > 0:
@@ -24,9 +24,9 @@ class RaceSpec:
 
 
 def strided(steps: int) -> list[int]:
-    """All steps from the last one on, each as far as can be from those before it: bit-reversed counting.
+    """All steps, the last one first, each as far as possible from those before it: bit-reversed counting.
 
-    Early evidence is then of the whole grid, and a single step says more the higher its level.
+    Early evidence then covers the whole grid, and a single step says more at a higher level.
     """
     bits = max(steps - 1, 1).bit_length()
     order = (int(f"{index:0{bits}b}"[::-1], 2) for index in range(2**bits))
@@ -34,9 +34,9 @@ def strided(steps: int) -> list[int]:
 
 
 def turns_to_leave(gap: float) -> int:
-    """After how many steps a class may leave at the earliest: by the inequality of Cauchy and Schwarz a sum of n
+    """The number of steps after which a class may leave at the earliest: by the Cauchy-Schwarz inequality a sum of n
     differences is at most sqrt(n) times the root of their summed squares."""
-    return max(1, math.ceil(gap**2 * (1 - 1e-9)))  # more than rounding can make up for
+    return max(1, math.ceil(gap**2 * (1 - 1e-9)))  # a margin above all rounding
 
 
 def leaders(
@@ -50,7 +50,7 @@ def leaders(
 def survivors(
     losses: Float[np.ndarray, "draws steps classes"], alive: Bool[np.ndarray, "draws classes"], *, gap: float
 ) -> Bool[np.ndarray, "draws classes"]:
-    """Those alive whom the losses so far do not rule out; always with the leader among them.
+    """The classes alive that the losses so far do not rule out; the leader is always among them.
 
     Each draw is judged by its own losses only (rule S2). Losses of classes that have left may be NaN.
     """

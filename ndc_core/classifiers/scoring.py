@@ -1,7 +1,7 @@
 """From a batch of noisy images to the class of each: estimate, sift, race, count.
 
-A batch is a task (`passes.Task`): it asks for rows and is sent the answers, so that several batches share forward
-passes. Whatever is decided about a draw is decided from its own losses (rule S2).
+A batch is a task (`forward_passes.Task`): it asks for rows and is sent the answers, so several batches share forward
+passes. Every decision about a draw depends on its own losses only (rule S2).
 """
 
 from collections.abc import Generator, Sequence
@@ -81,8 +81,8 @@ def score_independently(
 def score_on_shared_path(classifier: DiffusionScores, draws: PathDraws) -> Task[list[Prediction]]:
     """Votes at several noise levels from the same network outputs.
 
-    A vote whose candidate has left may stop: that it is not the candidate's is decided, and its winner is then the
-    class that led at that moment.
+    A vote whose candidate has left may stop, because it is decided that the candidate does not win it; its winner is
+    then the class that led at that moment.
     """
     scoring = _BatchScoring(classifier, draws.z, draws.taus_model, draws.candidates)
     clean = yield from scoring.estimates()
@@ -119,7 +119,7 @@ def class_scores(
 
 
 class _BatchScoring:
-    """One batch of draws, each at every tau: who is still alive, and the weighted losses that are known.
+    """One batch of draws, each at every tau: which classes are still alive, and the weighted losses that are known.
 
     `known` and `losses` are shared by all tau; at each, only the steps with a weight count, in the order `order`.
     """
@@ -225,7 +225,7 @@ class _BatchScoring:
         wanted = np.zeros_like(self.known)
         for of_tau, order in zip(contested, self.order, strict=True):
             wanted[:, order] |= of_tau[:, None]
-        # A pass's worth of rows at a time: noise is drawn while others' rows are in passes.
+        # About one pass of rows at a time, so that noise is drawn while rows of other batches are in passes.
         rows_a_step = int(
             (contested.any(axis=0).any(axis=1) if self.classifier.all_at_once else contested.any(0)).sum()
         )
@@ -237,8 +237,8 @@ class _BatchScoring:
             self.winners[tau] = leaders(np.nan_to_num(self._so_far(tau, None)), self.alive[tau])[0]
 
     def race(self, gap: float) -> Answers:
-        """A step of each vote at a time, until one class is left or the candidate is not; at first as many steps as it
-        takes for anyone to leave."""
+        """One step of each vote at a time, until one class is left or the candidate has left; first, as many steps as a
+        class needs to leave."""
         turns_done, reached, most = 0, 0, max(map(len, self.order))
         for turns in range(min(turns_to_leave(gap), most), most + 1):
             if turns > reached:
@@ -259,7 +259,7 @@ class _BatchScoring:
             turns_done = turns
 
     def _reach(self, turns: slice) -> None:
-        """Lets the noise of some turns be drawn for the votes that are open: for many at once it takes less time."""
+        """Lets the noise of some turns be drawn for all open votes at once, which takes less time."""
         for tau, order in enumerate(self.order):
             draw, step = np.meshgrid(self._open(tau).nonzero()[0], order[turns], indexing="ij")
             self.scored.reach(draw.ravel(), step.ravel())
@@ -290,7 +290,7 @@ class _BatchScoring:
         return losses
 
     def _learn(self, steps: Int[np.ndarray, " some"], wanted: Bool[np.ndarray, "draws some classes"]) -> Answers:
-        """Asks for those losses of some steps that are wanted and not known; what one tau asks for, all know then."""
+        """Asks for those losses of some steps that are wanted and not known; all tau share the answers."""
         missing = wanted & ~self.known[:, steps]
         if not missing.any():
             return

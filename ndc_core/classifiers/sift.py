@@ -39,7 +39,7 @@ class LabelGradientSpec:
     """Keep the classes that come first in a first-order score.
 
     The loss is a function of the continuous label; its derivative at the mean label orders all classes at once, for one
-    forward and one backward pass a step however many there are.
+    forward and one backward pass per step, however many classes there are.
     """
 
     steps: int
@@ -75,7 +75,7 @@ def sift(
 
 
 def smallest(scores: Float[np.ndarray, "draws classes"], keep: int) -> Alive:
-    """Marks the `keep` smallest scores of each draw; of equal ones the first."""
+    """Marks the `keep` smallest scores of each draw; of equal ones, the first."""
     chosen = np.zeros(scores.shape, dtype=bool)
     order = scores.argsort(axis=1, kind="stable")[:, :keep]
     np.put_along_axis(chosen, order, True, axis=1)

@@ -14,11 +14,11 @@ Reach = Callable[[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]], None]
 
 
 def nothing_to_draw(draw: Int[np.ndarray, " rows"], step: Int[np.ndarray, " rows"]) -> None:
-    """For a path whose noise is all there."""
+    """For a path whose noise is complete."""
 
 
 class StepNoise:
-    """`values` is NaN where nobody has asked for the noise yet: what is read by mistake is no vote (rule S9)."""
+    """`values` is NaN where the noise is not drawn yet: a value read by mistake never becomes a vote (rule S9)."""
 
     values: Float[Tensor, "draws steps c h w"]
 
@@ -33,7 +33,7 @@ class StepNoise:
             self.streams, self.values = None, to_device(noise, device)
 
     def reach(self, steps: int) -> Reach:
-        """Draws what rows need that is not drawn yet, where `steps` are the last ones that there is noise for."""
+        """A function that draws the missing noise of rows, for a path of the last `steps` steps that have noise."""
         streams = self.streams
         if streams is None:
             return nothing_to_draw

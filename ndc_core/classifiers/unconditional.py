@@ -1,4 +1,4 @@
-"""The clean image expected without a label, from whatever model there is: what APNDC aims at."""
+"""The clean image expected without a label, from any kind of model: the target of APNDC."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def null_label(denoiser: Denoiser) -> Unconditional:
 
 
 def label_mean(denoiser: Denoiser) -> Unconditional:
-    """sum_y p(y | z) h(z, sigma, y) with p(y | z) = 1 / K: exact only where noise has drowned the class; K evaluations.
+    """sum_y p(y | z) h(z, sigma, y) with p(y | z) = 1 / K: exact only where noise hides the class; K evaluations.
 
     The paper leaves p(y | z) open for models without an unconditional branch.
     """

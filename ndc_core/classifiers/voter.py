@@ -1,4 +1,4 @@
-"""What the vote loop needs of a classifier, and what it is given back."""
+"""What the vote loop needs from a classifier, and what it gets back."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,7 +22,7 @@ NO_CLASS = -1
 class IndependentDraws:
     """Draws at one noise level, in model space, with standard normal noise of their own for each step.
 
-    `refine` is of the classifier's own steps, `sift` of the sift's.
+    `refine` is for the classifier's own steps, `sift` for the sift's.
     """
 
     z: Float[np.ndarray, "draws c h w"]
@@ -79,23 +79,23 @@ class Voter(Protocol):
 
     @property
     def main_network(self) -> Denoiser | ImageClassifier:
-        """The one that passes are mostly of."""
+        """The network of most passes."""
 
     @property
     def passes(self) -> list[tuple[Kind, Denoiser | ImageClassifier]]:
-        """The kinds of passes that votes are made of, each with its network; once, though both may be the same."""
+        """The kinds of passes that votes are made of, each with its network; no pair twice."""
 
     @property
     def noise_steps(self) -> tuple[int, int]:
-        """How many arrays of noise a vote needs beside its input's: for its steps, and for a sift."""
+        """How many arrays of noise a vote needs besides its input's: for its steps, and for a sift."""
 
     @property
     def grid(self) -> GridSpec | None:
-        """The levels of its steps, of a classifier that can take `PathDraws`."""
+        """The levels of its steps, for a classifier that can take `PathDraws`."""
 
     @property
     def one_path(self) -> bool:
-        """Whether it takes `PathDraws`, of smoothed images."""
+        """Whether it takes `PathDraws` of smoothed images."""
 
     @property
     def takes_clean_images(self) -> bool:
@@ -109,7 +109,7 @@ class Voter(Protocol):
     def most_evaluations_per_vote(self) -> int: ...
 
     def evaluations_of_scores(self, classes: int) -> int:
-        """Of `class_scores` of one draw, at most."""
+        """For `class_scores` of one draw, at most."""
 
     @property
     def asks_for_gradients(self) -> bool:
@@ -126,4 +126,4 @@ class Voter(Protocol):
         tau_model: float,
         classes: tuple[int, ...],
     ) -> Task[Float[Tensor, "draws some_classes"]]:
-        """The scores of some classes without a way to save work, differentiable in z: what an attack climbs."""
+        """The scores of some classes without sift or race, differentiable in z: what an attack follows."""

@@ -1,4 +1,4 @@
-"""Takes in models of other programs: their weights and architecture become a checkpoint of ours."""
+"""Converts models of other programs: their weights and architecture become one of our checkpoints."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,22 +28,22 @@ from ndc_core.untrusted_files.file_kinds import foreign_kind
 from ndc_core.untrusted_files.pickle_values import Instance
 from ndc_core.untrusted_files.torch_files import read_pickle
 
-# A weight that EDM's networks have all: what stands before its name stands before all names.
+# A weight that all of EDM's networks have: the prefix of its name is the prefix of all names.
 ANCHOR = "map_layer0.weight"
 
 
 def convert(
     source: Path, out: Path, *, named: str | None = None, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
-    """Writes the checkpoint folder `out` from a file or folder of another program; returns its description, which says
-    that the source was `named` so, if it was not by its path. Of each step that may take long it says so first.
+    """Writes the checkpoint folder `out` from a file or folder of another program; returns its description, which names
+    the source `named` if that is given, otherwise by its file name. `say` announces each step that may take long.
 
-    Nothing in a pickle is executed. Weights are mapped, and copied once while they are written. The network is run once
-    before.
+    Nothing in a pickle is executed. Weights are mapped, and copied once while they are written. The network runs once
+    before that.
 
     Raises:
-        ConversionError: it is none of the known kinds, or does not fit its network, or this does not run; nothing is
-            written.
+        ConversionError: it is none of the known kinds, or does not fit its network, or the network does not run;
+            nothing is written.
         DiffusersError: a folder of diffusers that is not understood; nothing is written.
         UnsafePickleError: it is damaged, or asks for more than data; nothing is written.
     """
@@ -120,7 +120,7 @@ def read_folder(source: Path) -> Model:
 
 
 def from_state_dict(weights: dict[str, Tensor], notes: dict[str, Any]) -> Model:
-    """A model of which only weights are known: the architecture follows from names and shapes."""
+    """A model from its weights alone: the architecture follows from names and shapes."""
     try:
         network, arguments = infer_arguments({name: tuple(value.shape) for name, value in weights.items()})
     except (LookupError, ValueError) as error:
@@ -156,17 +156,17 @@ def _built(model: Model) -> nn.Module:
 
 
 def _filled(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The network with these weights, mapped as they are where they have the precision that they run in."""
+    """The network with these weights, which stay mapped where they already have the network's precision."""
     dtypes = {name: tensor.dtype for name, tensor in network.state_dict().items()}
     network.load_state_dict({name: value.to(dtypes[name]) for name, value in weights.items()}, assign=True)
     return network
 
 
 def _tried(model: Model) -> list[str]:
-    """Runs the network once; a remark if it takes less noise away than trained ones do."""
+    """Runs the network once; gives a remark if it removes less noise than trained networks do."""
     with torch.device("meta"):
         network = _filled(_built(model), model.weights)
-    if any(buffer.is_meta for buffer in network.buffers()):  # which is computed when the network is built
+    if any(buffer.is_meta for buffer in network.buffers()):  # buffers that are computed when the network is built
         network = _filled(_built(model), model.weights)
     denoiser = EDMDenoiser(
         network, image_shape=model.image_shape, num_classes=model.arguments.get("label_dim", 0), sigma_data=SIGMA_DATA

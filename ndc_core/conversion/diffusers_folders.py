@@ -1,4 +1,4 @@
-"""Folders that diffusers writes: the configuration, weights and schedule of a UNet2DModel, where all are understood."""
+"""Folders that diffusers writes: the configuration, weights and schedule of a UNet2DModel, if all are understood."""
 
 import inspect
 import json
@@ -23,7 +23,7 @@ SUFFIXES = (".safetensors", ".bin")
 SHARDS = ".index.json"
 # A weight that every UNet2DModel has.
 ANCHOR = "conv_in.weight"
-# Before version 0.18 diffusers called the layers of attention so.
+# Names of attention layers in diffusers before version 0.18.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_NAME = re.compile(r"(.*\battentions\.\d+\.)(query|key|value|proj_attn)\.(weight|bias)")
 
@@ -32,7 +32,7 @@ def read_unet(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str
     """Arguments, weights and notes of a folder with a UNet2DModel, and its scheduler beside it or in a subfolder.
 
     Raises:
-        DiffusersError: it is another model, one of latents, or one of which something is not understood.
+        DiffusersError: it is another model, a model of latents, or something in it is not understood.
     """
     parameters = inspect.signature(diffusers("UNet2DModel").__init__).parameters
     config = read_json(folder / CONFIG_FILE)
@@ -71,7 +71,7 @@ def read_unet(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises DiffusersError for what is no JSON object."""
+    """Raises DiffusersError for content that is not a JSON object."""
     content = path.read_bytes()
     try:
         values = json.loads(content)
@@ -146,7 +146,7 @@ def _content(path: Path) -> Any:
 
 
 def _weights_file(folder: Path) -> Path:
-    """The file of weights: safetensors before a pickle; a variant, as of half precision, if it is the only one."""
+    """The file of weights: safetensors before a pickle; a variant, such as half precision, if it is the only one."""
     for suffix in SUFFIXES:
         if (folder / f"{WEIGHTS}{suffix}").is_file():
             return folder / f"{WEIGHTS}{suffix}"

@@ -1,4 +1,4 @@
-"""Schedulers of diffusers: which of them say what a timestep of a network means here, and what they say."""
+"""Schedulers of diffusers: which of them are understood here, and what a network's timesteps mean by them."""
 
 import inspect
 from pathlib import Path
@@ -50,7 +50,7 @@ OF_BETAS = (
     "trained_betas",
     "rescale_betas_zero_snr",
 )
-# Fields that say what the network predicts: the second did before version 0.11.
+# Fields that say what the network predicts: the second is from before version 0.11.
 OF_PREDICTION = ("prediction_type", "predict_epsilon")
 # Fields with the only values that are understood.
 ONLY = {"use_flow_sigmas": False, "timestep_type": "discrete", "shift_terminal": None}
@@ -151,10 +151,10 @@ def _log_sigmas(name: str, settings: dict[str, Any]) -> Float[Tensor, " steps"]:
     try:
         made = kind(**{key: value for key, value in given.items() if key in known})
         kept = made.alphas_cumprod.double()
-    except Exception as error:  # whatever the class makes of its settings
+    except Exception as error:  # the class may raise anything
         raise ValueError(f"{name} cannot be made with these settings: {error}") from error
     steps, most = given.get("num_train_timesteps", len(kept)), torch.finfo(torch.float32).max
-    # No noise at the first step, and nothing but noise at the last, are infinitely far away.
+    # The logarithm is infinite if the first step has no noise, or the last nothing but noise.
     log_sigmas = (((1 - kept) / kept).log() / 2).float().clamp(-most, most)
     if len(kept) != steps or len(kept) < 2 or not bool((log_sigmas.diff() > 0).all()):
         raise ValueError(

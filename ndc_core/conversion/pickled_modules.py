@@ -7,13 +7,13 @@ from ndc_core.untrusted_files.pickle_values import Instance, StoredTensor
 
 SIGMA_DATA = 0.5
 TRAINING_ONLY = ("dropout", "label_dropout")
-# The order of arguments that EDM2 gives without their names.
+# The order of EDM2's positional arguments.
 PLACED = dict.fromkeys(("Precond", "UNet"), ("img_resolution", "img_channels", "label_dim"))
 KINDS = {"SongUNet": "edm-song", "DhariwalUNet": "edm-adm", "UNet": "edm2"}
 
 
 def from_preconditioned(outer: Instance, notes: dict[str, Any]) -> Model:
-    """A model of EDM's or EDM2's, with its constructors' arguments."""
+    """A model of EDM or EDM2, with its constructors' arguments."""
     inner, prefix = {"EDMPrecond": ("model", "model."), "Precond": ("unet", "unet.")}.get(outer.class_name, ("", ""))
     module = _modules(outer).get(inner)
     if not isinstance(module, Instance) or module.class_name not in KINDS:
@@ -65,7 +65,7 @@ def flatten(module: Instance) -> dict[str, StoredTensor]:
     """Parameters and buffers of a module and all below it, under the names of a state dict.
 
     Raises:
-        ConversionError: a module occurs twice, as it does in a tree that would take for ever to walk.
+        ConversionError: a module occurs twice, as it does in a tree that takes forever to walk.
     """
     flat: dict[str, StoredTensor] = {}
     seen: set[int] = set()

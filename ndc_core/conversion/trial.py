@@ -1,4 +1,4 @@
-"""A trial of a denoiser on a few images before it is kept: nonsense is refused, doubts are told."""
+"""A trial of a denoiser on a few images before it is kept: it refuses nonsense and reports doubts."""
 
 import torch
 
@@ -6,15 +6,15 @@ from ndc_core.models.denoiser import EDMDenoiser
 
 # Plain black, grey and white images, at noise that the preconditioning alone leaves as it is (to 0.92).
 PLAIN, SIGMA_OF_PLAIN = (-1.0, 0.0, 1.0), 0.1
-# Grey again at both ends of what diffusion models are trained on: EDM's levels.
+# Grey again at both ends of EDM's training levels.
 SIGMA_ENDS = (0.002, 80.0)
 # A small network trained on CIFAR-10 leaves 0.04, and 0.71 if it is told the noise level on another scale; networks of
-# 8 x 8 digits, which are nowhere plain, leave as much as 0.8, so that this can be told and not refused.
+# 8 x 8 digits, which are nowhere plain, leave as much as 0.8, so a high share is reported and not refused.
 MOST_NOISE_LEFT = 0.5
 
 
 class TrialError(ValueError):
-    """A network that does not run on its images, or whose outputs are none."""
+    """A network that does not run on its images, or whose outputs are not images."""
 
 
 @torch.inference_mode()
@@ -32,10 +32,10 @@ def try_out(denoiser: EDMDenoiser) -> float:
     if denoiser.num_classes:
         label[torch.arange(len(sigma)), torch.arange(len(sigma)) % denoiser.num_classes] = 1
     try:
-        # One after the other: what is held between layers grows with the rows of a pass.
+        # One at a time: the memory between layers grows with the rows of a pass.
         rows = zip(*((part.split(1)) for part in (clean + noise, sigma, label)), strict=True)
         denoised = torch.cat([denoiser.unclipped(*row) for row in rows])
-    except Exception as error:  # whatever a network makes of images that it was not built for
+    except Exception as error:  # a network may raise anything on images that it was not built for
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise TrialError(f"its network does not run on images of shape {denoiser.image_shape}: {first}") from error
     if denoised.shape != clean.shape:

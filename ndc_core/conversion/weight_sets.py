@@ -1,7 +1,7 @@
-"""The weights in a file of another program: where they stand, which are an average, and which are taken.
+"""The weights in a file of another program: where they are, which are an average, and which are taken.
 
-A network's own names say where it begins: whatever wrappers are around it, nested in any order, stand before the name
-of a weight that every such network has.
+A network's own names show where it begins: all wrappers around it, nested in any order, come before the name of a
+weight that every such network has.
 """
 
 import re
@@ -39,7 +39,7 @@ class WeightSet:
     """One network in a file.
 
     `place` are the keys and wrappers that lead to it, with dots between them; `beside` are the names in its state dict
-    that are of no network.
+    that belong to no network.
     """
 
     place: str
@@ -59,12 +59,12 @@ class WeightSet:
 
 
 def take_network(content: Any, *, anchor: str) -> tuple[WeightSet, list[str]]:
-    """The network of plain data as a file holds them, the averaged one of two; and the places of those it leaves.
+    """The network in a file's plain data, the averaged one of two; and the places of those that are left.
 
     `anchor` is the name of a weight that every network of the kind has.
 
     Raises:
-        ConversionError: there is none, it cannot be told which is meant, or what a wrapper around it does.
+        ConversionError: there is none, or it is unclear which is meant or what a wrapper around it does.
     """
     networks, rest = _networks(list(_entries(content)), anchor)
     averages = [network for network in networks if network.averaged]
@@ -98,7 +98,7 @@ def _is_average(place: str) -> bool:
 
 
 def _entries(content: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Tensors and modules of nested dicts and lists with the keys that lead to them, but for an optimizer's."""
+    """Tensors and modules of nested dicts and lists with the keys that lead to them, except an optimizer's."""
     ahead: list[tuple[tuple[str, ...], Any]] = [((), content)]
     for _ in range(MOST_ENTRIES):
         if not ahead:
@@ -113,7 +113,7 @@ def _entries(content: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 def _networks(entries: list[tuple[tuple[str, ...], Any]], anchor: str) -> tuple[list[WeightSet], list[str]]:
-    """The networks, and the full names of tensors that are of none."""
+    """The networks, and the full names of tensors that belong to none."""
     networks: list[WeightSet] = []
     rest: list[str] = []
     state_dicts: dict[tuple[str, ...], Weights] = {}
@@ -140,7 +140,7 @@ def _put(weights: Weights, name: str, value: Tensor | StoredTensor) -> None:
 
 
 def _split(weights: Weights, anchor: str) -> tuple[dict[str, Weights], list[str]]:
-    """A state dict's networks by what stands before their names, and the names that are of none."""
+    """A state dict's networks by the prefix of their names, and the names that belong to none."""
     begins = {name.removesuffix(anchor) for name in weights if f".{name}".endswith(f".{anchor}")}
     prefixes = sorted(begins, key=len, reverse=True)
     sets: dict[str, Weights] = {prefix: {} for prefix in prefixes}

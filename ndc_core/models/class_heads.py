@@ -31,7 +31,7 @@ class HeadsDenoiser(EDMDenoiser):
         sigma_model: Float[Tensor, " rows"],
         label: Float[Tensor, "rows classes"],
     ) -> Float[Tensor, "rows c h w"]:
-        """The heads mixed by the label; what its weights lack to one goes to the head for no class."""
+        """The heads mixed by the label; the head for no class gets 1 minus the sum of its weights."""
         share = torch.cat([label, 1 - label.sum(dim=1, keepdim=True)], dim=1).to(z.dtype)
         return torch.einsum("rk,rkchw->rchw", share, self.unclipped_heads(z, sigma_model))
 

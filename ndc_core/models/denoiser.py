@@ -37,7 +37,7 @@ class DescribedDenoiser(Denoiser, Protocol):
 
 @runtime_checkable
 class EveryClass(Protocol):
-    """A denoiser that knows the outputs for all classes from one forward pass."""
+    """A denoiser that gives the outputs for all classes from one forward pass."""
 
     def every_class(
         self, z: Float[Tensor, "rows c h w"], sigma_model: Float[Tensor, " rows"]
@@ -46,7 +46,7 @@ class EveryClass(Protocol):
 
 @runtime_checkable
 class EveryLoss(EveryClass, Protocol):
-    """One that knows also how far all of them are from targets, without making them."""
+    """A denoiser that also gives the squared distances of all these outputs to targets, without computing them."""
 
     def every_loss(
         self,
@@ -103,8 +103,8 @@ def preconditioning(sigma_model: Float[Tensor, " rows"], *, sigma_data: float) -
 class EDMDenoiser(nn.Module):
     """EDM's preconditioning around a network, with the output clipped where the class is `bounded`.
 
-    The network runs in `network_dtype`, all around it in the precision of z. `knows_no_label` says whether the all-zero
-    label was trained. The network is called as F(x, c_noise, label). `launch` makes the calls of the whole.
+    The network runs in `network_dtype`, the rest in the precision of z. `knows_no_label` says whether the all-zero
+    label was trained. The network is called as F(x, c_noise, label). `launch` makes the calls of the denoiser.
     """
 
     bounded = True
@@ -158,5 +158,5 @@ class EDMDenoiser(nn.Module):
         return self.clipped(self.unclipped(z, sigma_model, label))
 
     def clipped(self, outputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """What the denoiser answers, given what its network says."""
+        """The denoiser's output, from the preconditioned network's."""
         return clip_to_image_range(outputs) if self.bounded else outputs

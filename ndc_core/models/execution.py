@@ -10,7 +10,7 @@ from torch import nn
 from ndc_core.models.networks.fused_ops import has_kernels
 from ndc_core.models.replay import Launch, Replays, cuda_graph, directly
 
-# tf32 holds float32 and rounds only the factors of products, to 10 bits, where an NVIDIA GPU can.
+# tf32 stores float32 and rounds only the factors of products, to 10 bits, where an NVIDIA GPU can.
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 Trained = TypeVar("Trained", bound=nn.Module)
@@ -32,7 +32,7 @@ class Execution:
     def apply(self, network: nn.Module, *, device: str) -> nn.Module:
         """The network for inference on a device; weights are converted once.
 
-        Part of the precision is a setting of the process: networks of two precisions are not to be used in one.
+        Part of the precision is a setting of the process: do not use networks of two precisions in one process.
         """
         set_arithmetic(self.precision)
         network = network.to(device=device, dtype=DTYPES[self.precision]).eval().requires_grad_(False)
@@ -49,7 +49,7 @@ class Execution:
 
 
 def _fuse(network: Any) -> None:
-    """Lets a network that can run as `fused_unet` has it."""
+    """Makes a network run through `fused_unet`, if it can."""
     if not hasattr(network, "fused"):
         return
     network.fused = has_kernels()
@@ -73,11 +73,11 @@ def placed_for_training(network: Trained, *, device: str, channels_last: bool) -
 def set_arithmetic(precision: Precision) -> None:
     """Makes CUDA multiply as the precision says, by algorithms that are chosen by shapes alone and can be repeated.
 
-    PyTorch's own default lets convolutions round float32 to TF32. These are the switches that all versions from 2.4
-    on have, and that torch.compile reads too; later ones have others beside them, which must not be mixed with these.
+    PyTorch's own default lets convolutions round float32 to TF32. All versions from 2.4 on have these switches, and
+    torch.compile reads them too; later versions also have others, which must not be mixed with these.
     """
     tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = False  # else the algorithm depends on what was fastest that time
+    torch.backends.cudnn.benchmark = False  # otherwise the algorithm depends on what was fastest that time
     torch.backends.cudnn.deterministic = True

@@ -1,11 +1,11 @@
-"""Forward passes of one fixed shape, gathered from whoever asks for rows (rule S1).
+"""Forward passes of one fixed shape, gathered from all tasks that ask for rows (rule S1).
 
-Votes are generators: they yield an `Ask` for rows and are sent what the denoiser made of them. Several run at a time,
-each wherever it stands, and their rows share passes, so that passes stay full while classes and draws drop out. Only
-when nobody can go on without an answer is a pass padded.
+Votes are generators: they yield an `Ask` for rows and are sent the denoiser's outputs for them. Several run at a time,
+each at its own point, and their rows share passes, so passes stay full while classes and draws drop out. A pass is
+padded only when no task can go on without an answer.
 
-On a GPU several passes are in flight: a pass is only launched, and what votes read of it goes to the host by itself.
-While rows wait for the next passes, nobody waits for the device but for the oldest of those that are launched.
+On a GPU several passes are in flight: a pass is only launched, and what votes read of it is copied to the host
+asynchronously. While rows wait for the next passes, the host waits only for the oldest launched pass.
 """
 
 from collections import defaultdict, deque
@@ -22,7 +22,7 @@ from ndc_core.models.denoiser import Denoiser, EveryClass, EveryLoss
 from ndc_core.models.image_classifier import ImageClassifier
 from ndc_core.models.transfers import OnItsWay, to_host
 
-# z, sigma_model and labels; of `every_loss` targets (rows, targets, c, h, w) instead of labels.
+# z, sigma_model and labels; for `every_loss` targets (rows, targets, c, h, w) instead of labels.
 Inputs = tuple[Float[Tensor, "rows c h w"], Float[Tensor, " rows"], Float[Tensor, "rows ..."]]
 Kind = Literal["forward", "every_class", "every_loss", "label_gradient", "classify"]
 # A backward pass to the label costs about as much as a forward one: the weights need no gradient.
@@ -33,8 +33,8 @@ EVALUATIONS_OF_A_ROW: dict[Kind, int] = {
     "label_gradient": 2,
     "classify": 1,
 }
-# Passes that are launched at most before the first one's answers are waited for, and passes whose rows are to wait for
-# their turn. A CPU computes when it is asked to.
+# The most passes to launch before waiting for the answers of the first, and the number of passes whose rows should be
+# waiting. A CPU computes each pass when it is launched.
 PASSES_AHEAD = {"cuda": 3}
 
 
@@ -44,8 +44,8 @@ class Ask:
     the network's output for the window: one row of the answer for each.
 
     `forward` is the denoiser at the given labels, `every_class` all classes of a network with class heads (labels are
-    not looked at), `every_loss` the squared distances of all classes to each of the row's `targets`, `label_gradient`
-    the derivative of what `read` keeps, one number a row, with respect to the label.
+    ignored), `every_loss` the squared distances of all classes to each of the row's `targets`, `label_gradient` the
+    derivative of what `read` keeps, one number per row, with respect to the label.
     """
 
     kind: Kind
@@ -72,7 +72,7 @@ Item = TypeVar("Item")
 class _Running(Generic[Name, Result]):
     name: Name
     task: Task[Result]
-    rows_left: int = 0  # of its ask, that are in no pass yet
+    rows_left: int = 0  # rows of its ask that are in no pass yet
     ask: Ask | None = None
     answer: list[Tensor] = field(default_factory=list)
 
@@ -87,7 +87,7 @@ def gather(
     """Runs tasks and yields each one's name and result, or the exception that ended it, as soon as it has ended.
 
     Tasks are begun as long as fewer rows wait than `passes_ahead` passes take (left out, what suits the device).
-    `next_task` gives None when there is none at present; it is asked again as long as rows are few.
+    `next_task` gives None when there is none at present; it is called again as long as rows are few.
     """
     ahead = passes_ahead or PASSES_AHEAD.get(device.type, 1)
     return _Gatherer(next_task, rows_per_pass=rows_per_pass, passes_ahead=ahead).run()
@@ -108,10 +108,10 @@ def answer(task: Task[Result], *, rows_per_pass: int, device: torch.device) -> R
 
 
 def answer_differentiably(task: Task[Result], *, rows_at_once: int) -> Result:
-    """The result of one task in the caller's autograd: passes have whatever rows are asked for, so it is no vote's.
+    """The result of one task in the caller's autograd: passes have as many rows as are asked for: not for votes.
 
-    Of more rows than `rows_at_once`, what autograd needs of a pass is computed again when it is needed: memory does not
-    grow with the rows.
+    For more rows than `rows_at_once`, what autograd needs of a pass is computed again when it is needed, so memory does
+    not grow with the rows.
     """
     answer: Tensor | None = None
     while True:
@@ -133,7 +133,7 @@ class _Gatherer(Generic[Name, Result]):
     def __init__(self, next_task: NextTask[Name, Result], *, rows_per_pass: int, passes_ahead: int) -> None:
         self.next_task, self.rows_per_pass, self.passes_ahead = next_task, rows_per_pass, passes_ahead
         self.running = 0
-        # Rows of different kinds, for different networks, or with more targets or fewer cannot share a pass.
+        # Rows of different kinds, for different networks, or with different numbers of targets cannot share a pass.
         self.queues: dict[tuple[Kind, int, int], deque[_Running[Name, Result]]] = defaultdict(deque)
         self.ended: deque[tuple[Name, Result | Exception]] = deque()
 
@@ -143,7 +143,7 @@ class _Gatherer(Generic[Name, Result]):
             self._start_tasks()
             if self.ended:
                 yield from self._drain()
-                continue  # whoever took them may have a next task now
+                continue  # the caller may have a next task now
             full = self._queue_with(self.rows_per_pass)
             if full is not None and len(launched) < self.passes_ahead:
                 launched.append(self._launch(full))
@@ -173,7 +173,7 @@ class _Gatherer(Generic[Name, Result]):
             ask = running.task.send(cast(Tensor, answer))  # a generator's first `send` takes None
         except StopIteration as stop:
             self._end(running, stop.value)
-        except Exception as error:  # it is this task's: the others go on
+        except Exception as error:  # it ends this task: the others go on
             self._end(running, error)
         else:
             assert ask.rows > 0
@@ -186,13 +186,13 @@ class _Gatherer(Generic[Name, Result]):
         self.ended.append((running.name, result))
 
     def _queue_with(self, rows: int) -> deque[_Running[Name, Result]] | None:
-        """The fullest queue, if it holds so many rows."""
+        """The fullest queue, if it holds at least this many rows."""
         fullest = max(self.queues.values(), key=_rows_of, default=None)
         return fullest if fullest and _rows_of(fullest) >= rows else None
 
     def _launch(self, queue: deque[_Running[Name, Result]]) -> list[_Part[Name, Result]]:
-        """Evaluates the first rows of a queue; gives each asker's part of the answer. Who wants it on the device, where
-        whatever comes next comes after it, has it at once."""
+        """Evaluates the first rows of a queue; gives the parts of the answer that go to the host. Askers that want
+        theirs on the device, where later work runs after it, get it at once."""
         room, askers, parts = self.rows_per_pass, [], []
         for running in queue:
             assert running.ask is not None
@@ -211,7 +211,7 @@ class _Gatherer(Generic[Name, Result]):
                 to_host(answer) if ask.on_host else OnItsWay(answer)
                 for answer, (ask, _) in zip(answers, parts, strict=True)
             ]
-        except Exception as error:  # a pass that fails is the failure of all who asked for it
+        except Exception as error:  # a pass that fails ends all tasks with rows in it
             for running in askers:
                 if running in queue:
                     queue.remove(running)

@@ -1,4 +1,4 @@
-"""Plain classifiers of images: what baselines classify with."""
+"""Plain classifiers of images, which baselines use."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -21,8 +21,8 @@ class ImageClassifier(Protocol):
 
 
 class ImageNetwork(nn.Module):
-    """A network that was trained on pixels in [0, 1] from which `mean` was taken, divided by `std`: one number for each
-    channel. The network runs in `network_dtype`, all around it in single precision. `launch` makes the calls."""
+    """A network that was trained on pixels in [0, 1] minus `mean`, divided by `std`: one number for each channel. The
+    network runs in `network_dtype`, the rest in single precision. `launch` makes the calls."""
 
     mean: Tensor
     std: Tensor

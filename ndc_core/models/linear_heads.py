@@ -5,8 +5,8 @@ u = c_skip z - target, and over the pixels p  G = sum_p phi_p phi_p^T  and  M = 
 
     || c_skip z + c_out A_y phi - target ||^2  =  ||u||^2 + 2 c_out <A_y, M> + c_out^2 tr(A_y G A_y^T).
 
-G and M do not know how many classes there are. Here u holds the output of the mean head as well, and A_y is what a head
-has beyond the mean: what classes have in common, which is nearly all, does not round what they differ in.
+G and M do not depend on the number of classes. The code adds the output of the mean head to u and subtracts the mean
+from A_y: what classes have in common is nearly all, and its rounding would otherwise hide what they differ in.
 """
 
 from contextlib import AbstractContextManager
@@ -19,13 +19,13 @@ from torch import Tensor
 from ndc_core.models.class_heads import HeadsDenoiser
 from ndc_core.models.denoiser import Preconditioning, preconditioning
 
-NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}  # of classes times features, in a CPU's cache
+NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}  # rows x classes x c x features: on a CPU, what its cache holds
 
 
 class LinearHeadsDenoiser(HeadsDenoiser):
     """EDM's preconditioning around features and the heads on them (`networks.linear_heads`).
 
-    Outputs are not clipped: sums over pixels cannot tell the losses of all classes of clipped outputs. Any function of
+    Outputs are not clipped: sums over pixels cannot give the losses of clipped outputs. Any function of
     the noisy image may vote; a certificate that needs outputs in [-1, 1] must refuse this one.
     """
 
@@ -96,12 +96,12 @@ class LinearHeadsDenoiser(HeadsDenoiser):
 
 
 def in_full_precision(z: Tensor) -> AbstractContextManager[Any]:
-    """For what is made of the features: in a mixed precision rounding would hide what classes differ in."""
+    """For computations on the features: in mixed precision, rounding would hide what classes differ in."""
     return torch.autocast(z.device.type, enabled=False)
 
 
 def with_constant(phi: Float[Tensor, "rows features h w"]) -> Float[Tensor, "rows features1 pixels"]:
-    """The features of each pixel, and after them a 1."""
+    """The features of each pixel, followed by a 1."""
     flat = phi.flatten(2)
     return torch.cat([flat, torch.ones_like(flat[:, :1])], dim=1)
 
@@ -129,6 +129,6 @@ def _beyond_mean(
     gram: Float[Tensor, "some features features"],
     moment: Float[Tensor, "some c features"],
 ) -> Float[Tensor, "some classes"]:
-    """tr(A_y G A_y^T) + <A_y, M>, with G and M scaled as the formula has them."""
+    """tr(A_y G A_y^T) + <A_y, M>, with G and M scaled as in the formula."""
     with_gram = torch.bmm(own.flatten(0, 1).expand(len(gram), -1, -1), gram).unflatten(1, own.shape[:2])
     return ((with_gram + moment[:, None]) * own).flatten(2).sum(2, dtype=torch.float64)

@@ -1,6 +1,6 @@
 """Calls with tensors of one shape, launched in one go.
 
-A pass is hundreds of kernels: small ones wait for the host that launches them one by one.
+A pass is hundreds of kernels: small ones wait for the host, which launches them one by one.
 """
 
 import warnings
@@ -17,7 +17,7 @@ CALLS_BEFORE_CAPTURE = 2
 
 
 class Launch(Protocol):
-    """Calls a function of tensors; a result is the caller's, and no later call changes it."""
+    """Calls a function of tensors; a result belongs to the caller, and no later call changes it."""
 
     def __call__(self, function: Function, *inputs: Tensor) -> Tensor: ...
 
@@ -28,7 +28,7 @@ def directly(function: Function, *inputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Recording:
-    """What was captured: `replay` computes `output` of what `inputs` hold, in place."""
+    """What was captured: `replay` computes `output` from the contents of `inputs`, in place."""
 
     inputs: tuple[Tensor, ...]
     replay: Callable[[], None]
@@ -48,9 +48,9 @@ class _History:
 class Replays:
     """Captures a function once its inputs have had one shape for three calls in a row, and replays it from then on.
 
-    Other shapes take the place of the ones before: a recording holds the memory of a whole pass. Calls that autograd
-    follows are made as they are, and so are all of a function whose capture failed, which a warning says. A
-    function must depend on nothing but its tensors and on weights that stay where they are.
+    New shapes replace the ones before, because a recording holds the memory of a whole pass. Calls that autograd tracks
+    are made directly, and so are all calls of a function whose capture failed, which gives a warning. A function must
+    depend on nothing but its tensors and on weights that stay in place.
     """
 
     def __init__(self, capture: Capture) -> None:
@@ -80,7 +80,7 @@ class Replays:
     def _captured(self, function: Function, inputs: tuple[Tensor, ...]) -> Recording | None:
         try:
             return self.capture(function, inputs)
-        except Exception as error:  # out of memory, or an operation that cannot be captured: speed is all that is lost
+        except Exception as error:  # out of memory, or an operation that cannot be captured: only speed is lost
             self.failed.add(function)
             warnings.warn(f"passes are launched kernel by kernel: their capture failed ({error})", stacklevel=2)
             return None

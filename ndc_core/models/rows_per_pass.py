@@ -15,13 +15,13 @@ SECONDS_A_SIZE = 0.2
 LONGEST_PASS_SECONDS = 4.0
 GOOD_ENOUGH = 0.9
 Pass = Callable[[int], None]
-# What memory that is too small says of itself, on CPUs and GPUs, where torch has no type for it.
+# Words of out-of-memory errors on CPUs and GPUs for which torch has no type.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "32BitIndexMath")
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Of a size for which there is no memory it is 0."""
+    """The rate is 0 for a size that does not fit into memory."""
 
     rows: int
     rows_per_second: float
@@ -31,7 +31,7 @@ def fastest_rows(network: Denoiser | ImageClassifier, *, device: str, label_grad
     """The smallest power of two whose rate is nearly the best: larger passes only wait longer and pad more.
 
     It takes a second or two. The size changes rounding, so a run searches once, before its law is declared (rule S1).
-    With `label_gradient` there must be memory for the passes that are differentiated, which need much more.
+    With `label_gradient` there must also be memory for the differentiated passes, which need much more.
 
     Raises:
         ValueError: there is no memory for the smallest.
@@ -41,7 +41,7 @@ def fastest_rows(network: Denoiser | ImageClassifier, *, device: str, label_grad
 
 
 def rate_of(network: Denoiser | ImageClassifier, rows: int, *, device: str, label_gradient: bool = False) -> Rate:
-    """How fast passes of this many rows are, or where one would take long, passes of few.
+    """How fast passes of this many rows are, or passes of few rows if one would take long.
 
     Raises:
         ValueError: there is no memory for them.
@@ -63,9 +63,9 @@ def rate_of(network: Denoiser | ImageClassifier, rows: int, *, device: str, labe
 
 
 def choose(rates: Iterator[Rate]) -> Rate:
-    """Doubles as long as that is worth it; the smallest of those nearly as fast as the best.
+    """Doubles as long as that pays; gives the smallest size that is nearly as fast as the best.
 
-    The largest for which there is memory is left out, if there are others: votes need some beside their passes.
+    The largest size that fits into memory is left out, if there are others: votes need memory besides their passes.
 
     Raises:
         ValueError: there is no memory for the smallest.
@@ -88,7 +88,7 @@ def choose(rates: Iterator[Rate]) -> Rate:
 
 
 def measured(one_pass: Pass, *, before: Pass | None = None) -> Iterator[Rate]:
-    """Rates of passes of 16, 32, ... rows, as far as memory and patience go; `before` each size one of another kind."""
+    """Rates of passes of 16, 32, ... rows, as far as memory and patience go; `before` runs once before each size."""
     rows = FEWEST
     while rows <= MOST:
         try:
@@ -112,8 +112,8 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _seconds(one_pass: Pass, rows: int, *, before: Pass | None = None) -> float:
-    """Of the fastest of some passes: whatever else the machine does only slows them down."""
-    (before or one_pass)(rows)  # what is set up at the first pass of a shape is not counted
+    """The time of the fastest of some passes: other work on the machine only slows them down."""
+    (before or one_pass)(rows)  # the setup at the first pass of a shape is not counted
     started = time.perf_counter()
     seconds: list[float] = []
     while not seconds or time.perf_counter() - started < SECONDS_A_SIZE:
@@ -124,7 +124,7 @@ def _seconds(one_pass: Pass, rows: int, *, before: Pass | None = None) -> float:
 
 
 def _passes(network: Denoiser | ImageClassifier, *, device: str, label_gradient: bool) -> tuple[Pass, Pass]:
-    """What is tried before a size is measured, and what is measured."""
+    """The pass to try before a size is measured, and the pass to measure."""
 
     def one_pass(rows: int) -> None:
         _one_pass(network, rows, device=device)

@@ -1,7 +1,7 @@
-"""Between host and device without waiting: pinned memory and events on a GPU, nothing at all on a CPU.
+"""Copies between host and device without waiting: pinned memory and events on a GPU, nothing at all on a CPU.
 
-A plain copy of ordinary memory waits until the device has done all that it was given before. Here it is put in line
-behind that, and only who reads an answer on the host waits, for that answer alone.
+A plain copy of ordinary memory waits until the device has done all earlier work. Here the copy is queued behind that
+work, and only a reader of an answer on the host waits, for that answer alone.
 """
 
 from dataclasses import dataclass

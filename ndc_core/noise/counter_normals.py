@@ -20,7 +20,7 @@ ROUNDS = 10
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 KEY_STEPS = 0x9E3779B9, 0xBB67AE85
 WORD = 2**32
-# Of a tensor on the way: what a CPU's cache holds, and what keeps a GPU without Triton busy.
+# Blocks of an intermediate tensor: what a CPU's cache holds, and what keeps a GPU without Triton busy.
 BLOCKS_AT_ONCE = {"cpu": 2**14}
 MOST_BLOCKS_AT_ONCE = 2**24
 
@@ -30,7 +30,7 @@ def fill_normal(out: Float[Tensor, "rows numbers"], keys: Int[Tensor, "rows 4"],
 
     Number j * blocks + b of a row is made from the words of block b, where blocks = ceil(numbers / 4).
     """
-    if not out.numel():  # of a classifier without steps
+    if not out.numel():  # the noise of a classifier without steps
         return
     if out.is_cuda and has_kernel():
         _kernel().fill_normal(out, keys, streams)
@@ -77,7 +77,7 @@ def box_muller(radius: Words, angle: Words) -> tuple[Float[Tensor, "..."], Float
 
 
 def has_kernel() -> bool:
-    """Whether there is Triton, without which CUDA takes some hundred small steps where one would do."""
+    """Whether Triton is installed, without which CUDA takes some hundred small steps instead of one."""
     return importlib.util.find_spec("triton") is not None
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Int64, Shaped, UInt64
 TABLE_BITS = 64
 PREFIX_BITS = 16
 PREFIXES_A_NUMBER = TABLE_BITS // PREFIX_BITS
-UNDECIDED = 2**31 - 1  # no table is as long
+UNDECIDED = 2**31 - 1  # no table is this long
 
 
 @dataclass(frozen=True, eq=False)

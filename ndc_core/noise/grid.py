@@ -21,13 +21,13 @@ class GridSpec:
     """A grid before sigma_tau is known: `points` levels evenly spaced between two ends, or explicit `levels`."""
 
     points: int = 0
-    """Number of levels, both ends counted: at least 3, for the first two make no term."""
+    """Number of levels, both ends counted: at least 3, because the first two make no term."""
     sigma_model_max: float = 0.0
     """The highest level, in model units (twice `sigma_pixel`)."""
     spacing: Literal["linear", "log"] = "linear"
     """Evenly in sigma, or in its logarithm."""
     sigma_model_min: float = 0.0
-    """The lowest level, unless the smoothing noise is above it: then that."""
+    """The lowest level, or the smoothing noise if that is higher."""
     levels: tuple[float, ...] = ()
     """Instead of the keys above: the levels themselves, rising; those above the smoothing noise count."""
 
@@ -65,8 +65,8 @@ class Grid:
 def build_grid(spec: GridSpec, *, tau_model: float) -> Grid:
     """The terms of a grid that starts at tau_model.
 
-    The first interval has no finite weight in EPNDC (its lower end is tau itself, s = 0), so no classifier
-    uses it: a grid of n points has n - 2 terms, one of explicit levels one less than it has levels above tau.
+    The first interval has no finite weight in EPNDC (its lower end is tau itself, s = 0), so no classifier uses it: a
+    grid of n points has n - 2 terms, and a grid of explicit levels has one term less than it has levels above tau.
     """
     if spec.levels:
         return _grid_of_levels(spec.levels, tau_model=tau_model)

@@ -1,10 +1,10 @@
 """The noise of a classifier's own steps on lattices that contain the grid of 8-bit images (rule S8).
 
-DC scores an image by what a denoiser makes of z + sigma_t e. In floating point that sum tells, by its last bits, which
-image it was. Here the denoiser sees Q_t(z + sigma_t e), where Q_t rounds to whole steps of 2 / (255 * 2^m) in model
-space: part of the denoiser, so that the Lipschitz constant of the expected score stands. For an 8-bit image, which
-lies on the lattice, Q_t(z + sigma_t e) = z + Q_t(sigma_t e), and the rounded noise is drawn from an exact table. What
-the denoiser sees is then a function of one whole number a pixel, the sum of the image's and the noise's.
+DC scores an image by a denoiser's output at z + sigma_t e. In floating point the last bits of that sum tell which image
+it was. Here the denoiser sees Q_t(z + sigma_t e), where Q_t rounds to whole steps of 2 / (255 * 2^m) in model space:
+Q_t is part of the denoiser, so the Lipschitz constant of the expected score still holds. For an 8-bit image, which lies
+on the lattice, Q_t(z + sigma_t e) = z + Q_t(sigma_t e), and the rounded noise is drawn from an exact table. What the
+denoiser sees is then a function of one whole number per pixel, the sum of the image's and the noise's.
 """
 
 import math
@@ -20,10 +20,10 @@ from ndc_core.noise.smoothing import LEVELS, refuse_off_grid, rounded_gaussian_t
 from ndc_core.noise.streams import Phase, draw_generator
 from ndc_core.space import pixels_to_model, sigma_to_pixel
 
-# Rounding adds a variance of 1/12: at 8 steps a sigma it changes the noise's sigma by less than a thousandth, while
+# Rounding adds a variance of 1/12: at 8 steps per sigma it changes the noise's sigma by less than a thousandth, while
 # tables stay small. A finer lattice would be as sound.
 STEPS_OF_A_SIGMA = 8
-# No table reaches beyond so many sigmas on either side: 1 - Phi(9.2) is less than 2^-64.
+# No table reaches beyond this many sigmas on either side: 1 - Phi(9.2) is less than 2^-64.
 REACH_IN_SIGMAS = 9.2
 
 
@@ -50,7 +50,7 @@ class LatticeNoise:
     def distance(self, dimension: int) -> float:
         """Bound on the total variation distance, per image, between what is drawn and the rounded Gaussian."""
         steps_of_a_sigma = LEVELS * sigma_to_pixel(self.sigma_model) * 2**self.bits
-        cells = 2 * (REACH_IN_SIGMAS * steps_of_a_sigma + 2)  # at least as many as the table has, which takes long
+        cells = 2 * (REACH_IN_SIGMAS * steps_of_a_sigma + 2)  # at least as many as the table has, which is slow to make
         return dimension * cells / 2.0**TABLE_BITS
 
 

@@ -1,7 +1,7 @@
 """The input's noise at several levels on one path: each level adds an independent increment to the one below it.
 
-Every index's noise has the law that a vote at its level alone would have. For the integer noise of 8-bit images that
-is so because a rounded Gaussian plus an independent discrete Gaussian is a rounded Gaussian of the summed variance, up
+Every index's noise has the law that a vote at its level alone would have. For the integer noise of 8-bit images this
+holds because a rounded Gaussian plus an independent discrete Gaussian is a rounded Gaussian of the summed variance, up
 to a distance that is exponentially small in the variances in levels of grey; docs/mathematics.md has the proof.
 """
 
@@ -26,7 +26,7 @@ PathSigmas = tuple[float, ...]  # sigma_pixel of each, rising
 
 
 def sigmas_on_path(grid: GridSpec, sigma_pixel: Sequence[float]) -> PathSigmas:
-    """Where a path through these noise levels is looked at: at each of them, and at the grid's levels beyond."""
+    """Where a path through these noise levels is evaluated: at each of them, and at the grid's levels beyond."""
     levels = path_levels(grid, taus_model=tuple(sigma_to_model(sigma) for sigma in sigma_pixel))
     return tuple(sorted({*sigma_pixel, *(sigma_to_pixel(level) for level in levels)}))
 
@@ -36,7 +36,7 @@ class PathNoise(Protocol):
         """The noise at every index, in the units that `InputNoise.add` takes."""
 
     def distance(self, index: int, dimension: int) -> float:
-        """Bound on the total variation distance, per image, between a index's noise and the law it stands for."""
+        """Bound on the total variation distance, per image, between an index's noise and the law it stands for."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The noise that a certificate speaks of: what is added to the image before each vote.
+"""The noise that a certificate is about: what is added to the image before each vote.
 
 `none` is for classifiers that take the image as it is. `float` noise is Gaussian in double precision, in pixels.
 `integer` noise lives on the grid of 8-bit images: a Gaussian variable rounded to whole levels, drawn from a table of
@@ -35,7 +35,7 @@ class InputNoise(Protocol):
         """Which adversarial images a certificate made with this noise covers."""
 
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
-        """In the units that `add` takes, of whatever sigma."""
+        """In the units that `add` takes, for any sigma."""
 
     @staticmethod
     def add(image: Image, noise: Noise) -> Float[np.ndarray, "draws c h w"]:

@@ -45,6 +45,6 @@ class StepStreams:
 def step_streams(
     keys: Sequence[Key], *, image_shape: tuple[int, int, int], refine_steps: int, sift_steps: int
 ) -> tuple[StepStreams, StepStreams]:
-    """Of the refine and of the sift grid: the classifier's own noise, which does not depend on the other grid."""
+    """For the refine and for the sift grid: the classifier's own noise, which does not depend on the other grid."""
     refine = StepStreams(keys, refine_steps, image_shape, REFINE)
     return refine, StepStreams(keys, sift_steps, image_shape, SIFT)

@@ -1,8 +1,8 @@
 """Noise as a pure function of (seed, image, phase, draw): rule S1 of docs/soundness.md.
 
-Nothing else enters a stream, so a draw meets the same noise bit for bit whatever batch, worker,
-order or retry it is computed in. The input's noise, whose law a certificate speaks of, is drawn by the host's processor
-from one kind of generator; that of the steps, whose law it leaves open, on the device from another (`step_streams`).
+Nothing else enters a stream, so a draw meets the same noise bit for bit in any batch, worker, order or retry. The
+input's noise, whose law a certificate is about, is drawn by the host's processor from one kind of generator; the noise
+of the steps, whose law it leaves open, is drawn on the device from another (`step_streams`).
 """
 
 import hashlib
@@ -36,8 +36,8 @@ def draw_generator(*, seed: int, image_id: str, phase: Phase, draw: int) -> np.r
 
 
 def input_generator(key: Key) -> np.random.Generator:
-    """The stream of a draw's input, from its start on. A thread has one generator, which the next call sets anew: that
-    takes a fifth of the time of making one."""
+    """The stream of a draw's input, from its start. A thread has one generator, which the next call resets: that takes
+    a fifth of the time of making one."""
     if not hasattr(_of_thread, "generator"):
         _of_thread.generator = np.random.Generator(np.random.Philox(key=0))
         _of_thread.start = np.random.Philox(key=0).state
@@ -68,7 +68,7 @@ def draw_noise(
     refine_steps: int,
     sift_steps: int,
 ) -> DrawNoise:
-    """All noise of the named draws. The input's, whose law the certificate speaks of, does not change with the grid."""
+    """All noise of the named draws. The input's, whose law the certificate is about, does not change with the grid."""
     keys = [draw_key(seed=seed, image_id=image_id, phase=phase, draw=draw) for draw in draws]
     inputs = np.stack([input_noise.draw(input_generator(key), image_shape) for key in keys])
     refine, sift = step_streams(keys, image_shape=image_shape, refine_steps=refine_steps, sift_steps=sift_steps)

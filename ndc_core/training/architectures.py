@@ -74,13 +74,13 @@ def arguments_of(
 
 
 def refuse_unknown(network: str) -> None:
-    """Raises ValueError for a network that there is not, or that is only converted."""
+    """Raises ValueError for an unknown network, or one that can only be converted."""
     if network not in TRAINABLE:
         raise ValueError(f"network {network!r} is not trained here; there are: {', '.join(TRAINABLE)}")
 
 
 def refuse_indivisible(network: str, image_shape: tuple[int, int, int], *, halvings: int) -> None:
-    """Raises ValueError for sides that cannot be halved so often."""
+    """Raises ValueError for sides that cannot be halved that often."""
     _, height, width = image_shape
     factor = 2**halvings
     if height % factor or width % factor:

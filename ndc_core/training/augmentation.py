@@ -1,4 +1,4 @@
-"""Other images of the same class, made of a training image: for photographs, and for drawn digits."""
+"""Other images of the same class, made from a training image: for photographs, and for drawn digits."""
 
 from collections.abc import Callable
 

@@ -32,7 +32,7 @@ class DenoisingSpec(FitSpec):
 
 @dataclass(frozen=True)
 class TrainingSpec(DenoisingSpec):
-    """How to train on labelled images, of which a share loses its label."""
+    """How to train on labelled images, a share of which loses its label."""
 
     label_dropout: float = 0.1
     weight_decay: float = 0.0
@@ -103,7 +103,7 @@ def train_denoiser(
 ) -> EDMDenoiser:
     """Trains a denoiser around one of our networks; returns the average of its weights.
 
-    `state`, of `Fitting`, is gone on from: on a CPU to the very bits of a training that was not interrupted.
+    Training resumes from `state`, of `Fitting`: on a CPU the result has the same bits as an uninterrupted training.
 
     Raises:
         ValueError: the network does not fit the images.

@@ -1,4 +1,4 @@
-"""Distillation: a network with class heads learns what a conditional denoiser says of every class."""
+"""Distillation: a network with class heads learns a conditional denoiser's output for every class."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class DistillationSpec(DenoisingSpec):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the teacher makes of noisy images: its outputs for some classes, and last the one without a class."""
+    """The teacher's outputs for noisy images: for some classes, and last the one without a class."""
 
     z: Float[Tensor, "b c h w"]
     sigma_model: Float[Tensor, " b"]
@@ -63,8 +63,8 @@ def distil(
 ) -> HeadsDenoiser:
     """The student, taught on noisy versions of the images; the teacher is on the machine already.
 
-    Its last head learns the teacher without a label; where the teacher `knows_no_label` not, the mean over classes.
-    `state`, of `Fitting`, is gone on from: on a CPU to the very bits of a distillation that was not interrupted.
+    Its last head learns the teacher without a label, or the mean over classes if not `knows_no_label`. Distillation
+    resumes from `state`, of `Fitting`: on a CPU the result has the same bits as an uninterrupted one.
 
     Raises:
         ValueError: an output of the teacher is not finite.
@@ -86,8 +86,8 @@ def distil(
 
 
 class Answers:
-    """The teacher's answers by number. Each is a function of the seed and of its number, so that whoever goes on with a
-    distillation asks again for what it needs, and nothing of them lies on disk."""
+    """The teacher's answers by number. Each is a function of the seed and of its number, so a resumed distillation asks
+    again for what it needs, and no answers are stored on disk."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ def asked_in_full_passes(
     sigma_model: Float[Tensor, " b"],
     labels: Float[Tensor, "labels classes"],
 ) -> Float[Tensor, "b labels c h w"]:
-    """The teacher's outputs for every image with each label, in as few passes as there may be, all of one size."""
+    """The teacher's outputs for every image with each label, in as few passes as possible, all of one size."""
     rows = len(z) * len(labels)
     passes = -(-rows // ROWS_OF_A_PASS[z.device.type])
 
@@ -159,7 +159,7 @@ def asked_in_full_passes(
         return (yield Ask("forward", teacher, rows, inputs, lambda outputs, window: outputs))
 
     outputs = answer(task(), rows_per_pass=-(-rows // passes), device=z.device)
-    return outputs.clone().unflatten(0, (len(z), len(labels)))  # not of inference mode: autograd is to meet it
+    return outputs.clone().unflatten(0, (len(z), len(labels)))  # a copy outside of inference mode, for autograd
 
 
 def distillation_loss(student: HeadsDenoiser, answer: Answer) -> Float[Tensor, ""]:

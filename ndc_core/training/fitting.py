@@ -1,4 +1,4 @@
-"""Fitting a network to a loss, step by step: schedule, average of the weights, and a state that can be gone on from."""
+"""Fitting a network to a loss, step by step: schedule, average of the weights, and a state to resume from."""
 
 import copy
 import math
@@ -17,19 +17,19 @@ from ndc_core.training.augmentation import AUGMENTATIONS
 
 Trained = TypeVar("Trained", bound=nn.Module)
 
-STEPS_BETWEEN_REPORTS = {"cpu": 1, "cuda": 20}  # to read a loss is to wait for the GPU
+STEPS_BETWEEN_REPORTS = {"cpu": 1, "cuda": 20}  # reading a loss waits for the GPU
 WARM_UP_STEPS = 100
 LOSS_MEMORY = 0.98
 
 
 class DivergedError(RuntimeError):
-    """The loss or a weight is no finite number any more: nothing that follows would be of use."""
+    """The loss or a weight is not finite any more: further steps would be useless."""
 
 
 @dataclass(frozen=True)
 class FitSpec:
-    """How to fit a network. Ends after `steps`, or at `max_seconds` on a slow machine: the learning rate follows
-    whichever is nearer, so that it always ends at zero. The result is reproducible if the steps end it."""
+    """How to fit a network. Ends after `steps`, or at `max_seconds` on a slow machine: the learning rate follows the
+    nearer of the two, so that it always ends at zero. The result is reproducible if the steps end it."""
 
     steps: int = 2000
     max_seconds: float | None = 100.0
@@ -73,7 +73,7 @@ class TrainingProgress:
 
 
 class Fitting(Generic[Trained]):
-    """A network on its way: its weights, their moving average, the optimiser, and the state of all that is random.
+    """A network in training: its weights, their moving average, the optimiser, and the state of all that is random.
 
     `pace` gives some parameters another learning rate, as a multiple of the others'.
     """
@@ -177,7 +177,7 @@ class Fitting(Generic[Trained]):
         self.mean_loss = now if self.step == 1 else LOSS_MEMORY * self.mean_loss + (1 - LOSS_MEMORY) * now
 
     def _progress(self, began: float, first: float, before: int) -> TrainingProgress:
-        loss = self.mean_loss.item()  # a GPU is waited for here
+        loss = self.mean_loss.item()  # waits for a GPU
         if not math.isfinite(loss):
             raise DivergedError(f"the mean loss is {loss} after step {self.step:,}")
         self.seconds = time.monotonic() - began

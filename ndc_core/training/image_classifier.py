@@ -43,7 +43,7 @@ def train_classifier(
     """Trains the small classifier with the cross-entropy loss; returns the average of its weights.
 
     Raises:
-        ValueError: images whose sides are no multiples of 4.
+        ValueError: images whose sides are not multiples of 4.
     """
     torch.manual_seed(spec.seed)  # the network's initialisation has no generator argument
     generator = machine.generator(spec.seed)

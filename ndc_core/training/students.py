@@ -35,7 +35,7 @@ def start_from(network: SmallHeadsUNet, teacher: nn.Module) -> None:
 
 
 def heads_arguments(network: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What builds heads on a network of EDM's with as many features as its last layers have channels."""
+    """The arguments of heads on one of EDM's networks, with as many features as its last layers have channels."""
     width = arguments.get("model_channels", 192 if network != "edm-song" else 128)
     first = arguments["channel_mult"][0] if "channel_mult" in arguments else 1
     return {"trunk": network, "arguments": arguments, "features": width * first}

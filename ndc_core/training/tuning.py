@@ -1,4 +1,4 @@
-"""Tuning: a diffusion classifier with class heads learns to classify, its scores taken as those of a classifier."""
+"""Tuning: a diffusion classifier with class heads learns to classify, its scores trained like any classifier's."""
 
 import copy
 from collections.abc import Callable
@@ -28,8 +28,8 @@ PACE_OF_TEMPERATURE = 100.0
 
 @dataclass(frozen=True)
 class TuningSpec(FitSpec):
-    """How to tune. A share of the images is held out, `held_out_most` at most; every so many steps they judge the
-    average of the weights, and tuning ends when the best of them is `patience` judgements old."""
+    """How to tune. A share of the images is held out, `held_out_most` at most; every `steps_to_judge` steps they judge
+    the average of the weights, and tuning ends when the best judgement is `patience` judgements old."""
 
     steps: int = 3000
     max_seconds: float | None = 150.0
@@ -62,7 +62,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The heads that held-out images judged best, and all judgements; the first is of the heads before."""
+    """The heads that held-out images judged best, and all judgements; the first is of the heads before tuning."""
 
     denoiser: HeadsDenoiser
     judgements: tuple[Judgement, ...]
@@ -134,8 +134,8 @@ def tune(
     """Tunes a copy of the classifier's heads for its own formula, grid and weight at these noise levels.
 
     The loss of a step is the cross-entropy of its sampled scores, times a learned temperature, plus a share of the
-    denoising losses of the right head and of the estimate without a label. What comes out is a denoiser with heads as
-    any other: a function of the noisy image votes, so every certificate stays valid.
+    denoising losses of the right head and of the estimate without a label. The result is a denoiser with heads like any
+    other: a function of the noisy image votes, so every certificate stays valid.
 
     Raises:
         ValueError: the denoiser has no class heads, or there are too few images to hold some out.
@@ -175,7 +175,7 @@ def tune(
 
 
 def split(images: int, spec: TuningSpec) -> tuple[Int[Tensor, " held"], Int[Tensor, " train"]]:
-    """Which images are held out, and which are learned from."""
+    """Which images are held out, and which are trained on."""
     order = torch.randperm(images, generator=torch.Generator().manual_seed(spec.seed))
     held = min(round(images * spec.held_out_share), spec.held_out_most)
     if held < 1 or images - held < spec.batch:
@@ -195,7 +195,7 @@ def tuning_loss(
     tau_model: float,
     spec: TuningSpec,
 ) -> Float[Tensor, ""]:
-    """Of one batch at one noise level tau: see `tune`."""
+    """The loss of one batch at one noise level tau: see `tune`."""
     z = x + tau_model * torch.randn(x.shape, generator=generator, device=x.device)
     clean = estimate_without_label(scorer.denoiser, z, tau_model)
     scores = sampled_scores(classifier, z, clean, generator, tau_model=tau_model, levels=LEVELS_OF_A_STEP)
@@ -225,7 +225,7 @@ class Jury:
         self.best: dict[str, Any] = {}
 
     def watch(self, fitting: Fitting[Scorer]) -> None:
-        """Judges when it is time to; ends the tuning when nothing has become better for long."""
+        """Judges when it is time; ends the tuning after `patience` judgements without improvement."""
         if fitting.step - self.judgements[-1].step < self.spec.steps_to_judge:
             return
         self.judge(fitting)

@@ -1,4 +1,4 @@
-"""What a file is that stands where a model should be: a pointer of git-lfs, a page, an archive, half a download."""
+"""What a file is where a model should be: a git-lfs pointer, a web page, an archive, half a download."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def foreign_kind(path: Path) -> str | None:
 
 
 def text_kind(head: bytes, *, whole: bool = True) -> str | None:
-    """The same for text, of which `head` is the beginning or the whole, and for nothing at all."""
+    """The same for text, with `head` its beginning or the whole, and for an empty file."""
     if not head:
         return "empty (0 bytes): a download or copy that failed; fetch it again"
     text = _text(head)
@@ -58,14 +58,14 @@ def text_kind(head: bytes, *, whole: bool = True) -> str | None:
 
 
 def _text(head: bytes) -> str:
-    """The beginning as text, in whatever encoding a tool may have written it; empty if it is none."""
+    """The beginning as text, in the encodings that tools write; empty if it is not text."""
     wide = head.startswith((b"\xff\xfe", b"\xfe\xff"))
     text = head.decode("utf-16" if wide else "utf-8-sig", errors="replace").lstrip()
     return "" if "\x00" in text else text
 
 
 def _is_json(text: str, *, whole: bool) -> bool:
-    """No opcode of a pickle is a brace or a bracket that opens, so that JSON is told apart by its beginning."""
+    """No opcode of a pickle is an opening brace or bracket, so the beginning tells JSON apart."""
     if not whole:
         return re.match(r"[\[{]\s*([\"\[{\d\]}-]|true|false|null)", text) is not None
     try:

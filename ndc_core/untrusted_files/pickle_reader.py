@@ -1,8 +1,8 @@
-"""A reader of pickles that executes nothing: it knows numbers, strings, containers, arrays, tensors, and that is all.
+"""A reader of pickles that executes nothing: it knows numbers, strings, containers, arrays, tensors, and nothing else.
 
 It interprets the opcodes of pickle protocols 0 to 5 itself (Python's `pickletools` documents them). A name in a pickle
-stays a name; what a pickle asks to be called is looked up in a table of our own functions, each of which builds plain
-data, and refused otherwise. Long bytes and tensors are views of the file, not copies.
+stays a name; a call in a pickle is looked up in a table of our own functions, each of which builds plain data, and
+refused otherwise. Long bytes and tensors are views of the file, not copies.
 """
 
 import struct
@@ -54,7 +54,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """The object; `position` is then behind the pickle."""
+        """The object; `position` is then after the pickle."""
         for _ in range(MOST_STEPS):
             begin = self.position
             code = self.take(1)[0]
@@ -150,7 +150,7 @@ class Machine:
         return Instance(path.rpartition(".")[2])
 
     def build(self, target: Any, state: Any) -> None:
-        """Gives an object its state: by our own rules for each kind."""
+        """Gives an object its state, by our own rules for each kind."""
         if isinstance(target, Instance) and isinstance(state, dict):
             target.state = state
         elif isinstance(target, Array) and isinstance(state, tuple) and len(state) == 5:

@@ -1,4 +1,4 @@
-"""What may come out of a pickle: plain data, arrays, tensors, and objects of which only name and state are kept."""
+"""What may come out of a pickle: plain data, arrays, tensors, and objects reduced to name and state."""
 
 import re
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class UnsafePickleError(ValueError):
 
 
 class PlacedError(UnsafePickleError):
-    """The same, which says already at which byte."""
+    """The same, with a message that already names the byte."""
 
 
 @dataclass(frozen=True)
@@ -183,13 +183,13 @@ CALLS: dict[str, Callable[..., Any]] = {
         )
     },
     **{f"{module}.{name}": list for module in ("builtins", "__builtin__") for name in ("set", "frozenset")},
-    "__builtin__.bytes": lambda: b"",  # how protocols 1 and 2 write no bytes at all
+    "__builtin__.bytes": lambda: b"",  # how protocols 1 and 2 write empty bytes
 }
 PLAIN_CLASSES = ("dnnlib.util.EasyDict", "collections.OrderedDict")
 
 
 def plain_key(key: Any) -> Any:
-    """A dict's key that can be hashed at no risk: nothing nested."""
+    """A dict's key that is safe to hash: nothing nested."""
     if not isinstance(key, str | bytes | int | float | None):
         raise UnsafePickleError(f"it holds a dict with a {type(key).__name__} for a key")
     return key

@@ -23,8 +23,8 @@ def read_pickle(path: Path) -> Any:
     """The data of a pickle, plain or as torch writes it, whose tensors are views of the file.
 
     Raises:
-        UnsafePickleError: it is damaged, another kind of file, or asks for more than data; says of which file, where,
-            and what.
+        UnsafePickleError: it is damaged, another kind of file, or asks for more than data; says which file, where, and
+            what.
     """
     if kind := foreign_kind(path):
         raise UnsafePickleError(f"{path} is {kind}")
@@ -105,7 +105,7 @@ def _record(content: memoryview, info: zipfile.ZipInfo) -> memoryview:
 
 
 class _Mapped(RawIOBase):
-    """A mapped file as one that can be read and sought, without a copy of it."""
+    """A mapped file as a stream to read and seek in, without a copy of it."""
 
     def __init__(self, content: memoryview) -> None:
         self.content, self.place = content, 0

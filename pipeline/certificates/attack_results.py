@@ -1,4 +1,4 @@
-"""What attacks on a run have left standing."""
+"""What is left of a run's accuracy after attacks on it."""
 
 import json
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from ndc_core.radius_curve import interval_of
 from pipeline.locations import exists, read
 
 SUMMARY = "attacks.json"
-CONFIRM_ALPHA = 1e-4  # how often fresh votes may confirm a fall that is none
+CONFIRM_ALPHA = 1e-4  # how often fresh votes may confirm a fall wrongly
 
 Result = dict[str, Any]  # of one cell: what its attacks found
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """Accuracy that attacks of each radius left standing, over the first so many images.
+    """Accuracy that is left after attacks of each radius, over the first `images` images.
 
     With `confirmed` falls it is an upper bound on the true robust accuracy, as the certified one is a lower bound;
-    otherwise, from an earlier program, an estimate.
+    otherwise, from an earlier program, it is an estimate.
     """
 
     images: int
@@ -31,7 +31,7 @@ class Attacked:
 
     @property
     def intervals(self) -> dict[float, tuple[float, float]]:
-        """Where the accuracy that such attacks leave of all images like these lies, at 95 %, at each radius."""
+        """At each radius, the 95 % interval of the accuracy that such attacks leave on all images like these."""
         return {r: interval_of(round(share * self.images), self.images) for r, share in self.accuracy.items()}
 
     @property
@@ -40,7 +40,7 @@ class Attacked:
 
 
 def empirical_accuracy(folder: UPath, *, fingerprint: str) -> dict[str, Attacked]:
-    """What attacks left standing in this run, by level and radius; empty if it was not attacked."""
+    """The accuracy left after attacks on this run, by level and radius; empty if it was not attacked."""
     path = folder / SUMMARY
     summary: dict[str, Any] = json.loads(read(path)) if exists(path) else {}
     if summary.get("fingerprint") != fingerprint:
@@ -58,20 +58,20 @@ def empirical_accuracy(folder: UPath, *, fingerprint: str) -> dict[str, Attacked
 def summary_of(
     results: Sequence[Result], *, radii: Sequence[float], fingerprint: str, earlier: Sequence[Sequence[Result]] = ()
 ) -> dict[str, Any]:
-    """What the attacks of all cells found, by noise level: accuracy left standing, and broken certificates.
+    """What the attacks of all cells found, by noise level: the accuracy that is left, and broken certificates.
 
-    The accuracy is what these attacks and `earlier` ones on the same cells left together, with the 95 % interval of
-    that of all images like these. Only confirmed falls count; `falls_confirmed_at` says so, which summaries of earlier
-    programs lack.
+    The accuracy is what these attacks and `earlier` ones on the same cells left together, with the 95 % interval for
+    all images like these. Only confirmed falls count; `falls_confirmed_at` says so, and summaries of earlier programs
+    lack it.
     """
     accuracy: dict[str, dict[str, float]] = {}
     interval: dict[str, dict[str, tuple[float, float]]] = {}
     together = _together([results, *earlier])
     for sigma_pixel in dict.fromkeys(result["sigma_pixel"] for result in results):
         cells = [result for result in together if result["sigma_pixel"] == sigma_pixel]
-        standing = {str(r): sum(_stands(cell, r) for cell in cells) for r in radii}
-        accuracy[f"{sigma_pixel:g}"] = {r: number / len(cells) for r, number in standing.items()}
-        interval[f"{sigma_pixel:g}"] = {r: interval_of(number, len(cells)) for r, number in standing.items()}
+        still_right = {str(r): sum(_is_still_right(cell, r) for cell in cells) for r in radii}
+        accuracy[f"{sigma_pixel:g}"] = {r: number / len(cells) for r, number in still_right.items()}
+        interval[f"{sigma_pixel:g}"] = {r: interval_of(number, len(cells)) for r, number in still_right.items()}
     certificates = [result["certificate"] for result in results if result["certificate"]]
     beyond = [verdict for result in results for verdict in result["beyond"] if verdict["radius"] > 0]
     return {
@@ -93,21 +93,21 @@ def summary_of(
 
 
 def _together(attacks: Sequence[Sequence[Result]]) -> list[Result]:
-    """The cells of the first attacks, each with what all found about it."""
+    """The cells of the first attacks, each with what all attacks found about it."""
     cells = {(result["image_id"], result["sigma_pixel"]): result for result in attacks[0]}
     for result in chain.from_iterable(attacks[1:]):
         cell = cells[result["image_id"], result["sigma_pixel"]]
-        certificates = [found for found in (cell["certificate"], result["certificate"]) if found]
-        worst = max(certificates, key=lambda found: found["confirmed"], default=None)
+        verdicts = [verdict for verdict in (cell["certificate"], result["certificate"]) if verdict]
+        worst = max(verdicts, key=lambda verdict: verdict["confirmed"], default=None)
         merged = {**cell, "certificate": worst, "beyond": [*cell["beyond"], *result["beyond"]]}
         cells[result["image_id"], result["sigma_pixel"]] = merged
     return list(cells.values())
 
 
-def _stands(cell: Result, radius: float) -> bool:
-    """Not shown to be wrong on the image itself, nor after any attack of at most the radius."""
+def _is_still_right(cell: Result, radius: float) -> bool:
+    """Whether the cell was shown to be wrong neither on the image itself nor after any attack of at most the radius."""
     certificate = cell["certificate"]
     if cell["predicted"] == cell["label"] and radius <= cell["certified_radius"]:
         return not (certificate and certificate["confirmed"])
     fallen = [verdict["radius"] for verdict in cell["beyond"] if verdict["confirmed"]]
-    return cell["right"] and not any(reached <= radius for reached in fallen)
+    return cell["right"] and not any(fallen_at <= radius for fallen_at in fallen)

@@ -15,7 +15,7 @@ from pipeline.store.parquet_io import parquet_bytes, parquet_table
 from pipeline.store.run_store import StoreError
 
 EVIDENCE_KEY = b"ndc.evidence"
-NOTE_MARK = "#"  # begins the line before a log's header: no script takes a partial log for a whole one
+NOTE_MARK = "#"  # begins the line before a log's header, so that no script takes a partial log for a whole one
 
 CERTIFICATE_SCHEMA = pa.schema(
     [
@@ -39,7 +39,7 @@ CERTIFICATE_SCHEMA = pa.schema(
 
 
 def write_certificates(path: UPath, rows: Sequence[dict[str, Any]], *, evidence_digest: str) -> None:
-    """Certificates as Parquet, one row an image and noise level; the file names the evidence it was made from."""
+    """Writes certificates as Parquet, one row per image and noise level; the file names its evidence."""
     schema = CERTIFICATE_SCHEMA.with_metadata({EVIDENCE_KEY: evidence_digest.encode()})
     publish(path, parquet_bytes(pa.Table.from_pylist(list(rows), schema=schema)))
 
@@ -73,7 +73,7 @@ def certificate_rows(certified: Sequence[CertifiedImage]) -> list[dict[str, Any]
 
 
 def cut(number: float, digits: int = 6) -> float:
-    """So many digits, never rounded up, so that a radius never exceeds the certified one (rule S7)."""
+    """The number cut to `digits` digits, never rounded up: a radius never exceeds the certified one (rule S7)."""
     return math.floor(number * 10**digits) / 10**digits
 
 
@@ -84,8 +84,8 @@ def cut_text(number: float, digits: int) -> str:
 def certificate_tsv(certified: Sequence[CertifiedImage], image_ids: Sequence[str], *, note: str = "") -> str:
     """The log that this field's scripts read (predict is -1 for an abstention), with sigma_pixel as a last column.
 
-    `idx` is an image's place among all of the run's. The radius is cut, not rounded, to six digits, so that it never
-    exceeds the certified one (rule S7). A `note` is the first line.
+    `idx` is an image's place among all images of the run. The radius is cut, not rounded, to six digits, so that it
+    never exceeds the certified one (rule S7). A `note` is the first line.
     """
     index_of = {image_id: index for index, image_id in enumerate(image_ids)}
     lines = [*([f"{NOTE_MARK} {note}"] if note else []), "idx\tlabel\tpredict\tradius\tcorrect\ttime\tsigma_pixel"]

@@ -27,7 +27,7 @@ class CertifiedImage:
 
     @property
     def most_likely(self) -> int:
-        """The certificate's class, or where it abstains the one with the most votes of estimation."""
+        """The certificate's class, or, where it abstains, the one with the most estimation votes."""
         predicted = self.certificate.predicted
         return self.counts.index(max(self.counts)) if predicted is None else predicted
 
@@ -48,7 +48,7 @@ def certify_images(
     """A certificate for every image and noise level of a run, in the order of the data; alpha None is the declared one.
 
     Raises:
-        IncompleteRunError: votes are missing or a draw was counted twice; says of which image, and how to go on.
+        IncompleteRunError: votes are missing or a draw was counted twice; names the image, and says how to go on.
         UnsoundVotesError: the votes of an earlier version certify nothing.
     """
     certify = _certifier(declaration, images, alpha=alpha, resume_with=resume_with)
@@ -69,7 +69,7 @@ def certify_complete_images(
     resume_with: str,
     on_cell: Callable[[], None] = lambda: None,
 ) -> list[CertifiedImage]:
-    """The same of the images that are decided at every noise level; none of a run that has no such image yet.
+    """The same for the images that are decided at every noise level; empty if the run has no such image yet.
 
     Each certificate is the one that the image will have when the run is complete: its votes are all there (rule S4).
     """
@@ -100,7 +100,7 @@ def _certifier(
             cell.image_id,
             labels[cell.image_id],
             methods[cell.sigma_pixel].certificate(tally),
-            array("I", tally.looks[-1]),  # of four bytes each: there may be 150,000 certificates of 1,000 classes
+            array("I", tally.looks[-1]),  # four bytes each: there may be 150,000 certificates of 1,000 classes
             sum(item.evaluations for item in items),
             sum(item.seconds for item in items),
         )
@@ -109,7 +109,7 @@ def _certifier(
 
 
 def largest_of_each_image(certified: Sequence[CertifiedImage]) -> list[CertifiedImage]:
-    """Each image's certificate with the largest radius, chosen without a look at the label; its cost is that of all.
+    """Each image's certificate with the largest radius, chosen without the label; its cost is that of all levels.
 
     It holds with the alpha that all noise levels together were declared with, if they share it (rule S5), and for the
     classifier of the level it names.

@@ -1,9 +1,9 @@
 """How much work a run has left, judged by the images that are decided: one estimate for plan, progress and status.
 
-A certificate that may stop early takes as many draws as its image needs. Those of decided images tell the law of that
-number, with images under way as cases that are known only to need more (Kaplan and Meier 1958). How much more than any
-other the longest of them take the law does not tell: the range reaches from nothing to the most there can be, and the
-expected value lies in the middle.
+A certificate that may stop early takes as many draws as its image needs. Decided images show the distribution of
+that number; images under way count as cases that are known only to need more (Kaplan and Meier 1958). The distribution
+does not show how much more the longest of these need than any other image: the range goes from nothing to the most
+there can be, and the expected value lies in the middle.
 """
 
 from collections import Counter
@@ -19,15 +19,15 @@ from pipeline.store.evidence import EvidenceTable
 
 RESAMPLES = 200
 QUANTILES = (0.05, 0.95)
-CELLS_THAT_TELL = 500  # of a level, at most
-GROUPS = 30  # of images that are about as far
-FEWEST_DECIDED = 5  # of a level, before they tell anything
+CELLS_THAT_TELL = 500  # per level, at most
+GROUPS = 30  # of images with about as many draws
+FEWEST_DECIDED = 5  # per level, before there is an estimate
 Key = tuple[float, str]  # sigma_pixel and image
 
 
 @dataclass(frozen=True)
 class Left:
-    """Evaluations, or seconds, that are left: expected, and between what bounds nine times in ten.
+    """Evaluations or seconds that are left: the expected number, and bounds that hold nine times in ten.
 
     Not `known` where too few images are decided: all three are then the most there can be.
     """
@@ -41,7 +41,7 @@ class Left:
         return Left(self.expected * factor, self.low * factor, self.high * factor, self.known)
 
     def text(self) -> str:
-        """Of seconds."""
+        """In words, where the numbers are seconds."""
         expected, low, high = (duration(seconds) for seconds in (self.expected, self.low, self.high))
         if not self.known:
             return f"at most {expected} left"
@@ -56,7 +56,7 @@ class _Cell:
 
 
 class RemainingWork:
-    """An account of images at noise levels, whose number at each level is `to_decide`."""
+    """Keeps account of images at noise levels; `to_decide` is their number at each level."""
 
     def __init__(self, to_decide: Mapping[float, int], *, most_draws: int, stops_early: bool) -> None:
         self.to_decide, self.most_draws, self.stops_early = dict(to_decide), most_draws, stops_early
@@ -67,7 +67,7 @@ class RemainingWork:
     def of_evidence(
         cls, cells: Cells, evidence: EvidenceTable, *, stops_early: bool, has: Callable[[str], bool] = lambda _: True
     ) -> "RemainingWork":
-        """Of a run's images, or of those that a shard has."""
+        """The work left on a run's images, or on those that a shard has."""
         to_decide = Counter(sigma_pixel for sigma_pixel, image_id in cells if has(image_id))
         most = cells.selection_votes + max(method.looks[-1] for method in cells.methods.values())
         work = cls({sigma: to_decide[sigma] for sigma in cells.methods}, most_draws=most, stops_early=stops_early)
@@ -82,7 +82,7 @@ class RemainingWork:
         return sum(self.to_decide.values())
 
     def add(self, key: Key, *, draws: int, evaluations: int, decided: bool) -> None:
-        """Draws of an image at a noise level that were published. Without early stops all of them decide it."""
+        """Adds published draws of an image at a noise level. Without early stops, only all draws decide it."""
         sigma_pixel, image_id = key
         cell = self.begun[sigma_pixel].setdefault(image_id, _Cell())
         cell.draws += draws
@@ -92,7 +92,7 @@ class RemainingWork:
             self.decided += 1
 
     def is_decided(self, image_ids: Iterable[str]) -> list[tuple[str, bool]]:
-        """Whether each image is, at each noise level."""
+        """Whether each image is decided at each noise level."""
         nothing = _Cell()
         return [(image, level.get(image, nothing).decided) for image in image_ids for level in self.begun.values()]
 
@@ -108,7 +108,7 @@ class RemainingWork:
         return Left(expected, min(low, expected), max(high, expected), known)
 
     def _evaluations_of_a_draw(self, sigma_pixel: float) -> float:
-        """As at this level so far, or at all of them; 1 before the first."""
+        """The mean at this level so far, or else at all levels; 1 before the first draw."""
         for cells in ([self.begun[sigma_pixel]], self.begun.values()):
             begun = [cell for level in cells for cell in level.values()]
             if draws := sum(cell.draws for cell in begun):
@@ -116,8 +116,8 @@ class RemainingWork:
         return 1.0
 
     def _draws_left(self, sigma_pixel: float, rng: np.random.Generator) -> tuple[Float[np.ndarray, "2 results"], bool]:
-        """At least and at most, expected first, then as the decided images may deceive and the others differ; and
-        whether they are known."""
+        """The fewest and the most draws left, first as expected, then resampled: the decided images may mislead, and
+        the others differ. And whether they are known."""
         begun = list(self.begun[sigma_pixel].values())
         under_way = np.array([cell.draws for cell in begun if not cell.decided], dtype=int)
         waiting = self.to_decide[sigma_pixel] - len(begun)
@@ -128,17 +128,17 @@ class RemainingWork:
             return most, True
         if decided < FEWEST_DECIDED:
             return most, False
-        some = [begun[place] for place in rng.permutation(len(begun))[:CELLS_THAT_TELL]]
-        law = _LawOfDraws(some, most=self.most_draws, rng=rng)
+        sample = [begun[place] for place in rng.permutation(len(begun))[:CELLS_THAT_TELL]]
+        distribution = _DistributionOfDraws(sample, most=self.most_draws, rng=rng)
         steps = np.unique(np.quantile(under_way, np.linspace(0, 1, GROUPS), method="lower"))
-        as_far = steps[np.searchsorted(steps, under_way, side="right") - 1]
-        groups = zip(*np.unique(as_far, return_counts=True), strict=True)
-        return np.sum([law.rest(int(draws), int(count), rng) for draws, count in groups], axis=0), True
+        rounded = steps[np.searchsorted(steps, under_way, side="right") - 1]
+        groups = zip(*np.unique(rounded, return_counts=True), strict=True)
+        return np.sum([distribution.rest(int(draws), int(count), rng) for draws, count in groups], axis=0), True
 
 
-class _LawOfDraws:
-    """How many draws an image takes: the product-limit estimate, and as many again with the images weighted at random
-    (Rubin 1981), which tell how far the first may be off."""
+class _DistributionOfDraws:
+    """How many draws an image takes: the product-limit estimate, and RESAMPLES more with the images weighted at random
+    (Rubin 1981), which show how far the first may be off."""
 
     def __init__(self, cells: list[_Cell], *, most: int, rng: np.random.Generator) -> None:
         cells = sorted(cells, key=lambda cell: (cell.draws, not cell.decided))
@@ -151,7 +151,7 @@ class _LawOfDraws:
         self.mass, self.beyond, self.most = -np.diff(before, axis=1), survival[:, -1:], most
 
     def rest(self, draws: int, count: int, rng: np.random.Generator) -> Float[np.ndarray, "2 results"]:
-        """What so many images need together that each have had some draws, at least and at most."""
+        """The fewest and the most draws that `count` images still need together after `draws` draws each."""
         later = self.draws > draws
         reached = max(draws, self.draws[-1])
         noise = rng.standard_normal(len(self.mass))

@@ -1,7 +1,7 @@
 """Where each image stands in its certificate's procedure: what is drawn, what comes next, whether it is decided.
 
-All of it is read from evidence, so a run that was interrupted takes the same decisions again, and a wave depends on
-nothing but the decisions before it (rule S3).
+All of it is read from evidence, so a run that was interrupted makes the same decisions again, and a wave depends
+only on the decisions before it (rule S3).
 """
 
 from collections import defaultdict
@@ -54,7 +54,7 @@ class Cell:
         self.evidence[item.unit.phase][item.unit.draw_start] = item
 
     def units(self, phase: Phase) -> list[Evidence]:
-        """The phase's evidence from draw 0 as far as it goes without a gap, in the order of the draws."""
+        """The phase's evidence from draw 0 up to the first gap, in the order of the draws."""
         items, reached = [], 0
         while item := self.evidence[phase].get(reached):
             items.append(item)
@@ -172,7 +172,7 @@ class ByCell:
 
 class Cells(Mapping[Key, Cell]):
     """Every image at every noise level, in the order of a report. A cell is put together when it is asked for, so that
-    one's evidence is in memory at a time."""
+    only one cell's evidence is in memory at a time."""
 
     def __init__(
         self, declaration: Declaration, images: Sequence[Named], evidence: Grouped, *, num_classes: int
@@ -205,8 +205,8 @@ def cells_of(
     """Every image at every noise level, with its evidence.
 
     Raises:
-        IncompleteRunError: an item of evidence is of an image that the run has not, or, when a cell is asked for, two
-            of it begin at the same draw.
+        IncompleteRunError: an item of evidence is of an image that the run does not have, or, when a cell is asked
+            for, two of its items begin at the same draw.
     """
     grouped: Grouped = evidence if isinstance(evidence, EvidenceTable) else ByCell(evidence)
     cells = Cells(declaration, images, grouped, num_classes=num_classes)

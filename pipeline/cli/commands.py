@@ -40,7 +40,7 @@ class Commands(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
-        except (click.exceptions.Exit, click.Abort):  # click's own, and RuntimeErrors
+        except (click.exceptions.Exit, click.Abort):  # click's own errors, which are RuntimeErrors
             raise
         except KeyboardInterrupt:
             _say("\nstopped")
@@ -170,7 +170,7 @@ def certify(
 
 
 def _say(line: str) -> None:
-    with suppress(OSError, UnicodeError):  # the terminal may be gone, or what it is redirected to full
+    with suppress(OSError, UnicodeError):  # the terminal may be gone, or the file that it is redirected to full
         click.echo(line, err=True)
 
 
@@ -364,7 +364,7 @@ def status(folder: "UPath", as_json: bool, watch: bool, every: float) -> None:
     if not watch:
         print_status(status_of(folder), as_json=as_json)
         return
-    with suppress(KeyboardInterrupt):  # who watches stops when they have seen enough
+    with suppress(KeyboardInterrupt):  # users stop watching when they have seen enough
         watch_status(lambda: status_of(folder), every_seconds=every, as_json=as_json)
 
 
@@ -373,7 +373,7 @@ def _open_in_browser(page: "UPath") -> None:
 
     from pipeline.locations import is_local
 
-    if is_local(page):  # of an object store's page a browser would ask for a login
+    if is_local(page):  # for a page in an object store a browser would ask for a login
         with suppress(webbrowser.Error, OSError):
             webbrowser.open(Path(str(page)).absolute().as_uri())
 

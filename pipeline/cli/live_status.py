@@ -22,7 +22,7 @@ def print_status(state: RunStatus, *, as_json: bool) -> None:
 
 
 def watch_status(look: Callable[[], RunStatus], *, every_seconds: float, as_json: bool) -> None:
-    """Until the run is complete: in place on a terminal, one state below the other elsewhere."""
+    """Shows the state until the run is complete: in place on a terminal, one state below the other elsewhere."""
     console = _console()
     if as_json or not console.is_terminal:
         while not _printed(look(), as_json=as_json).complete:

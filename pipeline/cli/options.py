@@ -39,7 +39,7 @@ PATH_OR_URI = PathOrUri()
 
 
 def run_options(command: Any) -> Any:
-    """What says which run is meant: for `certify` and `plan`."""
+    """The options that say which run is meant, for `certify` and `plan`."""
     for option in reversed(
         [
             click.argument("source", metavar="[PRESET_OR_TOML_OR_RUN]", required=False),
@@ -71,7 +71,7 @@ def run_options(command: Any) -> Any:
 
 
 def as_toml(value: Any) -> str:
-    """A string, number or list of strings. Escapes are those of JSON, but no pairs of surrogates, which TOML lacks."""
+    """A string, number or list of strings. Escapes are those of JSON, without surrogate pairs, which TOML lacks."""
     return json.dumps(value, ensure_ascii=False)
 
 

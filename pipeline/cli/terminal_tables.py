@@ -34,10 +34,10 @@ def drawn(table: Table, widths: Sequence[int]) -> RichTable:
 
 
 def widths_that_fit(table: Table, width: int) -> list[int]:
-    """Of as many columns as may stand beside each other with no word and no number broken; at least of the names, which
-    may be.
+    """Widths of as many columns as fit beside each other with no word and no number broken; at least of the names,
+    which may be broken.
 
-    The last columns of a table are of the least interest: of a report, what it cost.
+    The last columns of a table are of the least interest: in a report, the cost.
     """
     cells = [[name, *(row[index] for row in table.rows)] for index, name in enumerate(table.header)]
     pieces = [

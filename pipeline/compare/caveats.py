@@ -89,10 +89,14 @@ def _on_logs(logs: Sequence[tuple[str, LogInput]], *, alone: bool) -> Iterator[s
 
 
 def _on_chance(runs: Sequence[tuple[str, RunInput]], entries: Sequence[MethodAtLevel]) -> Iterator[str]:
-    """Of images that a method names a class for; a log does not say how many classes there are."""
+    """About images that a method names a class for; a log does not say how many classes there are."""
     for name, run in runs:
         guesses = {
-            entry.level: [(o.label, o.predicted) for o in entry.outcomes.values() if o.predicted is not None]
+            entry.level: [
+                (outcome.label, outcome.predicted)
+                for outcome in entry.outcomes.values()
+                if outcome.predicted is not None
+            ]
             for entry in entries
             if entry.method == name
         }

@@ -62,8 +62,8 @@ def compare(
     `alpha` None is the one that all runs were declared with, `radii` None all that they declared.
 
     Raises:
-        ValueError: what is given does not compare: other images, alphas or undeclared radii, incomplete runs, logs that
-            contradict themselves; or the folder holds a run.
+        ValueError: what is given cannot be compared: other images, alphas or undeclared radii, incomplete runs, logs
+            that contradict themselves; or the folder holds a run.
     """
     if exists(out / "run.json"):
         raise StoreError(f"{out} holds a run, whose tables these would replace; give another folder with --out")
@@ -75,7 +75,7 @@ def compare(
 def comparison_of(
     opened: Sequence[Opened], *, alpha: float | None, radii: Sequence[float] | None, intersect: bool
 ) -> Comparison:
-    """See `compare`; what can be refused without a look at the evidence is."""
+    """See `compare`; refuses what it can before it looks at the evidence."""
     runs = [item for item in opened if isinstance(item, RunInput)]
     if alpha is None:
         refuse_other_alphas(runs)
@@ -110,10 +110,10 @@ def refuse_other_alphas(runs: Sequence[DeclaredRun]) -> None:
 
 
 def chosen_radii(runs: Sequence[DeclaredRun], radii: Sequence[float] | None) -> tuple[float, ...]:
-    """The asked radii, or else all that the runs declared; without radius 0, which every table has.
+    """The given radii, or else all that the runs declared; without radius 0, which every table has.
 
     Raises:
-        DeclarationChangedError: a sequential run did not aim at one.
+        DeclarationChangedError: a sequential run did not aim at one of them.
     """
     if not runs and radii is None:
         raise ValueError("logs alone declare no radii; give those of the table, as --radii 0.25,0.5,1")
@@ -134,7 +134,7 @@ def radii_of(text: str) -> tuple[float, ...]:
     """Radii as they are typed, `0.25,0.5`.
 
     Raises:
-        ValueError: one is no number from 0 on.
+        ValueError: one is not a number of at least 0.
     """
     try:
         radii = tuple(float(part) for part in text.split(","))
@@ -162,7 +162,7 @@ def _called(where: UPath, how: str) -> str:
 
 
 def restricted(entry: MethodAtLevel, images: Sequence[str]) -> MethodAtLevel:
-    """Only on these images. What attacks left is known of all together, so it goes where some are left out."""
+    """The entry on these images only, without accuracy under attack where some are left out: it is of all together."""
     outcomes = {image_id: entry.outcomes[image_id] for image_id in images}
     attacked = entry.attacked if len(outcomes) == len(entry.outcomes) else None
     return replace(entry, outcomes=outcomes, attacked=attacked)

@@ -25,7 +25,7 @@ from pipeline.store.run_store import RunStore, StoreError
 
 @dataclass(frozen=True)
 class Argument:
-    """`NAME@LEVEL=PLACE`, of which the place alone must be there."""
+    """`NAME@LEVEL=PLACE`; only the place is required."""
 
     where: UPath
     name: str | None
@@ -58,7 +58,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class RunInput:
-    """A run whose declaration and images are read, and its evidence not yet."""
+    """A run whose declaration and images are read, but not yet its evidence."""
 
     argument: Argument
     declaration: Declaration
@@ -99,7 +99,7 @@ class RunInput:
         """Certificates of each noise level, from the evidence; alpha None is the declared one.
 
         Raises:
-            IncompleteRunError: votes are missing; says of which image, and how to go on.
+            IncompleteRunError: votes are missing; names the image, and says how to go on.
         """
         store = RunStore(self.where)
         evidence = store.all_evidence(fingerprint=self.fingerprint)
@@ -142,7 +142,7 @@ class RunInput:
 
 
 def outcome_of(item: CertifiedImage, evidence: EvidenceTable | None) -> Outcome:
-    """To classify once costs what a selection vote does: a vote of estimation may end when its candidate has lost."""
+    """Classifying once costs as much as a selection vote: an estimation vote may end when its candidate has lost."""
     certificate = item.certificate
     outcome = Outcome(
         label=item.label,

@@ -110,7 +110,7 @@ class Comparison:
 
 
 def levels_of(method: Sequence[MethodAtLevel]) -> list[MethodAtLevel]:
-    """Without the row that chooses a level for each image, which is a method of its own."""
+    """The levels without the row that chooses a level for each image, which is a method of its own."""
     return [entry for entry in method if entry.level != LARGEST]
 
 
@@ -119,7 +119,7 @@ def best_curve(method: Sequence[MethodAtLevel]) -> Curve:
 
 
 def best_level(method: Sequence[MethodAtLevel], radius: float) -> str:
-    """The noise level that certifies most at a radius; of equal ones the lowest."""
+    """The noise level that certifies most at a radius; the lowest of equal ones."""
     return max(levels_of(method), key=lambda entry: entry.curve.right_at(radius)).level
 
 
@@ -136,9 +136,9 @@ def accuracy_table(comparison: Comparison) -> Table:
             abstained = f"{curve.abstained} of {curve.images}"
             rows.append([name, entry.level, *shares, cut_text(curve.average_radius, digits), abstained])
             if attacked := entry.attacked:
-                some = "" if attacked.images == curve.images else f" (first {attacked.images} images)"
+                scope = "" if attacked.images == curve.images else f" (first {attacked.images} images)"
                 left = [percent(attacked.accuracy.get(r), up=True) for r in radii]
-                rows.append([name, f"{entry.level}, {attacked.label}{some}", *left, "", ""])
+                rows.append([name, f"{entry.level}, {attacked.label}{scope}", *left, "", ""])
         if len(levels_of(method)) > 1:
             best = best_curve(method)
             cells = [f"{percent(best.accuracy_at(r))} ({best_level(method, r)})" for r in radii]
@@ -161,7 +161,7 @@ def total(values: Sequence[float | None]) -> float | None:
 
 
 def cost_table(comparison: Comparison) -> Table:
-    """The paper's: evaluations of the network and seconds, to certify an image and to classify one."""
+    """The paper's cost table: evaluations of the network and seconds, to certify an image and to classify one."""
     header = ["method", "sigma", "network", "device", "votes per image"]
     header += [f"{task}: {unit}" for task in ("certify", "classify") for unit in ("evaluations", "s")]
     rows = []
@@ -186,7 +186,7 @@ def cost_table(comparison: Comparison) -> Table:
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
     """The numbers for scripts; None where unknown. Radii become strings, as JSON's keys are.
 
-    Each share has its 95 % interval, but for the best level per radius: chosen on these images, it has none.
+    Each share has its 95 % interval, except the best level per radius, which was chosen on these images.
     """
     return {
         "alpha": comparison.alpha,

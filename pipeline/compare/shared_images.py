@@ -6,7 +6,7 @@ from pipeline.compare.inputs import LogInput, RunInput, Seen
 
 
 class OtherImagesError(ValueError):
-    """Runs or logs over different images: shares of them do not compare."""
+    """Runs or logs over different images: shares of them cannot be compared."""
 
 
 def ids_of_log(log: LogInput, runs: Sequence[RunInput]) -> dict[int, str]:
@@ -30,7 +30,7 @@ def ids_of_log(log: LogInput, runs: Sequence[RunInput]) -> dict[int, str]:
 
 
 def shared_images(named: Sequence[tuple[str, Mapping[str, Seen]]], *, intersect: bool) -> list[str]:
-    """The images that all are about, each source by its name with its images by id.
+    """The images that all sources are about; each comes by its name, with its images by id.
 
     Raises:
         OtherImagesError: an image has two labels, or other pixels; or the sets differ, unless `intersect` asks for what

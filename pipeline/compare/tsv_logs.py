@@ -21,7 +21,7 @@ TRUTH = {"true": 1.0, "false": 0.0}
 
 
 class LogError(ValueError):
-    """A log that cannot stand in a comparison: which, where in it, and what to do."""
+    """A log that cannot be compared: which one, where in it, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LogRow:
 
 @dataclass(frozen=True)
 class Log:
-    """Rows by noise level, None where the log does not say which; `remark` tells what was mended."""
+    """Rows by noise level, None where the log does not say which; `remark` tells whether a column was ignored."""
 
     levels: dict[float | None, list[LogRow]]
     remark: str | None
@@ -63,7 +63,7 @@ class Log:
 def read_log(path: UPath) -> Log:
     """The rows of a log. Radii are as written. `correct` must say of each row whether predict is label.
 
-    In some published logs it is a running count or accuracy instead: that is remarked, and nothing else taken from it.
+    In some published logs it is a running count or accuracy instead: the log gets a remark, and the column is not used.
 
     Raises:
         LogError: columns are missing, a cell is not what its column says, an image comes twice at a level, or `correct`
@@ -84,7 +84,7 @@ def read_log(path: UPath) -> Log:
 
 
 def _cells(path: UPath) -> dict[int, dict[str, str]]:
-    """The cells of each row, by its line in the file and by column. Blank lines are no rows."""
+    """The cells of each row, by its line in the file and by column. Blank lines do not count."""
     listed = ", ".join(COLUMNS)
     try:
         text = read_text(path)
@@ -145,7 +145,7 @@ def _finite(text: str) -> float:
 
 
 def seconds_of(text: str) -> float:
-    """Seconds of a time as Python writes it: `H:MM:SS`, with a fraction or days or without; or a number of seconds."""
+    """Seconds of a time as Python writes it: `H:MM:SS`, with or without a fraction or days; or a number of seconds."""
     match = TIME.fullmatch(text)
     if not match:
         return _finite(text)

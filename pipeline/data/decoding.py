@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-# Those that readers list. Others, such as PostScript, would have Pillow start programs.
+# Those that readers list. Others, such as PostScript, would make Pillow start programs.
 FILE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -19,7 +19,7 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 MODES = {1: "L", 3: "RGB"}
-# What of an image is not kept: docs/data.md says that it is so, and a run in how many of its images it was.
+# What is lost of an image: docs/data.md lists it, and a run says of how many of its images it was lost.
 FRAMES = "have several frames, of which the first is taken"
 TRANSPARENCY = "are transparent somewhere, which is dropped and not blended"
 OTHER_COLOURS = "are CMYK, Lab or YCbCr files, and were turned into RGB without a colour profile"
@@ -49,12 +49,12 @@ def decode(
     Colour turns grey by the weights of ITU-R 601. Transparency is dropped, not blended. Pixels stay as they are
     stored: an orientation in EXIF is not applied, as training pipelines do not. An animation is its first frame.
     With a size, the shorter side is resized to it by the filter `resample`, and the middle of the longer is kept,
-    rounded as torchvision rounds; an image of that size already is left as it is. What else of it is lost
-    (FRAMES, TRANSPARENCY, OTHER_COLOURS) is told to `on_loss`.
+    rounded as torchvision rounds; an image of that size already is left as it is. Other losses
+    (FRAMES, TRANSPARENCY, OTHER_COLOURS) are reported to `on_loss`.
 
     Raises:
-        CorruptImageError: damaged, truncated, of an unknown format, too large, or of more than 8 bits a channel.
-        ValueError: an array that is no uint8 (c, h, w), an unknown number of channels or filter, or an image of
+        CorruptImageError: damaged, truncated, of an unknown format, too large, or of more than 8 bits per channel.
+        ValueError: an array that is not uint8 (c, h, w), an unknown number of channels or filter, or an image of
             another size without a filter.
     """
     if channels not in MODES:
@@ -106,7 +106,7 @@ def _opened(content: bytes, mode: str, on_loss: Callable[[str], None]) -> Image.
 
 
 def _bits(content: bytes, image: Image.Image) -> int:
-    """Bits of a channel as they are stored: of colours Pillow drops all but 8 without a word."""
+    """Bits per channel as they are stored: of colours Pillow silently drops all but 8."""
     if image.mode in ("I", "F"):
         return 32
     if image.mode.startswith("I;16"):

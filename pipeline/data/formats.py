@@ -28,7 +28,7 @@ def open_source(location: UPath, *, format: str | None, split: Split) -> Source:
 
 
 def check_exists(location: UPath) -> None:
-    """Tells what is missing from what cannot be reached.
+    """Tells a missing location from one that cannot be reached.
 
     Raises:
         DataError: there is nothing at the location.
@@ -64,10 +64,10 @@ def formats_of_file(location: UPath) -> list[str]:
 
 
 def formats_of_folder(location: UPath) -> list[str]:
-    """Those whose signs are among the names in a folder.
+    """The formats whose signs are among the names in a folder.
 
     Raises:
-        DataError: the data lie in something that is in the folder.
+        DataError: the data lie in a folder or archive that is in this folder.
     """
     listed = listing(location)
     files = set(listed.files)
@@ -96,7 +96,7 @@ def formats_of_folder(location: UPath) -> list[str]:
     return ["image-folder"] if any(not all(images_below(location, folder).values()) for folder in folders) else []
 
 
-# As its authors name what it comes in, and torchvision leaves it.
+# The names that its authors give its folders and archives, and that torchvision keeps.
 CIFAR_ARCHIVE = re.compile(r"cifar-100?-(python|binary|matlab)[^-]*\.(?:tar|tar\.gz|tgz)")
 CIFAR_FOLDER = re.compile(r"cifar-100?-(python|binary|batches-py|batches-bin)")
 ENDINGS = {

@@ -18,7 +18,7 @@ def function_data(where: str, split: Split) -> Source:
 
     Raises:
         FunctionError: it cannot be imported or called.
-        DataError: it gives something else than images, labels and maybe class names.
+        DataError: it gives something other than images, labels and maybe class names.
     """
     given = called(where, split)
     if not isinstance(given, tuple) or len(given) not in (2, 3):
@@ -40,7 +40,7 @@ def _names(where: str, rest: Sequence[Any]) -> tuple[str, ...] | None:
     """The class names, if there are any.
 
     Raises:
-        DataError: they are no sequence of strings.
+        DataError: they are not a sequence of strings.
     """
     if not rest or rest[0] is None:
         return None

@@ -42,8 +42,9 @@ def hub_data(where: str, split: Split) -> Source:
 def fetched(name: HubName, split: Split) -> tuple[Path, HubName, list[str]]:
     """The local folder of a commit, and the files of a split in it.
 
-    Where the path is a file or a pattern, these are meant. Otherwise the split's word is in the files' names or
-    folders, as push_to_hub and the hub's own conversion write them; or else those are meant that have no split's word.
+    If the path is a file or a pattern, it names the files. Otherwise the split's word is in the files' names or
+    folders, as push_to_hub and the hub's own conversion write them; if there are none, files without any split's word
+    are taken.
 
     Raises:
         HubError: they cannot be fetched.
@@ -95,22 +96,22 @@ def refuse_several(where: str, name: HubName, files: Sequence[str]) -> None:
 
 
 def refuse_some_shards(where: str, files: Sequence[str]) -> None:
-    """Raises DataError where shards say that they are of more than there are."""
+    """Raises DataError where shards say that there are more than were found."""
     counted = Counter((shard[1], int(shard[2])) for file in files if (shard := SHARD.fullmatch(file)))
-    for (stem, total), there in counted.items():
-        if there != total:
-            raise DataError(f"{where}: {there} of {total} shards {stem}-* are there; name or fetch all of them")
+    for (stem, total), present in counted.items():
+        if present != total:
+            raise DataError(f"{where}: {present} of {total} shards {stem}-* are there; name or fetch all of them")
 
 
 def names_of_card(declared: dict[str, Any]) -> tuple[str, ...] | None:
     """The class names that a card's `dataset_info` gives the labels, if all configurations give the same."""
     infos = declared.get("dataset_info") or []
-    found = set()
+    declared_names = set()
     for info in [infos] if isinstance(infos, dict) else infos:
         for feature in info.get("features") or []:
             kind = feature.get("dtype")
             if feature.get("name") in LABEL_COLUMNS and isinstance(kind, dict) and "class_label" in kind:
                 names = kind["class_label"]["names"]
                 ordered = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else names
-                found.add(tuple(map(str, ordered)))
-    return found.pop() if len(found) == 1 else None
+                declared_names.add(tuple(map(str, ordered)))
+    return declared_names.pop() if len(declared_names) == 1 else None

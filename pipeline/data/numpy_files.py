@@ -1,4 +1,4 @@
-"""Data sets of pixels in NumPy files (.npy, .npz), read row by row at the place where they lie."""
+"""Data sets of pixels in NumPy files (.npy, .npz), read row by row in place."""
 
 import math
 import zipfile
@@ -52,7 +52,7 @@ def stored_array(stream: IO[bytes], size: int, where: str) -> StoredArray:
     """Reads the header of a .npy stream of `size` bytes.
 
     Raises:
-        DataError: it is no .npy, holds Python objects, is stored column by column, or is cut short.
+        DataError: it is not a .npy, holds Python objects, is stored column by column, or is cut short.
     """
     with reading(where, *ZIP_FAILURES, ValueError, KeyError):
         shape, by_column, dtype = HEADERS[npy_format.read_magic(stream)](stream)
@@ -72,7 +72,7 @@ def labels_of(stored: StoredArray, images: StoredArray) -> list[int]:
     """All labels, as they are stored.
 
     Raises:
-        DataError: they are no integers, or not one for each image.
+        DataError: they are not integers, or not one per image.
     """
     if stored.dtype.kind not in "iu" or stored.shape != images.shape[:1]:
         raise DataError(
@@ -162,11 +162,11 @@ def image_file(folder: UPath) -> UPath:
     arrays = [name for name in listing(folder).files if name.endswith(".npy") and name != LABELS]
     if "images.npy" in arrays or len(arrays) == 1:
         return folder / ("images.npy" if "images.npy" in arrays else arrays[0])
-    there = f"several: {', '.join(arrays)}" if arrays else "none"
+    present = f"several: {', '.join(arrays)}" if arrays else "none"
     example = f", such as {folder}/{arrays[0]}" if arrays else ""
     raise DataError(
         f"{folder} must hold one .npy of images (uint8), called images.npy if there are others, beside {LABELS}; there "
-        f"are {there}. Point at the file of images{example}"
+        f"are {present}. Point at the file of images{example}"
     )
 
 
@@ -188,7 +188,7 @@ def npz(location: UPath, split: Split) -> Source:
 
 
 def flat_side(images: StoredArray) -> int | None:
-    """The side of square images whose three planes lie flat in a row; None where rows are none."""
+    """The side of square images whose three planes lie flat in a row; None for other rows."""
     if images.dtype != np.uint8 or len(images.shape) != 2:
         return None
     side = math.isqrt(images.shape[1] // 3)

@@ -28,7 +28,7 @@ DECODED_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a file has its images; `path` is None where it names none."""
+    """Where a file has its images; `path` is None where it has no paths."""
 
     content: str
     path: str | None
@@ -37,10 +37,10 @@ class Columns:
 
 @contextmanager
 def opened_parquet(shard: UPath) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of which only the footer is read yet.
+    """A Parquet file; only its footer is read yet.
 
     Raises:
-        DataError: it is no Parquet file, or damaged; also for what is read inside.
+        DataError: it is not a Parquet file, or damaged; also while its content is read.
     """
     # Read-ahead would fetch the pixels that lie between two pieces of a small column.
     with (
@@ -90,7 +90,7 @@ def class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
 
 
 class GroupImages:
-    """Encoded images of one row group, untouched until one is asked for; in ascending order only, few are held."""
+    """Encoded images of one row group, read on demand, in ascending order only: so few are in memory."""
 
     def __init__(self, file: pq.ParquetFile, group: int, column: str, shard: UPath) -> None:
         self._batches: Iterator[pa.RecordBatch] = file.iter_batches(

@@ -38,9 +38,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set; each call of `entries` is a fresh pass over it, in the same order, which holds no more than it must.
+    """A data set; each call of `entries` is a fresh pass over it, in the same order, which keeps little in memory.
 
-    Ids are unique, but for data that name an image twice, and depend on nothing but the data's content and the names in
+    Ids are unique, except in data that name an image twice, and depend only on the data's content and the names in
     it. `class_names`, by label, are there where the format has them. `notes` say, after a pass, what it decided by
     rule. `label_order` is what ImageNet's stored labels count, where the format knows: see pipeline/data/classes.py.
     """
@@ -67,7 +67,7 @@ def checked_label(label: Any, image_id: str) -> int:
     """The label as an int.
 
     Raises:
-        DataError: it is no integer from 0 on.
+        DataError: it is not an integer of at least 0.
     """
     if isinstance(label, bool) or not isinstance(label, int | np.integer) or label < 0:
         raise DataError(f"image {image_id} has the label {label!r}; labels must be integers from 0 on")
@@ -76,7 +76,7 @@ def checked_label(label: Any, image_id: str) -> int:
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies directly in a folder, sorted; `folders` maps names to the system's paths, `leftovers` are no data."""
+    """What lies directly in a folder, sorted; `folders` maps names to the system's paths, `leftovers` are not data."""
 
     files: list[str]
     folders: dict[str, str]

@@ -24,7 +24,7 @@ from pipeline.declaration.order import Order
 from pipeline.declaration.procedure import ProcedureSpec, ScoreSpec
 
 STRICT = ConfigDict(extra="forbid")
-# Of an image, for whose like most can be certified: the larger, the smaller is the Lipschitz constant.
+# Of an image for which the most can be certified: the larger the image, the smaller the Lipschitz constant.
 LARGEST_DIMENSION = 10**9
 MOST_SIGMAS = 7.8  # no radius reaches further: the bound on a probability would have to exceed 1 - 2^-48
 Device = Literal["auto", "cpu", "cuda"]
@@ -121,7 +121,7 @@ class DenoiseConfig(Section):
 
 
 def variant_of(classifier: Any) -> str:
-    """Which section a classifier's keys are: those of a baseline's name, or those of all diffusion classifiers."""
+    """The section of a classifier's keys: that of a baseline's name, or that of all diffusion classifiers."""
     name = classifier.get("name") if isinstance(classifier, dict) else classifier.name
     return name if name in BASELINES else "diffusion"
 
@@ -199,11 +199,11 @@ class ComputeConfig(Section):
 
     @property
     def grows(self) -> bool:
-        """Whether actors may come while the run goes on, on nodes that come."""
+        """Whether actors may be added while the run goes on, on nodes that join."""
         return isinstance(self.actors, tuple) and self.actors[0] < self.actors[1]
 
     def bounds(self, room: int) -> tuple[int, int]:
-        """The fewest and the most actors, where there is room for so many now."""
+        """The fewest and the most actors, where there is room for `room` of them now."""
         if isinstance(self.actors, tuple):
             return self.actors
         return self.actors or room, self.actors or room
@@ -278,7 +278,7 @@ class RunConfig(Section):
 
     @property
     def diffusion(self) -> DiffusionConfig | None:
-        """Its classifier, if that is no baseline."""
+        """The classifier, unless it is a baseline."""
         return self.classifier if isinstance(self.classifier, DiffusionConfig) else None
 
     @property
@@ -287,7 +287,7 @@ class RunConfig(Section):
 
     @property
     def follows_images(self) -> bool:
-        """Whether what is drawn of an image depends on its votes so far: when it stops, or whom a vote is about."""
+        """Whether an image's draws depend on its votes so far: when they stop, or which class a vote is about."""
         return self.certificate.method != "cohen" or bool(self.diffusion and self.diffusion.race)
 
     @model_validator(mode="after")
@@ -321,7 +321,7 @@ class RunConfig(Section):
 
     @property
     def reach(self) -> float:
-        """No certificate exceeds it, whatever is drawn."""
+        """The radius that no certificate exceeds, whatever is drawn."""
         dimension = LARGEST_DIMENSION if self.certificate.method == "lipschitz" else 1
         spec = self.procedure_spec
         return max(spec.procedure(sigma, dimension=dimension).largest_radius for sigma in self.sigma_pixel)

@@ -15,9 +15,9 @@ from pipeline.data.datasets import Listing
 from pipeline.declaration.config import RunConfig
 from pipeline.declaration.procedure import ProcedureSpec, ScoreSpec
 
-# Raised whenever the code changes what a vote is or when voting ends: evidence of another version is never mixed in.
+# Increased whenever the code changes what a vote is or when voting ends: evidence of another version is never mixed in.
 # Version 7 drew the noise of each step from a stream of its own, so that it need not be drawn before a vote gets there;
-# version 8 draws it on the device (`counter_normals`). The noise of the input is as it always was.
+# version 8 draws it on the device (`counter_normals`). The noise of the input has never changed.
 VOTE_VERSION = 8
 
 # Each changes the rounding of a forward pass, and with it a near-tie's winner.
@@ -25,7 +25,7 @@ DECISIVE_COMPUTE = ("rows_per_pass", "threads_per_actor", "precision", "channels
 
 # Before it, a level that voted without the lowest of its path had more `float` noise than it states.
 FLOAT_PATHS_SINCE = 6
-# Since then the steps of the lipschitz certificate draw on a lattice.
+# From this version on, the steps of the lipschitz certificate draw on a lattice.
 LATTICE_SINCE = 6
 
 METHOD_NAMES = {
@@ -50,8 +50,8 @@ class DeclarationChangedError(ValueError):
 class Declaration:
     """All that decides a run's votes and what they mean, fixed before the first draw.
 
-    `recorded` is what run.json keeps under `law`, whole: a run of an earlier version lacks some of it, and its
-    fingerprint, by which its evidence is known, must stay what it was. The rest is read from it, by name and type.
+    `recorded` is all that run.json keeps under `law`: a run of an earlier version lacks some of it, and its
+    fingerprint, by which its evidence is recognised, must not change. The properties read from it, by name and type.
     """
 
     recorded: dict[str, Any]
@@ -102,7 +102,7 @@ class Declaration:
     # The classifier
 
     def digest(self, model: str) -> str:
-        """Of the model that goes by this name: `model_sha256`, `network_sha256` or `unconditional`."""
+        """The digest of the model with this name: `model_sha256`, `network_sha256` or `unconditional`."""
         return str(self.recorded[model])
 
     @property
@@ -111,7 +111,7 @@ class Declaration:
 
     @property
     def method_name(self) -> str:
-        """How tables call what the run certifies."""
+        """The name in tables of what the run certifies."""
         name = METHOD_NAMES.get(self.classifier, self.classifier)
         if self.classifier == "denoise" and self.recorded["classifier"].get("steps", 1) > 1:
             name = "Xiao"
@@ -128,7 +128,7 @@ class Declaration:
 
     @property
     def grid(self) -> GridSpec:
-        """Of a diffusion classifier's scores."""
+        """The grid of a diffusion classifier's scores."""
         return GridSpec(**self.recorded["classifier"]["grid"])
 
     @property
@@ -143,7 +143,7 @@ class Declaration:
 
     @property
     def estimation_votes(self) -> int:
-        """The most of them, where the certificate may stop early."""
+        """Their number, which is the most where the certificate may stop early."""
         return int(self.recorded["votes"]["estimation"])
 
     @property
@@ -152,7 +152,7 @@ class Declaration:
 
     @property
     def unit_ends(self) -> tuple[int, ...]:
-        """Draws at which a unit ends besides."""
+        """Further draws at which a unit ends."""
         return tuple(self.recorded["votes"].get("ends", ()))
 
     # The certificate
@@ -171,12 +171,12 @@ class Declaration:
 
     @property
     def radii(self) -> tuple[float, ...] | None:
-        """Those that sampling aims at; None where it aims at none."""
+        """The radii that sampling aims at; None where it aims at none."""
         radii = self.recorded["certificate"].get("radii")
         return None if radii is None else tuple(radii)
 
     def procedure(self, sigma_pixel: float, *, alpha: float | None = None) -> Procedure:
-        """The declared one; another `alpha` is for what is proved, not for when to stop."""
+        """The declared one; give another `alpha` only for what is proved, not for when to stop."""
         return self._spec.procedure(sigma_pixel, dimension=math.prod(self.image_shape), alpha=alpha)
 
     @cached_property
@@ -200,7 +200,7 @@ class Declaration:
 
 
 def declare(config: RunConfig, listing: Listing, *, models: dict[str, str]) -> Declaration:
-    """What a run declares: where it is computed, and where models and data lie, is not in it."""
+    """What a run declares: not where it is computed, nor where models and data lie."""
     content = config.model_dump(mode="json")
     assert config.compute.rows_per_pass is not None
     recorded = {
@@ -226,7 +226,7 @@ def declare(config: RunConfig, listing: Listing, *, models: dict[str, str]) -> D
 
 
 def _declared_keys(config: RunConfig) -> list[str]:
-    """What of a certificate must be declared before the first draw: radii only where sampling aims at them."""
+    """The keys of a certificate that must be declared before the first draw: radii only where sampling aims at them."""
     own = {"sequential": ["radii"], "lipschitz": ["precision"]}
     return ["method", "alpha", "maximum_over_sigmas", *own.get(config.certificate.method, [])]
 

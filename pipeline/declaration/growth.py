@@ -1,9 +1,9 @@
 """A run that takes more images, or more noise levels, and keeps what it has drawn.
 
-A vote is decided by its image, its noise level and its own draw, so that other images and other levels beside them
-change none (rules S1, S2), and each image's certificate spends an alpha of its own. Nothing else may grow: more votes
-of an image that was looked at, or more levels among which a maximum or a path is shared, would change what was declared
-of images that are drawn already (rules S3, S5).
+A vote is decided by its image, its noise level and its own draw, so that further images and levels change no
+vote (rules S1, S2), and each image's certificate spends an alpha of its own. Nothing else may grow: more votes
+of an image that was looked at, or more levels that share a maximum or a path, would change what was declared for images
+that are drawn already (rules S3, S5).
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.data.datasets import ImageRecord
 from pipeline.declaration.declaration import Declaration, DeclarationChangedError, refuse_changes
 
-IMAGES = ("images", "corrupt", "sha256")  # of the law's `dataset`
+IMAGES = ("images", "corrupt", "sha256")  # of the declaration's `dataset`
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def growth_of(
     """By what a run grows from the images `before` to those `after`; None if it stays as it is.
 
     Raises:
-        DeclarationChangedError: it would change otherwise, or lose images or levels; says why that may not be.
+        DeclarationChangedError: it would change otherwise, or lose images or levels; says why it may not.
     """
     if declared == wanted:
         return None
@@ -61,7 +61,7 @@ def growth_of(
 
 
 def stage_lines(manifest: dict[str, Any]) -> list[str]:
-    """What a run that has grown declared when, a line each; of another run none."""
+    """One line for each declaration of a run that has grown, with its time; none for another run."""
     if not manifest["earlier"]:
         return []
     return [
@@ -73,7 +73,7 @@ def stage_lines(manifest: dict[str, Any]) -> list[str]:
 
 
 def without_what_grows(declaration: Declaration) -> dict[str, Any]:
-    """What a run keeps for ever."""
+    """The part of a declaration that never changes."""
     recorded = {key: value for key, value in declaration.recorded.items() if key != "sigma_pixel"}
     dataset = {key: value for key, value in recorded["dataset"].items() if key not in IMAGES}
     return {**recorded, "dataset": dataset}
@@ -89,8 +89,8 @@ def _refuse_lost_levels(lost: Sequence[float], declared: Sequence[float], folder
 
 
 def _refuse_lost_images(before: Sequence[ImageRecord], after: Sequence[ImageRecord], folder: str) -> None:
-    there = {record.image_id: (record.label, record.sha256) for record in after}
-    lost = [record.image_id for record in before if record.image_id not in there]
+    chosen = {record.image_id: (record.label, record.sha256) for record in after}
+    lost = [record.image_id for record in before if record.image_id not in chosen]
     if lost:
         raise DeclarationChangedError(
             f"{folder} has {len(before):,} images, and {len(lost):,} of them, such as {lost[0]}, are not among the "
@@ -98,7 +98,7 @@ def _refuse_lost_images(before: Sequence[ImageRecord], after: Sequence[ImageReco
             "--limit, a divisor of --every, the same --offset), or give this run another folder with --run"
         )
     for record in before:
-        label, sha256 = there[record.image_id]
+        label, sha256 = chosen[record.image_id]
         if (label, sha256) != (record.label, record.sha256):
             what = "its pixels" if label == record.label else f"its label ({record.label} -> {label})"
             raise DeclarationChangedError(

@@ -1,4 +1,4 @@
-"""In which order a run takes its images."""
+"""The order in which a run takes its images."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -16,8 +16,8 @@ Image = TypeVar("Image", bound=Named)
 
 
 def in_order(images: Sequence[Image], order: Order, *, seed: int) -> list[Image]:
-    """The images as a run takes them: as the data have them, or as is drawn from the seed. The place that is drawn for
-    an image does not depend on the others, so that a run that has grown takes what it had in the same order."""
+    """The images as a run takes them: in the order of the data, or in one drawn from the seed. The place that is drawn
+    for an image does not depend on the others, so a run that has grown takes its earlier images in the same order."""
     if order == "data":
         return list(images)
     return sorted(images, key=lambda image: hashlib.blake2b(f"{seed} {image.image_id}".encode()).digest())
@@ -26,7 +26,7 @@ def in_order(images: Sequence[Image], order: Order, *, seed: int) -> list[Image]
 def are_a_sample(
     complete: Collection[str], begun: Collection[str], images: Sequence[Named], order: Order, *, seed: int
 ) -> bool:
-    """Whether the complete images are all that were begun, and the first of an order that was drawn: a random sample,
-    whatever their votes. Where one that was begun is not complete, those that cost little are among them too often."""
+    """Whether the complete images are all that were begun, and the first of an order that was drawn: then they are a
+    random sample, whatever their votes. If a begun image is not complete, cheap images are among them too often."""
     first = {image.image_id for image in in_order(images, order, seed=seed)[: len(complete)]}
     return order == "random" and first == set(complete) == set(begun)

@@ -22,7 +22,7 @@ class ScoreSpec:
 
 @dataclass(frozen=True)
 class ProcedureSpec:
-    """All of a certificate that is fixed before the first draw, but for the images.
+    """All of a certificate that is fixed before the first draw, except the images.
 
     `votes` are those of estimation, `radii` those that sampling aims at. `on_lattice` tells whether the steps of the
     lipschitz certificate draw on a lattice, or in floating point as in runs of an earlier version.
@@ -45,8 +45,8 @@ class ProcedureSpec:
         return total / len(self.sigma_pixel) if self.maximum_over_sigmas else total
 
     def procedure(self, sigma_pixel: float, *, dimension: int, alpha: float | None = None) -> Procedure:
-        """For images of so many values; another `alpha` than the declared one is for what is proved, not for when to
-        stop."""
+        """For images of `dimension` values; give another `alpha` than the declared one only for what is proved, not for
+        when to stop."""
         distance, scope = self._distance_and_scope(sigma_pixel, dimension)
         terms = Terms(
             sigma_pixel=sigma_pixel,
@@ -66,7 +66,7 @@ class ProcedureSpec:
         return LipschitzTerms(own.grid, own.weight, own.loss_cap, dimension=dimension, precision=self.precision)
 
     def _distance_and_scope(self, sigma_pixel: float, dimension: int) -> tuple[float, str]:
-        """How far the noise is from the law that the theorem speaks of, and which images the certificate covers."""
+        """How far the noise is from the theorem's distribution, and which images the certificate covers."""
         noise = NOISES[self.noise](sigma_pixel)
         if self.scores and self.scores.one_path:
             path_sigmas = sigmas_on_path(self.scores.grid, self.sigma_pixel)

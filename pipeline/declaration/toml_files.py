@@ -39,7 +39,7 @@ def packaged_text(name: str) -> str:
 
 
 def first_words(name: str) -> str:
-    """What a packaged file says first of itself."""
+    """The first sentence of a packaged file's comment."""
     comment = takewhile(lambda line: line.startswith("#"), packaged_text(name).splitlines())
     return " ".join(line.strip("# ") for line in comment).split(". ")[0].rstrip(".")
 
@@ -84,16 +84,16 @@ def override(raw: dict[str, Any], assignment: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    assign(raw, path.strip(), value, said=f"--set {assignment!r}")
+    assign(raw, path.strip(), value, origin=f"--set {assignment!r}")
 
 
-def assign(raw: dict[str, Any], path: str, value: Any, *, said: str) -> None:
-    """Sets one `section.key`, instead of all that was there; `said` is who asks for it."""
+def assign(raw: dict[str, Any], path: str, value: Any, *, origin: str) -> None:
+    """Sets one `section.key`, instead of all that was there; `origin` is who asks for it."""
     *sections, key = path.split(".")
     for section in sections:
         raw = raw.setdefault(section, {})
         if not isinstance(raw, dict):
-            raise ConfigError(f"{said}: {section!r} is a value, not a section")
+            raise ConfigError(f"{origin}: {section!r} is a value, not a section")
     raw[key] = value
 
 
@@ -122,7 +122,7 @@ def validated(raw: dict[str, Any], *, source: str) -> RunConfig:
 
 
 def with_class_names(raw: dict[str, Any]) -> dict[str, Any]:
-    """With the lines of the file that `dataset.classes` names, so that a run keeps them.
+    """The same with the lines of the file that `dataset.classes` names, so that a run keeps them.
 
     Raises:
         DataError: it cannot be read.

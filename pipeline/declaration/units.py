@@ -34,7 +34,7 @@ class WorkUnit:
         return self.sigma_pixel, self.image_id
 
     def unit_id(self, fingerprint: str) -> str:
-        """A key that only this unit of a run of this law has: the same in every process and after every retry."""
+        """A key for this unit of a run with this declaration: the same in every process and after every retry."""
         name = [
             fingerprint,
             self.image_id,
@@ -54,11 +54,11 @@ class WorkUnit:
 
 
 def draws_a_unit(votes_per_second: float, *, phase: int, run: int, of_a_pass: int) -> int:
-    """How many draws take an actor about three minutes: few enough to lose with it, long enough to be few units.
+    """How many draws take an actor about three minutes: few enough to lose with it, enough that there are few units.
 
-    Not more than half of the largest phase of an image (`phase` votes), nor than a hundredth of the run (`run` votes,
-    the most there can be), so that a short run shows its progress and loses little when it is stopped. Not less than
-    the draws whose rows fill a pass, if an image has as many: smaller units would wait for passes of padding.
+    Not more than half of the largest phase of an image (`phase` votes), nor more than a hundredth of the run (`run`
+    votes, the most there can be), so that a short run shows its progress and loses little when it is stopped. Not less
+    than the draws whose rows fill a pass, if an image has as many: smaller units would wait for passes of padding.
     """
     wanted = min(phase // 2, run // 100, round(UNIT_SECONDS * votes_per_second))
     return min(phase, max(1, of_a_pass, wanted))
@@ -78,7 +78,7 @@ def draw_ranges(declaration: Declaration, sigma_pixel: float) -> Iterator[tuple[
 
 
 def plan_units(declaration: Declaration, records: Sequence[ImageRecord]) -> Iterator[WorkUnit]:
-    """Every unit that a run may need; a function of its law and its data only."""
+    """Every unit that a run may need; a function of its declaration and its data only."""
     ranges = {sigma_pixel: list(draw_ranges(declaration, sigma_pixel)) for sigma_pixel in declaration.sigma_pixel}
     for record in records:
         for sigma_pixel, pieces in ranges.items():

@@ -41,11 +41,11 @@ from pipeline.workers.vote_actor import VoterSettings
 
 
 class BrokenCertificateError(RuntimeError):
-    """An image below the certified radius whose class is another one: named, and saved."""
+    """An image within the certified radius has another class: it is named and saved."""
 
 
 class AttackFailedError(RuntimeError):
-    """Some attacks could not be made; those that could are not made again."""
+    """Some attacks could not be made; the others are not made again."""
 
 
 def attack_run(
@@ -53,8 +53,8 @@ def attack_run(
 ) -> tuple[Report, dict[str, Any]]:
     """Attacks every certificate of a finished run at its radius, and every right image at the radii of the report.
 
-    It takes the first `limit` images, and no more than `budget` times the run's own evaluations are enough for. Returns
-    the report with the empirical accuracies in it, and the attacks' summary.
+    It takes the first `limit` images, but no more than it can attack for `budget` times the run's own evaluations.
+    Returns the report with the empirical accuracies in it, and the attacks' summary.
 
     Raises:
         BrokenCertificateError: a certificate was broken beyond doubt; the images are saved.
@@ -112,7 +112,7 @@ def _with_source(settings: AttackSettings, run: PreparedRun) -> AttackSettings:
     """With what identifies the image classifier of a transfer attack.
 
     Raises:
-        ValueError: it cannot be loaded, or is of other images or classes than the run.
+        ValueError: it cannot be loaded, or is for other images or classes than the run.
     """
     if not settings.source:
         return settings
@@ -186,7 +186,7 @@ def _results(run: PreparedRun, rows: list[dict[str, Any]], settings: AttackSetti
 def _earlier_results(
     run: PreparedRun, rows: Sequence[dict[str, Any]], settings: AttackSettings
 ) -> list[list[dict[str, Any]]]:
-    """What other attacks on this run found about the same cells. This one's settings are kept for those to come."""
+    """What other attacks on this run found about the same cells. This attack's settings are kept for later ones."""
     folder, own = run.folder / "attacks", settings.folder(run.fingerprint)
     publish(folder / f"{own}.json", json.dumps({"fingerprint": run.fingerprint, "attack": asdict(settings)}).encode())
     names, earlier = {result_name(row) for row in rows}, []

@@ -15,16 +15,17 @@ class AttackPlan:
     """The first `images` of all that are asked for. Evaluations of the attack are the most that it can take."""
 
     images: int
-    asked: int
+    images_of_all: int
     evaluations: int
     evaluations_of_all: int
     evaluations_of_run: int
 
     def __str__(self) -> str:
-        which = "all" if self.images == self.asked else f"the first {self.images:,} of"
+        which = "all" if self.images == self.images_of_all else f"the first {self.images:,} of"
         bound = f"at most {self.evaluations:,} evaluations, {self._times(self.evaluations):.2g} times"
-        text = f"attacks {which} {self.asked:,} images: {bound} the {self.evaluations_of_run:,} that the run took"
-        if self.images < self.asked:
+        images = f"{which} {self.images_of_all:,} images"
+        text = f"attacks {images}: {bound} the {self.evaluations_of_run:,} that the run took"
+        if self.images < self.images_of_all:
             text += f"; --budget {_up(self._times(self.evaluations_of_all))} is enough for all"
         return text
 
@@ -36,7 +37,7 @@ def plan_attack(most_of_images: Sequence[int], *, evaluations_of_run: int, budge
     """As many of the images, from the first on, as can be attacked for `budget` times the run's own evaluations.
 
     Raises:
-        BudgetError: it is not enough for the first; says what would be.
+        BudgetError: it is not enough for the first; says what is enough.
     """
     sums = list(accumulate(most_of_images))
     images = sum(total <= budget * evaluations_of_run for total in sums)

@@ -37,7 +37,7 @@ from pipeline.workers.rows import Receipt, unit_row
 from pipeline.workers.vote_actor import SequentialVoteActor, VoteActor, VoterSettings
 
 IMAGES_TOGETHER = 8
-PASSES_OF_A_GPU = 6  # as many are launched, or wait for their turn
+PASSES_OF_A_GPU = 6  # launched, or waiting for their turn
 FILLS_OF_A_CALL = 4
 UNITS_BETWEEN_COMPACTIONS = 20_000
 
@@ -47,7 +47,7 @@ class UnitsFailedError(RuntimeError):
 
 
 class NothingKeptError(UnitsFailedError):
-    """The run's folder takes no evidence, so that other units would fail too."""
+    """The run's folder takes no evidence, so other units would fail too."""
 
 
 def certify_run(
@@ -62,20 +62,20 @@ def certify_run(
 ) -> tuple[Report | None, Any]:
     """Brings a run to its end from wherever it stands; returns its report and its MLflow tracker, if it has one.
 
-    Of a `shard` it computes the images alone, of a run that is declared; there is a report if those of the others are
-    there, too. `force` takes the run from a driver that is at work on it; `retry_failed` computes failed units only.
-    Votes that `donors` have drawn, folders of other runs, are taken over. No image is begun when `budget_seconds` are
-    over: the report is then a partial one, of the first images of the run's order. A terminal, log, metric or MLflow
-    that fails is said once, and the run goes on.
+    Given a `shard`, it computes only the shard's images of a declared run; there is a report if the others' images are
+    done, too. `force` takes the run from a driver that is at work on it; `retry_failed` computes failed units only.
+    Votes that `donors` (folders of other runs) have drawn are taken over. No image is begun after `budget_seconds`: the
+    report is then a partial one, of the first images of the run's order. If a terminal, log, metric or MLflow fails,
+    the run says so once and goes on.
 
     Raises:
         UnitsFailedError: naming the units that failed; the others are done.
-        ValueError: actors can be nowhere, or the folder is in use or cannot be written.
+        ValueError: there is no place for actors, or the folder is in use or cannot be written.
     """
     stop_on_signals()
     store, say = RunStore(run.folder), safely(say)
     if not store.is_declared():
-        connect_ray(run.config.compute, say=say)  # actors that cannot be anywhere leave no folder behind
+        connect_ray(run.config.compute, say=say)  # if there is no place for actors, no folder is left behind
     with (
         held(run.folder, force=force, say=say, name=name_of(shard)) as lease,
         EventLog(run.folder, say=say) as log,
@@ -88,7 +88,7 @@ def certify_run(
             )
         tracker, mlflow = None, SideChannel("MLflow", say)
         with mlflow:
-            tracker = tracker_of(run) if shard.number == 1 else None  # one driver tells of all of them
+            tracker = tracker_of(run) if shard.number == 1 else None  # one driver reports on all of them
         try:
             session = Session(run, store, lease, log, say, shard, donors, tracker, time.time() + budget_seconds)
             if math.isfinite(budget_seconds):
@@ -111,7 +111,7 @@ def certify_run(
 
 
 def report_on(run: PreparedRun, tracker: Any, mlflow: SideChannel, say: Say) -> Report:
-    """The report of a complete run, which MLflow is told as well."""
+    """The report of a complete run, which goes to MLflow as well."""
     report = reduce_to(run)
     for line in report.provenance.devices:
         say(line)
@@ -132,7 +132,7 @@ def reduce_to(run: PreparedRun, *, partial: bool = False) -> Report:
 def report_of_all(
     run: PreparedRun, shard: Shard, tracker: Any, mlflow: SideChannel, say: Say
 ) -> tuple[Report | None, Any]:
-    """The report, by the last of several drivers; None where others have images left, or one of them is at it."""
+    """The report, by the last of several drivers; None where others have images left, or one of them makes it."""
     run = in_folder(run)
     evidence = RunStore(run.folder).all_evidence(fingerprint=run.fingerprint)
     missing = {unit.image_id for unit in run.missing(evidence).values()}
@@ -153,7 +153,7 @@ def how_to_go_on(folder: UPath, shard: Shard = WHOLE) -> str:
     """What to say of a run that was stopped. Before its folder is declared there is nothing to go on with."""
     try:
         declared = RunStore(folder).is_declared()
-    except ValueError:  # the store is away, and may hold what was published
+    except ValueError:  # the store cannot be reached, and may hold what was published
         declared = True
     if declared:
         return f"; what was published is kept. Run `ndc certify {folder}{shard.option}` to go on."
@@ -190,7 +190,7 @@ class Session:
         self.log.add("note", message=line)
 
     def vote(self, *, only_failed: bool) -> None:
-        """Computes what is missing of the evidence.
+        """Computes the missing evidence.
 
         Raises:
             UnitsFailedError: naming the units that failed.
@@ -243,7 +243,7 @@ class Session:
 
     @cached_property
     def _units(self) -> dict[str, WorkUnit]:
-        """Those that the run may need of the shard's images, by id."""
+        """The units that the run may need for the shard's images, by id."""
         if self.shard.is_whole:
             return self.run.units
         images = {record.image_id for record in self.run.records if self.shard.has(record.image_id)}
@@ -260,7 +260,7 @@ class Session:
         return {unit_id: unit for unit_id, unit in missing.items() if unit_id in self._units}
 
     def _pool(self, begun: Sequence[str]) -> Pool:
-        """Actors on the device that drew the votes so far, unless another one is asked for: never mixed unsaid.
+        """Actors on the device that drew the votes so far, unless another is asked for: no silent mixing.
 
         Raises:
             ValueError: the votes so far were drawn on a GPU, and none can be used here.
@@ -357,11 +357,11 @@ def stream_receipts(
     """Sends units to a pool of actors and yields a receipt for each as soon as it is published. No image is begun after
     the moment `begin_until`.
 
-    Where what is drawn depends on the votes, an actor is sent one unit of each image and noise level, and goes on from
-    there; levels on one path go together. As many images at a time as fill its passes with their first draws, several
-    times over, for passes are seldom full while the last ones end. Image after image, so that a run that is not
-    finished has complete ones; of an image what takes longest first: the level with the most noise, the unit with the
-    most draws.
+    Where the draws depend on the votes, an actor is sent one unit of each image and noise level, and goes on from
+    there; levels on one path go together. It gets as many images at a time as fill its passes with their first draws
+    several times over, because passes are seldom full while the last images end. Images go one after the other, so that
+    an unfinished run has complete ones; within an image, what takes longest goes first: the level with the most noise,
+    the unit with the most draws.
     """
     record_of = {record.image_id: record for record in run.in_order}
     place_of = {image_id: place for place, image_id in enumerate(record_of)}
@@ -402,7 +402,7 @@ def stream_receipts(
 
 
 def units_of_passes(declaration: Declaration, *, passes: int, follows: bool) -> int:
-    """How many units have the draws whose rows fill so many passes when each draw waits for one row's answer. Where an
-    actor follows the votes, an image begins with those that select its class."""
+    """How many units it takes to fill so many passes when each draw waits for one row's answer. Where an actor follows
+    the votes, an image begins with the units that select its class."""
     draws = min(declaration.votes_per_unit, declaration.selection_votes if follows else declaration.votes_per_unit)
     return math.ceil(passes * declaration.rows_per_pass / draws)

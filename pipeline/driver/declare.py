@@ -1,4 +1,4 @@
-"""What a run is, written into its folder before its first draw, or when it grows; by one of several drivers."""
+"""Writes what a run is into its folder, before its first draw or when it grows; one of several drivers does it."""
 
 import time
 
@@ -17,23 +17,23 @@ def declare_or_grow(run: PreparedRun) -> PreparedRun:
     """Writes into the run's folder what the run is, as far as it is not there; only for a driver that holds the run.
 
     Raises:
-        DeclarationChangedError: another driver has made another run of it since `prepare`.
+        DeclarationChangedError: another driver has declared another run there since `prepare`.
         ChangedImageError: the data changed since then.
     """
     store, run = RunStore(run.folder), in_folder(run)  # another driver may have been here since `prepare`
     if not store.is_declared():
-        write, there = store.declare, set[str]()
+        write, present = store.declare, set[str]()
     elif run.growth:
-        write, there = store.grow, {record.image_id for record in store.records()}
+        write, present = store.grow, {record.image_id for record in store.records()}
     else:
         return run
-    write(run.manifest(), config_toml=run.config.to_toml(), records=run.records, examples=run.examples(without=there))
+    write(run.manifest(), config_toml=run.config.to_toml(), records=run.records, examples=run.examples(without=present))
     return run
 
 
 def prepare_together(config: RunConfig, folder: UPath, *, say: Say) -> PreparedRun:
     """As `prepare`, for one of several drivers that may start at once: the first declares the run, or lets it grow, and
-    the others wait, and take the sizes that it found out.
+    the others wait, and take the sizes that it measured.
 
     Raises:
         LeaseError: the run would grow while drivers are at work on it.

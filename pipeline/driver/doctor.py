@@ -37,7 +37,7 @@ class Finding:
 
 
 def findings(config: RunConfig, folder: UPath | None) -> Iterator[Finding]:
-    """Of this machine as it is for a run; starts and creates nothing."""
+    """What this machine has for a run; starts and creates nothing."""
     yield Finding("ndc", _version("ndc"))
     yield Finding("Python", f"{platform.python_version()} on {platform.platform()}")
     yield Finding("libraries", ", ".join(f"{name} {_version(name)}" for name in LIBRARIES))

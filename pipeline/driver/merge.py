@@ -47,7 +47,7 @@ class Part:
         return Declaration.from_json(self.manifest["law"])
 
     def rows(self) -> Iterator[Evidence]:
-        """Its evidence, row by row: what is copied gets a new checksum, which must not cover a damage."""
+        """Its evidence, checked row by row: what is copied gets a new checksum, which must not hide damage."""
         table = self.evidence.table
         for first in range(0, table.num_rows, ROWS_AT_ONCE):
             try:
@@ -57,7 +57,7 @@ class Part:
 
 
 def merge_runs(sources: Sequence[UPath], out: UPath, *, say: Say) -> Report | None:
-    """Writes a run of all images of these runs, with all their evidence; its report, if it is complete.
+    """Writes a run of all images of these runs, with all their evidence; returns its report, if it is complete.
 
     The runs stay as they are. The data must be there, since their order is the run's. A merge that was interrupted goes
     on with the same command.
@@ -152,7 +152,7 @@ def merged_images(parts: Sequence[Part]) -> tuple[RunConfig, Listing]:
 
 
 def declaration_of(first: Declaration, listing: Listing) -> Declaration:
-    """What a run of these images and else the same settings declares."""
+    """What a run of these images and otherwise the same settings declares."""
     images = {"images": len(listing.records), "corrupt": 0, "sha256": listing.digest}
     return Declaration({**first.recorded, "dataset": {**first.recorded["dataset"], **images}})
 
@@ -187,11 +187,11 @@ def example_of(record: ImageRecord, parts: Sequence[Part]) -> Example:
 
 
 def copy_evidence(part: Part, store: RunStore, fingerprint: str, *, on_unit: Callable[[], None]) -> int:
-    """Publishes a part's evidence under the merged run's fingerprint, but for what is there; returns its votes."""
-    there = set(store.all_evidence(fingerprint=fingerprint).unit_ids)
+    """Publishes a part's evidence under the merged run's fingerprint, except what is there; returns its votes."""
+    present = set(store.all_evidence(fingerprint=fingerprint).unit_ids)
     copied, batch = 0, list[Evidence]()
     for item in part.rows():
-        if item.unit.unit_id(fingerprint) not in there:
+        if item.unit.unit_id(fingerprint) not in present:
             batch.append(item)
             copied += item.unit.draws
         on_unit()

@@ -10,7 +10,7 @@ def with_commits(config: RunConfig) -> RunConfig:
     """A branch may move while a run goes on: its actors, its resume and its verification take what it began with.
 
     Raises:
-        HubError: there is no such repository or revision, or the hub is away.
+        HubError: there is no such repository or revision, or the hub cannot be reached.
     """
     classifier = config.classifier
     if isinstance(classifier, DenoiseConfig):

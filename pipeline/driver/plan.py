@@ -28,13 +28,13 @@ from pipeline.workers.ray_cluster import connect_ray
 REPETITIONS = 12  # of the declared procedure, on each sampled image
 RESAMPLES = 1000
 QUANTILES = (0.05, 0.95)
-# As long in evidence as any.
+# Its text in evidence is as long as any.
 A_DEVICE = DeviceRecord("cuda", "NVIDIA H100 80GB HBM3", "2.13.0+cu128", "12.8", "91002", Exactness(0.0, 0.0, 0.0))
 
 
 @dataclass(frozen=True)
 class Amount:
-    """What is expected, and the bounds that it stays between nine times in ten; `most` it cannot exceed."""
+    """What is expected, bounds that hold nine times in ten, and `most`, which it cannot exceed."""
 
     expected: float
     low: float
@@ -51,11 +51,11 @@ class Amount:
 
 @dataclass(frozen=True)
 class Plan:
-    """Amounts that are not known, for want of a sample of votes, are the most there can be; hours go by evaluations.
+    """Without a sample of votes, amounts are the most there can be; hours follow from evaluations.
 
     `device` is empty for a stated rate. Hours are of GPUs, or of actors where they hold none. Storage counts images and
-    evidence. Of a run that `stops_early` units and storage are the most too. Of a run under way `seconds_left` is
-    what its decided images tell.
+    evidence. For a run that `stops_early`, units and storage are the most there can be, too. For a run under way,
+    `seconds_left` is estimated from its decided images.
     """
 
     images: int
@@ -92,7 +92,7 @@ def plan_run(
 ) -> Plan:
     """The plan of a whole run, from some votes where it would run, or from a stated rate of one actor; writes nothing.
 
-    `gpus` and `price_per_hour` are of GPUs where actors hold GPUs, and else of actors; as many as there are, if unset.
+    `gpus` and `price_per_hour` mean GPUs where actors hold GPUs, and otherwise actors; unset, all that there are.
 
     Raises:
         ValueError: as `prepare` and `say_services`, so that what would end `ndc certify` at its start ends this too.
@@ -158,7 +158,7 @@ def _seconds_left(run: PreparedRun, evidence: EvidenceTable, *, of_an_evaluation
 
 
 def _amounts(run: PreparedRun, cells: Sequence[SampledCell]) -> tuple[Amount, Amount]:
-    """Votes and evaluations of the run: per image and level from the sample, or else the most."""
+    """Votes and evaluations of the run: from the sample for each image and level, or else the most."""
     most_votes, each = run.votes, run.most_evaluations_per_vote
     if not cells:
         votes = Amount.exactly(most_votes)
@@ -183,7 +183,7 @@ def _amounts(run: PreparedRun, cells: Sequence[SampledCell]) -> tuple[Amount, Am
 
 
 def _simulated(run: PreparedRun, cell: SampledCell, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Votes and evaluations of the sampled image, were its declared procedure carried out."""
+    """Votes and evaluations of the sampled image if its declared procedure were carried out."""
     method, selection = run.declaration.procedure(cell.sigma_pixel), run.config.votes.selection
     of_each = {phase: evaluations / cell.draws for phase, evaluations in cell.evaluations.items()}
     costs: list[tuple[float, float]] = []
@@ -194,7 +194,7 @@ def _simulated(run: PreparedRun, cell: SampledCell, rng: np.random.Generator) ->
 
 
 def _votes_needed(method: Procedure, cell: SampledCell, rng: np.random.Generator) -> int:
-    """Estimation votes until the procedure stops, if the candidate's probability is drawn by what is known of it."""
+    """Estimation votes until the procedure stops, with the candidate's probability drawn from what is known of it."""
     looks = method.looks
     if len(looks) == 1:
         return looks[0]

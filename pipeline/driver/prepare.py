@@ -50,13 +50,13 @@ class PreparedRun:
     source: Source
     listing: Listing
     declaration: Declaration
-    fingerprint: str  # by which its evidence is known: that of the first declaration, of a run that has grown
-    model: dict[str, Any]  # what readers are told of it
+    fingerprint: str  # marks its evidence: that of the first declaration, if the run has grown
+    model: dict[str, Any]  # what readers are told about it
     num_classes: int
     most_evaluations_per_vote: int
     votes_cost_alike: bool  # whether every vote costs that
-    measured: MeasuredCost | None  # for its sizes, if it was
-    growth: Growth | None = None  # of the run that its folder has
+    measured: MeasuredCost | None  # for its sizes, if anything was measured
+    growth: Growth | None = None  # how the run in its folder grows
 
     @cached_property
     def in_order(self) -> list[ImageRecord]:
@@ -87,8 +87,8 @@ class PreparedRun:
 
     def missing(self, evidence: EvidenceTable) -> dict[str, WorkUnit]:
         """The units without evidence that images are known to need."""
-        there = set(evidence.unit_ids)
-        absent = {unit_id: unit for unit_id, unit in self.units.items() if unit_id not in there}
+        present = set(evidence.unit_ids)
+        absent = {unit_id: unit for unit_id, unit in self.units.items() if unit_id not in present}
         if not self.stops_early:
             return absent
         cells = cells_of(self.declaration, self.records, evidence, num_classes=self.num_classes)
@@ -110,7 +110,7 @@ class PreparedRun:
         lines += [f"data: {note}" for note in self.listing.notes]
         lines += [f"model: {line}" for line in functions_of(self.config)]
         lines += [f"the run {self.growth}"] if self.growth else []
-        if self.measured is None or self.measured.device:  # a stated rate does not tell the rows
+        if self.measured is None or self.measured.device:  # a stated rate does not tell the rows of a pass
             lines += [
                 f"{self.config.compute.rows_per_pass} rows a forward pass, {self.config.votes.per_unit:,} draws a unit"
             ]
@@ -128,7 +128,7 @@ class PreparedRun:
         return f"ndc certify {self.folder}"
 
     def examples(self, *, without: Set[str]) -> Iterator[Example]:
-        """The images with their pixels, read again, but for those with these ids."""
+        """The images with their pixels, read again, except those with these ids."""
         chosen = self.config.dataset
         if without:
             ids = tuple(record.image_id for record in self.records if record.image_id not in without)
@@ -215,8 +215,8 @@ def prepare(
 ) -> PreparedRun:
     """Loads and checks everything, writing nothing (a model in an object store is copied to this node's cache).
 
-    What is measured is measured in a process with an actor's resources: the sizes that the run leaves open, and for a
-    plan some votes. `inputs` are those of this configuration, if they were read before.
+    The sizes that the run leaves open, and for a plan some votes, are measured in a process with an actor's
+    resources. `inputs` are those of this configuration, if they were read before.
 
     Raises:
         ValueError: a model or data that cannot be used, or a folder that belongs to another run.
@@ -249,7 +249,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class Measurer:
-    """What is measured for a run: on which images, at which cost of a vote at most."""
+    """Measures for a run: on its images, with votes of at most this cost."""
 
     source: Source
     listing: Listing
@@ -261,7 +261,7 @@ class Measurer:
         return len(self.listing.records) * len(config.sigma_pixel)
 
     def measure(self, config: RunConfig, *, votes: bool) -> MeasuredCost:
-        """Passes, and if asked for some votes of images that are spread over the data."""
+        """Measures passes and, if asked for, some votes of images that are spread over the data."""
         images: tuple[tuple[str, Any], ...] = ()
         if votes:
             records = self.listing.records
@@ -279,7 +279,7 @@ class Measurer:
 
 @dataclass(frozen=True)
 class CostSample:
-    """Asks for a sample of votes, or takes a stated rate of one actor instead of all measuring."""
+    """Asks for a sample of votes, or takes a stated rate of one actor instead of measuring."""
 
     evaluations_per_second: float | None = None
 
@@ -316,11 +316,11 @@ def with_sizes(
 
 
 def in_folder(run: PreparedRun) -> PreparedRun:
-    """The run as its folder has it by now: under which fingerprint, at which places its images are, in which order it
-    takes them, how it would grow.
+    """The run as its folder has it now: its fingerprint, the places of its images, the order in which it takes them,
+    and how it would grow.
 
     Raises:
-        DeclarationChangedError: the folder holds a run that this one is no growth of.
+        DeclarationChangedError: the folder holds a run that cannot grow into this one.
     """
     store = RunStore(run.folder)
     if not store.is_declared():

@@ -1,7 +1,7 @@
 """Votes drawn again from the model: compared bit for bit where bits can be equal, and judged where they cannot.
 
 On another kind of device, with other libraries, or where a row's result depends on its place in a pass, rounding may
-flip a near-tie. How many votes flipped is then what tells a sound run from another one: see docs/soundness.md.
+flip a near-tie. The number of flipped votes then tells a sound run from an unsound one: see docs/soundness.md.
 """
 
 import json
@@ -24,8 +24,9 @@ from pipeline.workers.compute import set_up_process
 from pipeline.workers.models import build_classifier
 from pipeline.workers.vote_actor import votes_of_unit
 
-FALSE_ALARM = 1e-3  # the probability, at most, that a run is refused of whose votes the tolerated share may flip
-# Of the votes, and of the largest score for each score; docs/soundness.md says where they come from.
+FALSE_ALARM = 1e-3  # the largest probability that a sound run is refused
+# The share of votes that may flip, and how far a score may be off, as a share of the largest one: see
+# docs/soundness.md.
 TOLERATED_SHARE: dict[Precision, float] = {"float32": 1e-3, "tf32": 1e-3, "bfloat16": 1e-2, "float16": 1e-3}
 TOLERATED_SCORE: dict[Precision, float] = {"float32": 1e-4, "tf32": 2e-3, "bfloat16": 2e-2, "float16": 2e-3}
 
@@ -42,7 +43,7 @@ class Comparison:
 
 
 def device_for(evidence: Sequence[Evidence]) -> str:
-    """The kind of device that made any of it and is here; a GPU's votes may be drawn again on a CPU."""
+    """A GPU, if one made any of the evidence and one is here; otherwise a CPU, also for a GPU's votes."""
     kinds = {DeviceRecord.parse(item.device).kind for item in evidence}
     return "cuda" if "cuda" in kinds and torch.cuda.is_available() else "cpu"
 
@@ -73,12 +74,12 @@ def redrawn(
     def name(item: Evidence) -> str:
         return f"{path(item)}: {item.unit}"
 
-    can = [bits_can_be_equal(DeviceRecord.parse(item.device), here) for item in chosen]
-    if equal := [item for item, equal in zip(chosen, can, strict=True) if equal]:
+    comparable = [bits_can_be_equal(DeviceRecord.parse(item.device), here) for item in chosen]
+    if equal := [item for item, exact in zip(chosen, comparable, strict=True) if exact]:
         what = f"{len(equal):,} of {of:,} units drawn again from the model: equal bit for bit"
         one_path = config.one_path
         yield Comparison(what, [line for item in equal for line in difference(*again(item), name, one_path=one_path)])
-    if others := [item for item, equal in zip(chosen, can, strict=True) if not equal]:
+    if others := [item for item, exact in zip(chosen, comparable, strict=True) if not exact]:
         why = why_not_equal([DeviceRecord.parse(item.device) for item in others], here)
         yield judged([again(item) for item in others], config.compute.precision, name, of=of, why=why)
 

@@ -1,4 +1,4 @@
-"""What a run needs besides model and data: whether it is there, before any work."""
+"""Checks, before any work, what a run needs besides model and data."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -24,7 +24,7 @@ def check_services(configs: Iterable[RunConfig]) -> None:
 
 
 def say_services(configs: Sequence[RunConfig], folder: UPath, *, say: Callable[[str], None]) -> None:
-    """As `check_services`, and whether a folder can be written; says where the runs would be kept and tracked.
+    """As `check_services`, and checks that a folder can be written; says where the runs would be kept and tracked.
 
     Raises:
         LocationError: the folder cannot be written.

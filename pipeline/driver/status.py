@@ -46,7 +46,7 @@ class RunStatus:
     driver: str | None  # who works on it, as far as is known
     at_most: str  # where certificates may stop early: "at most "
     devices: tuple[str, ...]  # what computed it, a line each, where that needs to be said
-    shards: tuple[ShardStatus, ...] = ()  # of all drivers, if one of several is known of
+    shards: tuple[ShardStatus, ...] = ()  # of all drivers, if one of several is known
 
     @property
     def complete(self) -> bool:
@@ -64,7 +64,7 @@ def status_of(folder: UPath, *, now_unix: float | None = None) -> RunStatus:
     """Counts a run's evidence.
 
     Raises:
-        ValueError: the folder holds no run, or a file among its evidence is none.
+        ValueError: the folder holds no run, or a file among its evidence is not evidence.
     """
     store = RunStore(folder)
     manifest = store.manifest()
@@ -100,8 +100,8 @@ def status_of(folder: UPath, *, now_unix: float | None = None) -> RunStatus:
 
 
 def shards_of(folder: UPath, is_decided: Sequence[tuple[str, bool]], *, now_unix: float) -> tuple[ShardStatus, ...]:
-    """All shards of a run as its drivers divide it; of several divisions that of which the most drivers are known."""
-    numbers = [shard.of for name in names_in(folder) if (shard := shard_named(name))]
+    """All shards of a run as its drivers divide it; of several divisions, the one with the most known drivers."""
+    numbers = [shard.total for name in names_in(folder) if (shard := shard_named(name))]
     if not numbers:
         return ()
     shards = max(set(numbers), key=lambda number: (numbers.count(number), number))
@@ -122,7 +122,7 @@ def shards_of(folder: UPath, is_decided: Sequence[tuple[str, bool]], *, now_unix
 
 
 def driver_of(folder: UPath, name: str = "", *, now_unix: float) -> str | None:
-    """The holder of the run's lease, or of a shard's, and when it was heard of last."""
+    """The holder of the run's lease, or of a shard's, and when it was last heard of."""
     holder = holder_of(lease_path(folder, name))
     if holder is None:
         return None
@@ -144,6 +144,6 @@ def status_lines(state: RunStatus) -> list[str]:
     if state.driver and not state.complete:
         lines.append(f"driver: {state.driver}")
     for shard in () if state.complete else state.shards:
-        who = shard.driver or ("done" if shard.decided == shard.to_decide else "nobody works on it")
-        lines.append(f"shard {shard.shard}: {shard.decided:,} of {shard.to_decide:,} decided; {who}")
+        worker = shard.driver or ("done" if shard.decided == shard.to_decide else "nobody works on it")
+        lines.append(f"shard {shard.shard}: {shard.decided:,} of {shard.to_decide:,} decided; {worker}")
     return [*lines, *state.devices]

@@ -1,4 +1,4 @@
-"""How far a run is and what it proved so far, told to MLflow while it votes, so that one that is stopped or killed
+"""How far a run is and what it proved so far, told to MLflow while it votes, so that a run that is stopped or killed
 shows there what it has."""
 
 import threading
@@ -23,10 +23,10 @@ class Progress(Protocol):
 
 
 class TrackedVotes:
-    """A point now and then, from a thread of its own: a slow server slows no votes, and one that is away fails alone.
+    """A point now and then, from a thread of its own: a slow server slows no votes, and a dead one fails alone.
 
     Counts include what there was before; a point's step is the number of votes. `results` gives what the complete
-    images prove, from the evidence. Beside them goes what the actors take of their machines.
+    images prove, from the evidence. The actors' use of their machines is told, too.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TrackedVotes:
                 self.usage.add(receipt.usage)
             if receipt.error:
                 self.failed += 1
-            elif receipt.seconds:  # else it was there before, and is counted
+            elif receipt.seconds:  # otherwise it was there before, and is counted
                 self.units += 1
                 self.votes += receipt.draws
                 self.evaluations += receipt.evaluations
@@ -81,15 +81,15 @@ class TrackedVotes:
             return self.usage.metrics(now_unix=time.time())
 
     def _tell(self) -> None:
-        told: dict[str, int] = {}
+        logged: dict[str, int] = {}
         last = False
         while not last:
             last = self.ended.wait(SECONDS_BETWEEN_POINTS)
             counts = self.counts()
-            if counts != told:
+            if counts != logged:
                 with self.channel:
                     self.tracker.progress({**counts, **self._used()}, step=counts["progress/votes"])
-                    told = counts
+                    logged = counts
                 if not last:
                     self._tell_results(step=counts["progress/votes"])
 

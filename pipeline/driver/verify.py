@@ -64,14 +64,15 @@ def verify_run(folder: UPath, *, redraw: int, say: Callable[[str], None]) -> Non
     store, findings = RunStore(folder), Findings(say)
     manifest, config = store.manifest(), load_config(str(folder / "run.toml"))
     declaration, fingerprint = Declaration.from_json(manifest["law"]), manifest["fingerprint"]
-    laws = [Declaration.from_json(law) for law in (*(stage["law"] for stage in manifest["earlier"]), manifest["law"])]
-    findings.check("run.json: its fingerprint is that of its law", _declaration_problems(laws[0], fingerprint))
-    if len(laws) > 1:
-        what = f"run.json, images.parquet: {len(laws)} laws, each the growth of the one before"
-        findings.check(what, list(_growth_problems(store, laws)))
-    same = findings.check("run.toml, model and data are those of the law", _input_problems(config, declaration))
+    declarations = [Declaration.from_json(stage["law"]) for stage in (*manifest["earlier"], manifest)]
+    problems = _declaration_problems(declarations[0], fingerprint)
+    findings.check("run.json: its fingerprint is that of its declaration", problems)
+    if len(declarations) > 1:
+        what = f"run.json, images.parquet: {len(declarations)} declarations, each the growth of the one before"
+        findings.check(what, list(_growth_problems(store, declarations)))
+    same = findings.check("run.toml, model and data are those of the declaration", _input_problems(config, declaration))
     records, problems = _records(store, declaration)
-    if not findings.check("images.parquet, images: ids, labels and pixels are those of the law", problems):
+    if not findings.check("images.parquet, images: ids, labels and pixels are those of the declaration", problems):
         findings.end(folder)
     planned = {unit.unit_id(fingerprint) for unit in plan_units(declaration, records)}
     evidence, unreadable = _read(store, fingerprint, planned)
@@ -99,26 +100,27 @@ def verify_run(folder: UPath, *, redraw: int, say: Callable[[str], None]) -> Non
 
 def _declaration_problems(declaration: Declaration, fingerprint: str) -> list[str]:
     if declaration.fingerprint != fingerprint:
-        return ["run.json: the law was changed after the run was declared (its fingerprint does not fit)"]
+        return ["run.json: the declaration was changed after the run was declared (its fingerprint does not fit)"]
     if declaration.vote_version != VOTE_VERSION:
         return [f"run.json: votes of version {declaration.vote_version}, this program's are {VOTE_VERSION}"]
     return []
 
 
-def _growth_problems(store: RunStore, laws: Sequence[Declaration]) -> Iterator[str]:
-    """A run that has grown must have kept the images and noise levels of each earlier law."""
+def _growth_problems(store: RunStore, declarations: Sequence[Declaration]) -> Iterator[str]:
+    """A run that has grown must have kept the images and noise levels of each earlier declaration."""
     try:
-        records = [store.pictures.records(grown=grown) for grown in range(len(laws))]
-        for (before, after), (earlier, later) in zip(pairwise(laws), pairwise(records), strict=True):
+        records = [store.pictures.records(grown=grown) for grown in range(len(declarations))]
+        for (before, after), (earlier, later) in zip(pairwise(declarations), pairwise(records), strict=True):
             if Listing(earlier, before.image_shape).digest != before.images_sha256:
-                yield f"run.json: the {len(earlier)} images listed of an earlier law are not those that it declared"
+                count = len(earlier)
+                yield f"run.json: the {count} images listed of an earlier declaration are not those that it declared"
             growth_of(before, after, before=earlier, after=later, folder=str(store.folder))
     except ValueError as error:
-        yield f"run.json: an earlier law is none that this run can have grown from: {error}"
+        yield f"run.json: an earlier declaration is not one that this run can have grown from: {error}"
 
 
 def _input_problems(config: RunConfig, declaration: Declaration) -> list[str]:
-    """A law computed from today's run.toml, models and data must be the declared one."""
+    """A declaration computed from today's run.toml, models and data must be the declared one."""
     try:
         classifier = build_classifier(config, device="cpu")
         shape, classes = classifier.image_shape, classifier.num_classes
@@ -133,7 +135,7 @@ def _input_problems(config: RunConfig, declaration: Declaration) -> list[str]:
 
 
 def _records(store: RunStore, declaration: Declaration) -> tuple[list[ImageRecord], list[str]]:
-    """The images of the run's own copy, whose pixels must be those of the law."""
+    """The images of the run's own copy, whose pixels must be those of the declaration."""
     try:
         records = store.records()
         for record in records:
@@ -147,7 +149,7 @@ def _records(store: RunStore, declaration: Declaration) -> tuple[list[ImageRecor
 
 
 def _read(store: RunStore, fingerprint: str, planned: set[str]) -> tuple[EvidenceTable, list[str]]:
-    """All rows that are sound and of the plan, each checked by itself, and what is wrong with the others' files."""
+    """All rows that are sound and of the plan, each checked by itself, and what is wrong with the other files."""
     tables, problems = [], []
     for path, table in store.each_table(fingerprint=fingerprint):
         try:

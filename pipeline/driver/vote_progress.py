@@ -41,7 +41,7 @@ class FinishedUnit(Protocol):
 class VoteProgress:
     """Images decided, evaluations per second and time left; rates count what this process saw happen.
 
-    Where no image is begun after `begin_until`, in seconds since 1970, what is left of that time counts.
+    If no image is begun after `begin_until` (seconds since 1970), the time until then is shown, unless all ends sooner.
     """
 
     def __init__(self, work: RemainingWork, *, begin_until: float = math.inf) -> None:
@@ -92,7 +92,7 @@ class VoteProgress:
             self.started = time.monotonic() - receipt.seconds
         if receipt.error:
             self.failed += 1
-        elif receipt.seconds:  # else it was there before, and is counted
+        elif receipt.seconds:  # otherwise it was there before, and is counted
             self.evaluations += receipt.evaluations
             self.work.add(
                 (receipt.sigma_pixel, receipt.image_id),

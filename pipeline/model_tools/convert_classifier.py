@@ -1,4 +1,4 @@
-"""Image classifiers of other programs become checkpoints: TorchScript and torch.export files, and timm's models."""
+"""Makes checkpoints of image classifiers of other programs: TorchScript and torch.export files, and timm's models."""
 
 import tempfile
 import warnings
@@ -23,8 +23,8 @@ def take_in(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> ClassifierDescription:
-    """Makes a checkpoint of `timm:NAME` or of a file. What is not said of a timm model is what timm says; of a file the
-    shape of images must be said, and pixels become [-1, 1] unless told otherwise.
+    """Makes a checkpoint of `timm:NAME` or of a file. For a timm model, timm says what is not given; for a file, the
+    shape of images must be given, and pixels become [-1, 1] unless told otherwise.
 
     Raises:
         CheckpointError: it cannot be used; nothing is written.
@@ -73,13 +73,13 @@ def _take_in_timm(
 def _timm_model(name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     try:
         import timm
-    except (ImportError, RuntimeError) as error:  # a torchvision of another torch fails with the latter
+    except (ImportError, RuntimeError) as error:  # a torchvision made for another torch raises the latter
         raise CheckpointError(
             f"timm cannot be used here ({error}); install ndc[timm], with a torchvision of your torch"
         ) from error
     try:
         model = timm.create_model(name, pretrained=True)
-    except Exception as error:  # timm's, its hub's and the network's
+    except Exception as error:  # errors of timm, its hub and the network
         raise CheckpointError(
             f"timm does not give {name} with weights ({type(error).__name__}: {str(error).splitlines()[0]}); where "
             "there is no internet, export the model elsewhere with torch.export and convert that file"
@@ -91,6 +91,6 @@ def export(model: torch.nn.Module, path: Path, *, image_shape: tuple[int, int, i
     """Writes a model as a torch.export file that takes any number of images."""
     rows = torch.export.Dim("rows", min=1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own serialisation
+        warnings.simplefilter("ignore")  # from torch's own serialisation
         program = torch.export.export(model, (torch.zeros(2, *image_shape),), dynamic_shapes=({0: rows},))
         torch.export.save(program, path)

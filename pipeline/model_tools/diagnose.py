@@ -31,15 +31,15 @@ from pipeline.progress import counting
 from pipeline.workers.compute import pick_device, set_up_process
 from pipeline.workers.models import load_pair
 
-SHOWN_EVALUATIONS = 16  # how far accuracy is followed, if the budget ends before
+SHOWN_EVALUATIONS = 16  # how far accuracy is followed, if the budget ends earlier
 GAPS = (1.1, 1.2, 1.4, 1.7, 2.0, 2.5, 3.0)
-FEWEST_IMAGES = 8  # of which two judge, so that there is a standard error
+FEWEST_IMAGES = 8  # two of them judge, so that there is a standard error
 MOST_ROWS, NUMBERS_OF_A_PASS = 256, 2**27
 
 
 @dataclass(frozen=True)
 class DiagnosisSettings:
-    """`classifiers` and `weights` are those to choose from; `budget` is of levels."""
+    """`classifiers` and `weights` are those to choose from; `budget` counts levels."""
 
     sigma_pixel: tuple[float, ...]
     classifiers: tuple[str, ...]
@@ -61,7 +61,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class RaceChoice:
-    """A gap, or none, with what votes cost and how often they are right on images that chose nothing."""
+    """A gap, or none, with what votes cost and how often they are right on images that had no part in the choice."""
 
     gap: float | None
     evaluations: float
@@ -72,7 +72,7 @@ class RaceChoice:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that is written down and drawn of a model on some images."""
+    """All that the report and the figure show of a model on some images."""
 
     model: str
     data: DatasetSpec
@@ -154,7 +154,7 @@ def spread_images(data: DatasetSpec, denoiser: Denoiser, *, say: Callable[[str],
 
 
 def rows_of_a_pass(denoiser: Denoiser) -> int:
-    """As many as there is memory for: likeness is of outputs, and class heads give those of all classes in one pass."""
+    """As many as memory allows: likeness compares outputs, and class heads give those of all classes in one pass."""
     if not isinstance(denoiser, EveryClass):
         return MOST_ROWS
     return min(MOST_ROWS, max(1, NUMBERS_OF_A_PASS // (denoiser.num_classes * math.prod(denoiser.image_shape))))
@@ -167,7 +167,7 @@ def diagnose(
     classifiers: Sequence[DiffusionClassifier],
     examples: Sequence[Example],
 ) -> Diagnosis:
-    """Chooses levels, then classifier and weight, then the gap; what judges has chosen nothing (`GridSearch.parts`)."""
+    """Chooses levels, then classifier and weight, then the gap; no image chooses and judges (`GridSearch.parts`)."""
     try:
         with counting("noisy images", len(examples) * places_of(classifiers, settings)) as count:
             measured = measure(
@@ -208,7 +208,7 @@ def diagnose(
 
 
 def places_of(classifiers: Sequence[DiffusionClassifier], settings: DiagnosisSettings) -> int:
-    """Noisy images that the network is asked about for one image."""
+    """Noisy images that the network evaluates for one image."""
     taus_model = tuple(sigma_to_model(sigma) for sigma in settings.sigma_pixel)
     return settings.draws * noisy_images_of_a_draw(classifiers, taus_model)
 

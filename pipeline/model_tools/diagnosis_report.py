@@ -42,7 +42,7 @@ def write(diagnosis: Diagnosis, out: Path) -> None:
 
 
 def run_toml(diagnosis: Diagnosis) -> str:
-    """The run that is proposed, with where it comes from. It has no test images unless they are embedded ones."""
+    """The run that is proposed, with where it comes from. It names no test images unless they are embedded ones."""
     settings, choice, race, data = diagnosis.settings, diagnosis.choice, diagnosis.race, diagnosis.data
     raced = f"raced, {race.evaluations:.1f} of {race.evaluations_without:.1f} evaluations" if race.gap else "not raced"
     lines = [
@@ -78,7 +78,7 @@ def run_toml(diagnosis: Diagnosis) -> str:
 
 
 def accuracies(choice: Choice | RaceChoice) -> list[str]:
-    """Of each tau, with the standard error."""
+    """The accuracy at each tau, with the standard error."""
     pairs = zip(choice.accuracy, choice.standard_error, strict=True)
     return [f"{100 * accuracy:.1f} % ± {100 * error:.1f} %" for accuracy, error in pairs]
 

@@ -47,8 +47,8 @@ def distill(
 ) -> None:
     """Teaches a network with class heads what a checkpoint says of noisy images, and writes it.
 
-    A distillation that was stopped goes on from its last checkpoint; on a CPU, where steps end it, to the very weights
-    of one that was not stopped.
+    A distillation that was stopped goes on from its last checkpoint; on a CPU, if steps end it, to the same weights as
+    one that was not stopped.
 
     Raises:
         ValueError: a teacher that cannot be used, images that do not fit it, settings that make no network, or a
@@ -83,11 +83,11 @@ def distill(
         say(f"going on after step {begun['step']:,}")
     out.mkdir(parents=True, exist_ok=True)
     set_up_process(threads=threads_for(denoiser.image_shape))
-    if machine.device == "cuda":  # products of TF32: what classes differ in is little, and to be learned
+    if machine.device == "cuda":  # no less than TF32: the small differences between classes are what is learned
         denoiser = load_model(teacher, device="cuda", execution=Execution("tf32", channels_last=True))
     bar = partial(TrainingBar, spec.steps, "distilling", device=machine.device)
-    with listeners(bar, out=out, declaration=state.declaration, tracking=tracking, say=say) as told:
-        heads = taught(denoiser, student, stacked(images), spec, machine, state, begun, on_step=told.add)
+    with listeners(bar, out=out, declaration=state.declaration, tracking=tracking, say=say) as followers:
+        heads = taught(denoiser, student, stacked(images), spec, machine, state, begun, on_step=followers.add)
     write(out, heads, {})
     state.clear()
 

@@ -19,21 +19,21 @@ OF_PHOTOGRAPHS: dict[str, Any] = {
 
 
 def student_network(wanted: StudentNetwork | None, teacher_network: str) -> StudentNetwork:
-    """The teacher's own network with heads, where heads stand on such networks; else the small one.
+    """The teacher's own network with heads, if it supports them; otherwise the small one.
 
     Raises:
-        ValueError: the teacher's own is asked for, and no heads stand on it.
+        ValueError: the teacher's own is asked for, and it does not support heads.
     """
-    stands = teacher_network in TRUNKS
-    if wanted == "own" and not stands:
+    supported = teacher_network in TRUNKS
+    if wanted == "own" and not supported:
         raise ValueError(
             f"no class heads stand on the network {teacher_network}, only on {', '.join(TRUNKS)}: leave out --network"
         )
-    return wanted or ("own" if stands else "small")
+    return wanted or ("own" if supported else "small")
 
 
 def distillation_spec(network: StudentNetwork, settings: dict[str, Any]) -> DistillationSpec:
-    """What is given, and the rest as suits the network.
+    """The settings that are given, and for the rest what suits the network.
 
     Raises:
         ValueError: a setting that makes no network or teaches nothing, or nothing that says when to end.

@@ -13,7 +13,7 @@ def local_source(where: str) -> tuple[Path, str]:
     """The local copy of `hf://ORG/NAME[@REVISION][/FILE or FOLDER]`, and its name with the commit.
 
     Of a folder, configurations and weights are fetched; pickled weights only where there are no others. In a repository
-    whose model lies in `unet`, as that of a pipeline does, that is meant.
+    whose model lies in `unet`, as in a pipeline, that folder is taken.
 
     Raises:
         HubError: it cannot be fetched.

@@ -51,7 +51,7 @@ def plan_of(
     settings: Mapping[str, Any],
     heads: bool,
 ) -> TrainingPlan:
-    """A preset with what is given instead of its own; the embedded data sets have one by default.
+    """A preset, with what is given in place of its own settings; the embedded data sets have one by default.
 
     Raises:
         ValueError: there is no such preset, nothing says which network or when to end, a setting is out of range, or
@@ -60,7 +60,7 @@ def plan_of(
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is unknown; there are: {', '.join(PRESETS)}")
     if preset is None and network is None and data.name not in DATASETS:
-        source_of(data)  # refuses what is no data set at all, before anything else
+        source_of(data)  # refuses what is not a data set at all, before anything else
         raise ValueError(
             f"say what to train on {data.name}: a --preset ({', '.join(PRESETS)}), or a --network and its settings"
         )
@@ -96,8 +96,8 @@ def train_on(
 ) -> None:
     """Trains on the training split (held-out images are never seen) and writes a checkpoint folder.
 
-    A training that was stopped goes on from its last checkpoint; on a CPU, where steps end it, to the very weights of
-    one that was not stopped.
+    A training that was stopped goes on from its last checkpoint; on a CPU, if steps end it, to the same weights as one
+    that was not stopped.
 
     Raises:
         ValueError: images or a network that cannot be used, or a folder that holds a checkpoint or another training.
@@ -120,8 +120,8 @@ def train_on(
     out.mkdir(parents=True, exist_ok=True)
     set_up_process(threads=usable_cores())
     bar = partial(TrainingBar, plan.spec.steps, device=machine.device)
-    with listeners(bar, out=out, declaration=state.declaration, tracking=tracking, say=say) as told:
-        denoiser = run(plan, images, machine, state, begun, on_step=told.add)
+    with listeners(bar, out=out, declaration=state.declaration, tracking=tracking, say=say) as followers:
+        denoiser = run(plan, images, machine, state, begun, on_step=followers.add)
     write(out, denoiser, {})
     state.clear()
 
@@ -155,7 +155,7 @@ def run(
 
 
 def place_of_images(pixels: Tensor, machine: Machine) -> str:
-    """On the GPU, if they leave most of its memory free."""
+    """The GPU, if the images leave most of its memory free."""
     near = machine.device == "cuda" and pixels.numel() < torch.cuda.mem_get_info()[0] / 4
     return machine.device if near else "cpu"
 
@@ -184,7 +184,7 @@ def fitting_arguments(plan: TrainingPlan, images: TrainingImages) -> dict[str, A
 
 
 def machine_for(spec: TrainingSpec, *, device: str, compiled: bool | None) -> Machine:
-    """On CUDA, compiled where that pays, unless the user decides."""
+    """CUDA is compiled where that pays, unless the user decides."""
     if compiled is None:
         enough = spec.max_seconds is None or spec.max_seconds >= WORTH_COMPILING_SECONDS
         compiled = device == "cuda" and enough and spec.steps * spec.batch >= WORTH_COMPILING_IMAGES

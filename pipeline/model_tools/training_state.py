@@ -1,4 +1,4 @@
-"""A training on disk before it is done: `step-N` folders, each a whole checkpoint with what going on needs.
+"""A training on disk before it is done: `step-N` folders, each a whole checkpoint with what it takes to go on.
 
 OUT/step-00001200/denoiser.safetensors, denoiser.json    a checkpoint of the average, which `ndc certify` takes
 OUT/step-00001200/training.pt                            weights, optimiser and random numbers
@@ -109,6 +109,6 @@ class TrainingState:
         return TrainingError(f"{error}: training ends; {self.kept()}. A lower --learning-rate may help")
 
     def clear(self) -> None:
-        """Removes what only going on needs."""
+        """Removes what is only needed to go on."""
         for folder in self.out.glob("step-*"):
             shutil.rmtree(folder)

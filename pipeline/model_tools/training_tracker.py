@@ -32,12 +32,12 @@ def listeners(
 ) -> Listeners[TrainingProgress]:
     """Who follows a training: its progress bar, and MLflow, if it is asked for, under the name of the folder `out`: one
     MLflow run for each declaration and folder."""
-    told: dict[str, Callable[[], Listener[TrainingProgress]]] = {"the progress bar": bar}
+    makers: dict[str, Callable[[], Listener[TrainingProgress]]] = {"the progress bar": bar}
     if tracking == "mlflow":
         digest = hashlib.sha256(json.dumps(declaration, sort_keys=True).encode()).hexdigest()
         start = partial(TrainingRun, out.name, folder=UPath(out), fingerprint=digest, parameters=dict(declaration))
-        told["MLflow"] = partial(TrainingTracker, start, say=say)
-    return Listeners(told, say=say)
+        makers["MLflow"] = partial(TrainingTracker, start, say=say)
+    return Listeners(makers, say=say)
 
 
 class Run(Protocol):
@@ -47,7 +47,7 @@ class Run(Protocol):
 
 
 class TrainingTracker:
-    """A point now and then; a point's step is the training's."""
+    """Logs a point now and then; a point's step is the training's."""
 
     def __init__(self, start: Callable[[], Run], *, say: Say) -> None:
         self.start, self.channel = start, SideChannel("MLflow", say)
@@ -73,16 +73,16 @@ class TrainingTracker:
 
     def _tell(self) -> None:
         with self.channel:
-            run, told = self.start(), 0
+            run, logged_step = self.start(), 0
             while not self.over.wait(SECONDS_BETWEEN_POINTS):
-                told = self._point(run, told)
-            self._point(run, told)
+                logged_step = self._point(run, logged_step)
+            self._point(run, logged_step)
             run.ended(self.status)
 
-    def _point(self, run: Run, told: int) -> int:
+    def _point(self, run: Run, logged_step: int) -> int:
         progress = self.latest
-        if progress is None or progress.step == told:
-            return told
+        if progress is None or progress.step == logged_step:
+            return logged_step
         run.points(metrics_of(progress), step=progress.step)
         return progress.step
 

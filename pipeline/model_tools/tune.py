@@ -37,7 +37,7 @@ def tune_for(
     """Tunes the heads of the run's model on training images, and writes them as a checkpoint that names its parent.
 
     Raises:
-        ValueError: a run without class heads, images that do not fit it or are those it certifies, settings out of
+        ValueError: a run without class heads, images that do not fit it or that it certifies, settings out of
             range, or a folder that holds a checkpoint already.
         DivergedError: the loss is not finite any more; nothing is written, the parent is as it was.
     """
@@ -58,7 +58,7 @@ def tune_for(
     set_up_process(threads=threads_for(images.image_shape))
     bar = partial(TrainingBar, spec.steps, "tuning", device=machine.device)
     declaration = {"parent": config.model, **tuned_for(config), "tuning": asdict(spec), **images.notes}
-    with listeners(bar, out=out, declaration=declaration, tracking=config.tracking, say=say) as told:
+    with listeners(bar, out=out, declaration=declaration, tracking=config.tracking, say=say) as followers:
         try:
             tuned = tune(
                 classifier,
@@ -67,7 +67,7 @@ def tune_for(
                 sigma_pixel=config.sigma_pixel,
                 spec=spec,
                 machine=machine,
-                on_step=told.add,
+                on_step=followers.add,
                 on_judgement=partial(tell, say),
             )
         except DivergedError as error:

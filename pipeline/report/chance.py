@@ -23,7 +23,7 @@ def above_chance(guesses: Guesses, classes: int) -> bool:
 
 
 def useless(guesses: Guesses, classes: int) -> bool:
-    """Not above chance, on so many images that a useful classifier would not be taken for one."""
+    """Not above chance, on so many images that a useful classifier would hardly look like this."""
     useful = (1 + 1 / classes) / 2
     enough = bdtr(right_of(guesses), len(guesses), useful) <= TOO_FEW
     return bool(enough) and not above_chance(guesses, classes)
@@ -43,12 +43,12 @@ def taken_for(guesses: Guesses, classes: int) -> dict[int, int]:
     moved = sum(label != predicted for label, predicted in matched.items())
     if 2 * moved <= len(matched) or 2 * schedule <= len(guesses):
         return {}
-    lucky = log_luck(images=len(guesses), schedule=schedule, labels=len(matched), classes=classes)
-    return dict(sorted(matched.items())) if lucky <= math.log(LUCK) else {}
+    log_chance = log_luck(images=len(guesses), schedule=schedule, labels=len(matched), classes=classes)
+    return dict(sorted(matched.items())) if log_chance <= math.log(LUCK) else {}
 
 
 def log_luck(*, images: int, schedule: int, labels: int, classes: int) -> float:
-    """Logarithm of a bound on the probability that so many of the images follow any order of so many labels, if each is
+    """Logarithm of a bound on the probability that `schedule` of the images follow some order of the labels if each is
     given a class at random: summed over which images do, and which order."""
     which = gammaln(images + 1) - gammaln(schedule + 1) - gammaln(images - schedule + 1)
     orders = gammaln(classes + 1) - gammaln(classes - labels + 1)
@@ -61,14 +61,14 @@ def chance_warning(levels: Mapping[str, Guesses], *, classes: int, names: Sequen
     if classes < 2 or not levels or not all(useless(guesses, classes) for guesses in levels.values()):
         return None
     level, guesses = max(levels.items(), key=lambda item: right_of(item[1]) / len(item[1]))
-    said = (
+    warning = (
         f"Warning: at no noise level are images right more often than by chance: {right_of(guesses):,} of "
         f"{len(guesses):,} at sigma {level}, where guessing is right in {100 / classes:.3g} % (one-sided binomial test "
         f"at {100 * LEVEL:g} %). A likely cause is that labels are not in the model's order: see dataset.classes and "
         "dataset.label_order. Else the model, or so much noise, does not fit the data."
     )
     observed = taken_for(guesses, classes)
-    return f"{said} {observed_order(observed, classes=classes, names=names)}" if observed else said
+    return f"{warning} {observed_order(observed, classes=classes, names=names)}" if observed else warning
 
 
 def observed_order(observed: Mapping[int, int], *, classes: int, names: Sequence[str] | None, most: int = 20) -> str:
@@ -79,10 +79,10 @@ def observed_order(observed: Mapping[int, int], *, classes: int, names: Sequence
 
     pairs = [f"{called(label)} -> {predicted}" for label, predicted in observed.items()]
     more = f" and {len(pairs) - most:,} more" if len(pairs) > most else ""
-    said = f"Most images of a class are given one other class each, label -> class: {', '.join(pairs[:most])}{more}."
+    text = f"Most images of a class are given one other class each, label -> class: {', '.join(pairs[:most])}{more}."
     if names and len(observed) == classes:
         place_of = {predicted: label for label, predicted in observed.items()}
         fitting = [names[place_of[predicted]] for predicted in range(classes)]
         shown = [*fitting[:most], "..."] if classes > most else fitting
-        said += f" The names would fit the model in this order, if its makers confirm it: {', '.join(shown)}."
-    return said
+        text += f" The names would fit the model in this order, if its makers confirm it: {', '.join(shown)}."
+    return text

@@ -21,7 +21,7 @@ class Curve(RadiusCurve):
     """One method at one noise level. Costs are means over the images, None where a log does not tell.
 
     At `stopped_at` sampling stopped, since all declared radii of an image were decided: what lies beyond is what those
-    votes prove besides. None where sampling aimed at no radius."""
+    votes prove in addition. None where sampling aimed at no radius."""
 
     method: str
     level: str
@@ -32,10 +32,10 @@ class Curve(RadiusCurve):
 
 
 def best_of(curves: Sequence[Curve]) -> Curve:
-    """The highest of some levels of one method at each radius, chosen on these very images; its costs are unknown.
+    """The highest of one method's levels at each radius, chosen on these very images; its costs are unknown.
     Sampling stopped where the last level's did, if all stopped."""
     falling = [curve.radii[::-1] for curve in curves]
-    radii = [max(same_rank) for same_rank in zip_longest(*falling, fillvalue=0.0)]  # to which so many images hold
+    radii = [max(same_rank) for same_rank in zip_longest(*falling, fillvalue=0.0)]  # to which so many hold
     first = curves[0]
     stops = [curve.stopped_at for curve in curves if curve.stopped_at is not None]
     stopped_at = max(stops) if len(stops) == len(curves) else None
@@ -43,8 +43,8 @@ def best_of(curves: Sequence[Curve]) -> Curve:
 
 
 def stopping_radii(declaration: Declaration) -> dict[str, float]:
-    """By level, the last declared radius that votes could prove there; none of a run that declared no radii to aim
-    at."""
+    """By level, the last declared radius that votes could prove there; empty for a run that declared no radii to
+    aim at."""
     radii, stops = declaration.radii, dict[str, float]()
     for sigma_pixel in declaration.sigma_pixel if radii else ():
         largest = declaration.procedure(sigma_pixel).largest_radius

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")  # told apart by the colour-blind too
-LINES: tuple[Any, ...] = ("-", "-.", (0, (5, 1, 1, 1, 1, 1)))  # dashed are attacks, dotted is what lies beyond a stop
+LINES: tuple[Any, ...] = ("-", "-.", (0, (5, 1, 1, 1, 1, 1)))  # dashed lines are attacks, dotted ones lie beyond a stop
 LETTERS_OF_A_LINE = 62  # of a legend
 STOPPED = (
     "\n\N{BLACK RIGHT-POINTING TRIANGLE} sampling stopped here, at a level's last declared radius: no end of robustness"
@@ -81,8 +81,8 @@ def certified_accuracy_figure(curves: Sequence[Curve], *, note: str = "") -> Pic
 
 
 def draw_steps(axes: "Axes", curve: Curve, *, label: str, **style: Any) -> None:
-    """A radius that just holds is certified: the step goes down behind it. Beyond the radius where sampling stopped the
-    line is dotted, behind an arrow: there its votes end, not what could be certified."""
+    """A radius that just holds is certified: the step goes down after it. Beyond the radius where sampling stopped the
+    line is dotted, after an arrow: the votes end there, and more of them could certify more."""
     radii, share = certified_accuracy_steps(curve)
     ends, shares = np.append(radii, radii[-1]), 100 * np.append(share, 0)
     if curve.stopped_at is None:
@@ -98,7 +98,7 @@ def draw_steps(axes: "Axes", curve: Curve, *, label: str, **style: Any) -> None:
 
 
 def curve_label(curve: Curve, *, with_method: bool) -> str:
-    """Of the level alone, or of method and level, in lines that fit the figure."""
+    """The level alone, or method and level, in lines that fit the figure."""
     of_sigma = curve.level[0].isdigit()
     if not with_method:
         return f"$\\sigma$ = {curve.level}" if of_sigma else curve.level

@@ -32,7 +32,7 @@ Item = tuple[CertifiedImage, np.ndarray]
 
 @dataclass(frozen=True)
 class Coding:
-    """How pictures are made smaller: every so many pixels of a row and column, noise in steps of so many units."""
+    """How pictures are made smaller: every `stride`-th pixel of a row and column, noise in steps of `step` units."""
 
     stride: int
     step: int
@@ -54,9 +54,8 @@ def noisy_pixels(item: CertifiedImage, pixels: np.ndarray, *, declaration: Decla
     generator = draw_generator(seed=declaration.seed, image_id=item.image_id, phase="estimation", draw=0)
     if declaration.one_path:
         path_sigmas = sigmas_on_path(declaration.grid, declaration.sigma_pixel)
-        reached = path_sigmas[
-            : path_sigmas.index(sigma_pixel) + 1
-        ]  # a path is drawn from below: its rest changes nothing
+        # A path is drawn from its lowest level up: the rest of it changes nothing.
+        reached = path_sigmas[: path_sigmas.index(sigma_pixel) + 1]
         drawn = PATH_NOISES[declaration.noise](reached).draw(generator, pixels.shape)[-1]
     else:
         drawn = noise(sigma_pixel).draw(generator, pixels.shape)
@@ -77,7 +76,7 @@ def noise_bytes(noise: np.ndarray, step: int) -> np.ndarray:
 
 
 def shown_items(certified: Sequence[CertifiedImage], images: Sequence[StoredImage]) -> list[Item]:
-    """The certificates that a page has room for, with pixels: those of a spread over the images that have some."""
+    """The certificates that a page has room for, with pixels: of images spread evenly over those with pixels."""
     pixels_of = {image.image_id: image.pixels for image in images if image.pixels is not None}
     levels = len({item.certificate.sigma_pixel for item in certified})
     ids = list(pixels_of)
@@ -115,7 +114,7 @@ def names_of(cards: Sequence[dict[str, Any]], labels: Iterable[int], class_names
 
 
 def gallery_data(items: Sequence[Item], *, images: int, class_names: Sequence[str] = ()) -> dict[str, Any]:
-    """Everything about the images of a page but the pictures."""
+    """Everything about the images of a page, except the pictures."""
     labels = {item.image_id: item.label for item, _ in items}
     index_of = {image_id: index for index, image_id in enumerate(labels)}
     cards = [card(item, image=index_of[item.image_id]) for item, _ in items]

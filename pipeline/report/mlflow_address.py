@@ -14,7 +14,7 @@ from pipeline.side_channel import in_one_line
 DEFAULT_DATABASE = "mlflow.db"
 SQLITE = "sqlite:///"
 WITHOUT = "or leave MLflow out: --set tracking=none"
-# For the first question: MLflow itself would go on asking for minutes.
+# For the first request: MLflow itself would retry for minutes.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 
 
@@ -31,7 +31,7 @@ def without_password(uri: str) -> str:
     """The address as it may be shown."""
     place = urlparse(uri)
     if "@" not in place.netloc:
-        return uri  # put together again, sqlite's would lack slashes
+        return uri  # put together again, an sqlite address would lack slashes
     return place._replace(netloc=place.netloc.rpartition("@")[2]).geturl()
 
 
@@ -42,10 +42,10 @@ def database_of(uri: str) -> Path | None:
 
 
 def refuse_unusable(uri: str) -> None:
-    """What can be told of an address without MLflow; creates nothing.
+    """Refuses what can be told from an address without MLflow; creates nothing.
 
     Raises:
-        TrackingError: a folder of files, or a database that is none, is another program's, or cannot be written.
+        TrackingError: a folder of files, or a file that is not a database, is another program's, or cannot be written.
     """
     if urlparse(uri).scheme in ("", "file") and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() != "true":
         raise TrackingError(
@@ -98,30 +98,30 @@ def impatient() -> Iterator[None]:
 
 def explained(error: Exception, uri: str) -> TrackingError:
     """What MLflow says of an address, with the remedy."""
-    place, said = without_password(uri), str(error)
-    if "database schema" in said:
+    place, message = without_password(uri), str(error)
+    if "database schema" in message:
         return TrackingError(
             f"the tables of {place} are those of another MLflow than this one, {version('mlflow')}: if they are older, "
             f"keep a copy and run `mlflow db upgrade {place}`; if they are newer, upgrade MLflow; {WITHOUT}"
         )
     server = urlparse(uri).scheme in ("http", "https")
-    if server and REFUSED.search(said):
+    if server and REFUSED.search(message):
         return TrackingError(
             f"the MLflow server {place} refuses access; check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
             f"or MLFLOW_TRACKING_TOKEN, {WITHOUT}"
         )
-    if server and ("SSLError" in said or "CERTIFICATE" in said):
+    if server and ("SSLError" in message or "CERTIFICATE" in message):
         return TrackingError(
             f"the certificate of the MLflow server {place} is not trusted here; set MLFLOW_TRACKING_SERVER_CERT_PATH "
             f"to the file of who signed it, {WITHOUT}"
         )
-    if server and "error responses" in said:
+    if server and "error responses" in message:
         return TrackingError(
-            f"the MLflow server {place} answers with an error ({_cause(said)}); see its log, {WITHOUT}"
+            f"the MLflow server {place} answers with an error ({_cause(message)}); see its log, {WITHOUT}"
         )
-    if server and ("timed out" in said or "timeout" in said or "failed with exception" in said):
+    if server and ("timed out" in message or "timeout" in message or "failed with exception" in message):
         return TrackingError(
-            f"the MLflow server {place} does not answer ({_cause(said)}); start it, or unset MLFLOW_TRACKING_URI to "
+            f"the MLflow server {place} does not answer ({_cause(message)}); start it, or unset MLFLOW_TRACKING_URI to "
             f"use {DEFAULT_DATABASE} in this folder, {WITHOUT}"
         )
     if server:
@@ -132,9 +132,9 @@ def explained(error: Exception, uri: str) -> TrackingError:
     return TrackingError(f"MLflow cannot use {place} ({in_one_line(error)}); check MLFLOW_TRACKING_URI, {WITHOUT}")
 
 
-def _cause(said: str) -> str:
-    """The innermost of a chain of exceptions that are one text."""
-    innermost = said.splitlines()[0].rpartition("Caused by ")[2].rpartition(": ")[2].rpartition("('")[2]
+def _cause(message: str) -> str:
+    """The innermost of a chain of exceptions that come as one text."""
+    innermost = message.splitlines()[0].rpartition("Caused by ")[2].rpartition(": ")[2].rpartition("('")[2]
     return innermost.strip("'\")> ") or "no cause is given"
 
 

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # in a quarter of a minute; MLflow's 7 take four
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # a quarter of a minute; MLflow's 7 take four minutes
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # `ndc` prints its own
 
 DEFAULT_ARTIFACTS = "mlartifacts"
@@ -63,18 +63,18 @@ CHARTS = "workflowType=machine_learning&compareRunsMode=CHART"
 
 
 class Tracker:
-    """The MLflow run that belongs to one law and one run folder: a run that grows has one for each law."""
+    """The MLflow run of one declaration and one run folder: a run that grows has one for each declaration."""
 
     def __init__(
         self, config: RunConfig, *, folder: UPath, declaration: Declaration, tags: Mapping[str, str] | None = None
     ) -> None:
-        """`tags` are more than those of configuration and declaration."""
+        """`tags` are added to those of configuration and declaration."""
         self.folder = absolute(folder)
         self.uri, self.client, self.experiment_id = open_experiment(config.experiment)
         own = tags_of(config, declaration)
         run_id = find_run(self.client, self.experiment_id, self.folder, declaration.fingerprint)
         self.run_id = run_id or self._create(f"{own['method']}: {folder.name}", declaration, config.dataset)
-        # Those that are not of the law may have changed.
+        # Tags that are not of the declaration may have changed.
         for name, value in {**own, **caller_tags(), **(tags or {})}.items():
             self.client.set_tag(self.run_id, name, value)
         self.client.update_run(self.run_id, status="RUNNING")
@@ -113,8 +113,8 @@ class Tracker:
         self.client.set_terminated(self.run_id, status="FAILED" if failed else "KILLED")
 
     def finish(self, report: Report, artifacts: list[UPath]) -> None:
-        """Logs figures and curves once (a second time would zigzag), and ends the MLflow run. One that was logged under
-        an earlier program's names gets those of this one besides."""
+        """Logs figures and curves once (a second time would zigzag), and ends the MLflow run. A run that was logged
+        under an earlier program's names also gets those of this one."""
         run = self.client.get_run(self.run_id)
         reported = run.data.tags.get("ndc.reported") == "true"
         points = [(name, 0, value) for name, value in scalars(report.summary).items()]
@@ -125,7 +125,7 @@ class Tracker:
         self._log_points(points, milliseconds=run.info.start_time)
         if not reported:
             self._log_files(artifacts)
-            if TABLE not in {item.path for item in self.client.list_artifacts(self.run_id)}:  # it would be added to
+            if TABLE not in {item.path for item in self.client.list_artifacts(self.run_id)}:  # a second would be added
                 self.client.log_table(self.run_id, table_of(report.summary), TABLE)
             self._describe(report)
             self.client.set_tag(self.run_id, "ndc.reported", "true")
@@ -137,7 +137,7 @@ class Tracker:
         self.client.set_tag(self.run_id, NOTE, text)
 
     def attacked(self, report: Report, artifacts: list[UPath]) -> None:
-        """Adds what attacks left standing to a run that is reported already."""
+        """Adds the accuracy under attack to a run that is reported already."""
         points = [(name, 0, value) for name, value in attacked_scalars(report.summary).items()]
         self._log_points(points, milliseconds=round(1000 * time.time()))
         self._log_files(artifacts)
@@ -166,7 +166,7 @@ class Tracker:
 
 
 class TrainingRun:
-    """The MLflow run of one training, which is gone on with when the training is."""
+    """The MLflow run of one training, which goes on when the training does."""
 
     def __init__(self, name: str, *, folder: UPath, fingerprint: str, parameters: dict[str, Any]) -> None:
         _, self.client, experiment_id = open_experiment(TRAININGS)
@@ -217,7 +217,7 @@ def connect(experiment: str) -> "tuple[str, MlflowClient, Experiment | None]":
     refuse_unusable(uri)
     from mlflow import MlflowClient
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it makes
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it logs every table that it makes
     try:
         with impatient():
             client = MlflowClient(tracking_uri=uri)
@@ -252,7 +252,7 @@ def find_run(client: "MlflowClient", experiment_id: str, folder: str, fingerprin
 
 
 def _resolved(folder: str) -> str:
-    """One name for a folder that can be reached by several paths; a URI is its own."""
+    """One name for a folder that can be reached by several paths; a URI stays as it is."""
     return folder if "://" in folder else os.path.realpath(folder)
 
 

@@ -54,7 +54,7 @@ def caller_tags() -> dict[str, str]:
     tags = {
         "mlflow.user": user(),
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": " ".join(called.split()[:2]) or "ndc",  # of a path pages show the end alone
+        "mlflow.source.name": " ".join(called.split()[:2]) or "ndc",  # pages show only the end of a path
         "mlflow.source.git.commit": commit().removesuffix("-dirty"),
         "command": called,
     }
@@ -164,8 +164,8 @@ def best_of(summary: Summary) -> dict[str, dict[float, float]]:
 
 
 def table_of(summary: Summary) -> dict[str, list[Any]]:
-    """Certified accuracies by column, one row a level and radius. MLflow compares runs by its first two columns unless
-    told otherwise; what all runs have comes first."""
+    """Certified accuracies by column, one row per level and radius. MLflow compares runs by the first two columns
+    unless told otherwise; what all runs have comes first."""
     levels = {
         level.name if level.name == LARGEST else f"sigma {level.name}": level.certified_accuracy
         for level in summary.levels

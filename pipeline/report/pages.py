@@ -40,7 +40,7 @@ def environment() -> jinja2.Environment:
 
 
 def step_radii(curve: Curve, most: int) -> list[float]:
-    """The radii where a curve falls, cut to six digits; of more than `most` a spread, and always the last."""
+    """The radii where a curve falls, cut to six digits; of more than `most` an even selection, with the last."""
     radii = sorted({cut(radius) for radius in curve.radii})
     last = len(radii) - 1
     return [radii[last - index] for index in reversed(spread(len(radii), most))]
@@ -50,7 +50,7 @@ def curve_data(curve: Curve, *, most_steps: int = MOST_STEPS) -> dict[str, Any]:
     """A curve for the page's script: `right[i]` images, and the interval of their share, hold at radii beyond
     `radii[i - 1]` up to `radii[i]`, and the last at all beyond.
 
-    Shares end after three digits, the interval's outwards. A spread of the radii makes the curve lower, never higher.
+    Shares are cut to three digits, the interval outwards. Leaving radii out makes the curve lower, never higher.
     """
     radii = step_radii(curve, most_steps)
     cut_radii = sorted(cut(radius) for radius in curve.radii)
@@ -115,7 +115,7 @@ def comparison_page(
 def sweep_page(
     *, title: str, lead: Sequence[str], figure: str | None, tables: Sequence[Table], curves: Sequence[Curve]
 ) -> str:
-    """Runs of a sweep beside each other: the curves of all, and of varied keys the figure and a table for each."""
+    """Runs of a sweep beside each other: the curves of all, and for varied keys the figure and a table each."""
     template = environment().get_template("sweep.html")
     return template.render(
         title=title, lead=lead, figure=figure and embedded(figure), tables=tables, data=charts_data(curves)

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.certificates.reduce import CertifiedImage
 from pipeline.report.tables import Table, percent
 
-MOST_CLASSES = 50  # of a table: of more, those that are certified least
+MOST_CLASSES = 50  # in a table; of more, those that are certified least
 MOST_IN_A_MATRIX = 20
 MOST_PAIRS = 30
 
@@ -28,8 +28,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Confusion:
-    """A row of cells for each label, a column for each class; of very many classes no matrix, but the largest shares
-    of votes for another class as (label, class, share)."""
+    """A row of cells for each label, a column for each class; for very many classes there is no matrix, but the
+    largest shares of votes for another class as (label, class, share)."""
 
     classes: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
@@ -46,7 +46,7 @@ class LevelByClass:
 def by_class(
     levels: Mapping[str, Sequence[CertifiedImage]], *, radii: Sequence[float], class_names: Sequence[str]
 ) -> list[LevelByClass]:
-    """Of each noise level certified accuracy and votes of each label that images have."""
+    """For each noise level, certified accuracy and votes of each label that images have."""
     described = []
     for level, items in levels.items():
         of_label = defaultdict(list)
@@ -108,7 +108,7 @@ def confusion(of_label: Mapping[int, Sequence[CertifiedImage]], names: Sequence[
 
 
 def mean_shares(items: Sequence[CertifiedImage]) -> np.ndarray:
-    """Each class's share of an image's estimation votes, the mean over images: one of many votes counts no more."""
+    """Each class's share of an image's estimation votes, the mean over images: those with many votes count no more."""
     counts = np.array([item.counts for item in items], float)
     means: np.ndarray = (counts / counts.sum(axis=1, keepdims=True)).mean(axis=0)
     return means

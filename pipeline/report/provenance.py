@@ -73,11 +73,11 @@ def model_text(config: RunConfig, manifest: dict[str, Any], declaration: Declara
 
 
 def data_text(config: RunConfig, manifest: dict[str, Any], declaration: Declaration) -> str:
-    data, law, spec = manifest["data"], declaration.recorded["dataset"], config.dataset
+    data, dataset, spec = manifest["data"], declaration.recorded["dataset"], config.dataset
     split = f"{spec.split} split" if spec.name in ALWAYS_SPLIT or data.get("format") in ALWAYS_SPLIT else ""
-    channels, height, width = law["image_shape"]
-    resized = f"resized with the filter {law['filter']}" if law.get("resize") else ""
-    images = f"{law['images']:,} images", f"{channels} x {height} x {width} pixels"
+    channels, height, width = dataset["image_shape"]
+    resized = f"resized with the filter {dataset['filter']}" if dataset.get("resize") else ""
+    images = f"{dataset['images']:,} images", f"{channels} x {height} x {width} pixels"
     return ", ".join(part for part in (spec.name, split, *images, resized) if part)
 
 

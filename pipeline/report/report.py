@@ -60,11 +60,11 @@ class Summary:
     levels: tuple[LevelSummary, ...]
     best_level: dict[float, str]
     warnings: tuple[str, ...] = ()
-    missing: int = 0  # images that are not complete, and in nothing of this
+    missing: int = 0  # images that are not complete, and in none of these numbers
 
     @property
     def so_far(self) -> str:
-        """Of a partial summary how many images it is about; of a whole one nothing."""
+        """For a partial summary, how many images it is about; empty for a whole one."""
         images = self.levels[0].images
         return f"{images:,} of {images + self.missing:,} images" if self.missing else ""
 
@@ -238,7 +238,7 @@ def write_report(
 
 
 def summary_so_far(store: RunStore, *, radii: Sequence[float]) -> Summary | None:
-    """What the complete images of a run prove, without attacks; None as long as there is none."""
+    """What the complete images of a run prove, without attacks; None as long as no image is complete."""
     manifest, images = store.manifest(), store.images()
     declaration = Declaration.from_json(manifest["law"])
     evidence = store.all_evidence(fingerprint=manifest["fingerprint"])
@@ -266,8 +266,8 @@ def reduce_and_report(
     A `partial` report is of the images that are complete, and says how many are missing.
 
     Raises:
-        ValueError: the run is incomplete, or of a partial report has no complete image; or a radius is none that a
-            sequential run declared.
+        ValueError: the run is incomplete, or for a partial report has no complete image; or a sequential run did not
+            declare a radius.
     """
     manifest, images = store.manifest(), store.images(shown=MOST_IMAGES)
     declaration, fingerprint = Declaration.from_json(manifest["law"]), manifest["fingerprint"]

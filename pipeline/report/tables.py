@@ -81,7 +81,7 @@ def latex_comments(paragraphs: Sequence[str]) -> str:
 
 
 def percent(share: float | None, *, up: bool = False) -> str:
-    """Of a hundred, with one digit: a share of images rounded down, or up where it bounds from above."""
+    """A share of images in percent, with one digit: rounded down, or up where it is an upper bound."""
     if share is None:
         return ""
     tenths = math.ceil(1000 * share - ROUNDING) if up else math.floor(1000 * share + ROUNDING)

@@ -12,8 +12,8 @@ def top_share(item: CertifiedImage) -> float:
 
 
 def vote_shares(levels: Mapping[str, Sequence[CertifiedImage]], *, right: bool) -> list[Curve]:
-    """For each noise level the shares of images whose top class is the label, or of those whose is another: curves
-    over the share of votes in a radius's place, of all images of the level."""
+    """For each noise level the shares of images whose top class is the label, or of those with another: curves over
+    the share of votes instead of a radius, of all images of the level."""
     return [
         Curve(
             images=len(items),

@@ -26,7 +26,7 @@ class DeviceRecord:
 
     @classmethod
     def parse(cls, text: str) -> "DeviceRecord":
-        """Raises ValueError if the text is no record of a device."""
+        """Raises ValueError if the text is not a record of a device."""
         if not text.startswith("{"):
             return cls(text)
         try:
@@ -52,13 +52,13 @@ class DeviceRecord:
 
 
 def device_record(classifier: Voter) -> DeviceRecord:
-    """Tries a loaded classifier's device: seconds. On a CPU it stops early where passes are slow."""
+    """Tests a loaded classifier's device, which takes seconds. On a CPU it stops early where passes are slow."""
     device = torch.device(classifier.device)
     on_gpu = device.type == "cuda"
     patience_seconds = float("inf") if on_gpu else PATIENCE_SECONDS * torch.get_num_threads()
     try:
         exactness = self_test(classifier, patience_seconds=patience_seconds)
-    except Exception:  # votes meet the same fault, and say which unit has it
+    except Exception:  # votes meet the same fault, and name the unit that has it
         exactness = Exactness()
     if not on_gpu:
         return DeviceRecord(device.type, processor(), torch.__version__, exactness=exactness)
@@ -69,7 +69,7 @@ def device_record(classifier: Voter) -> DeviceRecord:
 
 @cache
 def processor() -> str:
-    """The CPU's model and the instructions that PyTorch uses of it: with others it rounds otherwise."""
+    """The CPU's model and the instructions that PyTorch uses of it: others round differently."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -28,7 +28,7 @@ def line(event: str, run: str, **fields: Any) -> str:
 
 
 def log_from_actor(event: str, run: str, **fields: Any) -> None:
-    with SideChannel("an actor's log", lambda said: None):  # where it could be said is where it fails
+    with SideChannel("an actor's log", lambda said: None):  # the place to report it is the one that fails
         print(line(event, run, process=os.getpid(), **fields), file=sys.stderr, flush=True)
 
 

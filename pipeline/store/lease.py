@@ -1,6 +1,6 @@
 """Who works on a run: one driver, or one for each shard, wherever its folder is and whichever machine they are on.
 
-On one machine the system's lock says whether another driver lives, and lets go however it dies. Between machines a
+On one machine the system's lock says whether another driver lives, and is released however it dies. Between machines a
 lease does: a file that its holder renews, and that others watch for a while, by their own clocks alone. It is a
 courtesy, not what soundness rests on: evidence of two drivers of one run is the same, and is counted once.
 """
@@ -50,8 +50,8 @@ class LeaseError(ValueError):
 
 
 def name_of(shard: Shard) -> str:
-    """Of a shard's lease; that of the whole run has none."""
-    return "" if shard.is_whole else f"{shard.number}-of-{shard.of}"
+    """The name of a shard's lease; that of the whole run is empty."""
+    return "" if shard.is_whole else f"{shard.number}-of-{shard.total}"
 
 
 def shard_named(name: str) -> Shard | None:
@@ -65,7 +65,7 @@ def lease_path(folder: UPath, name: str = "") -> UPath:
 
 
 def lock_file(folder: UPath, name: str = "") -> Path:
-    """Where drivers on one machine meet: in the run's folder, or for one in an object store in this user's cache."""
+    """The file that drivers on one machine lock: in the run's folder, or in this user's cache for an object store."""
     if is_local(folder):
         return Path(str(folder)) / (f"{LEASES}/{name}.lock" if name else "run.lock")
     digest = hashlib.sha256(absolute(folder).encode()).hexdigest()
@@ -74,21 +74,21 @@ def lock_file(folder: UPath, name: str = "") -> Path:
 
 def names_in(folder: UPath) -> list[str]:
     """The leases that lie in a run's folder, living or not."""
-    there = [""] if holder_of(lease_path(folder)) else []
-    return there + [path.stem for path in files_of(folder / LEASES) if path.suffix == ".json"]
+    names = [""] if holder_of(lease_path(folder)) else []
+    return names + [path.stem for path in files_of(folder / LEASES) if path.suffix == ".json"]
 
 
 def may_not_be_beside(name: str, other: str) -> bool:
-    """Whether who wants the first of two leases is refused as long as the other is held.
+    """Whether a driver that wants the lease `name` is refused as long as `other` is held.
 
-    Shards of equally many go beside each other, those of different numbers would leave images to both. What is declared
-    changes beside nobody, but a shard may begin while another driver looks whether there is something to declare.
+    Shards of the same division may run side by side; those of different divisions would have images in common. Nobody
+    may work while the declaration changes, but a shard may begin while a driver checks whether anything is to declare.
     """
     if name == other or REPORT in (name, other):
         return False
     own, others = shard_named(name), shard_named(other)
     if own and others:
-        return own.of != others.of
+        return own.total != others.total
     return not (own and other == DECLARATION)
 
 
@@ -150,7 +150,7 @@ def described(holder: Holder) -> str:
 def held(folder: UPath, *, force: bool, say: Say, name: str = name_of(WHOLE)) -> Iterator[Lease]:
     """Holds a run, or what a lease of another name is for, for this driver.
 
-    Waits for leases that are no more renewed; `force` takes them from whomever has them.
+    Waits for leases that are no longer renewed; `force` takes them from their holders.
 
     Raises:
         LeaseError: another driver is at work.
@@ -170,7 +170,7 @@ def held(folder: UPath, *, force: bool, say: Say, name: str = name_of(WHOLE)) ->
 
     def renew() -> None:
         while not ended.wait(RENEWED_EVERY_SECONDS):
-            with renewing:  # tried again the next time, as when a store is away for a while
+            with renewing:  # tried again the next time: a store may be unreachable for a while
                 lease.renew()
 
     renewal, taken = threading.Thread(target=renew, daemon=True), [name]
@@ -181,7 +181,7 @@ def held(folder: UPath, *, force: bool, say: Say, name: str = name_of(WHOLE)) ->
         if not is_local(folder):
             time.sleep(SETTLING_SECONDS)
             if force:
-                publish(lease.path, lease.content())  # whoever had it may have renewed it at the same moment
+                publish(lease.path, lease.content())  # its last holder may have renewed it at the same moment
             lease.renew()
             lease.check()
         renewal.start()
@@ -206,8 +206,8 @@ def _in_use(folder: UPath, by: str) -> str:
 
 
 def _refuse_living(folder: UPath, names: Sequence[str], say: Say, *, own_lock: str | None = None) -> None:
-    """Returns once nobody holds these leases: of this machine a holder lives as long as it has its lock, of others it
-    is seen to renew its lease.
+    """Returns once nobody holds these leases: a holder on this machine lives as long as it has its lock, one on another
+    machine as long as it renews its lease.
 
     Raises:
         LeaseError: somebody does.

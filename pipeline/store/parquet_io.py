@@ -14,7 +14,7 @@ def parquet_table(content: bytes) -> pa.Table:
     """A table whose page checksums fit.
 
     Raises:
-        ValueError: a torn or changed file, or none of Parquet.
+        ValueError: a torn or changed file, or not a Parquet file.
     """
     try:
         with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:

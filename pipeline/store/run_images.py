@@ -1,7 +1,7 @@
-"""A run's own copy of its images, as they are certified: actors and reports need the data set no more.
+"""A run's own copy of its images, as they are certified: actors and reports no longer need the data set.
 
 images.parquet             ids, labels, hashes and places, in the order of the data
-images-1.parquet           those of the run that has grown once, and so on
+images-1.parquet           those of a run that has grown once, and so on
 images/00000.parquet       pixels of the images with the places 0 to 255, and so on
 """
 
@@ -74,12 +74,12 @@ class RunImages:
             raise ChangedImageError("the data changed while they were read; run the command again")
 
     def list_records(self, records: Sequence[ImageRecord], *, grown: int = 0) -> None:
-        """Writes the list of the images of a run that has grown so many times."""
+        """Writes the list of the images of a run that has grown `grown` times."""
         table = pa.Table.from_pylist([record.__dict__ for record in records], schema=RECORD_SCHEMA)
         publish(self._records_path(grown), parquet_bytes(table))
 
     def records(self, *, grown: int = 0) -> list[ImageRecord]:
-        """Ids, labels, hashes and places, in the order of the data, of a run that has grown so many times.
+        """Ids, labels, hashes and places, in the order of the data, of a run that has grown `grown` times.
 
         Raises:
             LocationError: they are missing or damaged.
@@ -93,7 +93,7 @@ class RunImages:
             ) from error
 
     def _read_pixels(self, record: ImageRecord) -> np.ndarray:
-        """The pixels of an image, which nobody may write to.
+        """The pixels of an image, which are read-only.
 
         Raises:
             ChangedImageError: they are not those that the run was declared with.

@@ -1,14 +1,14 @@
 """A run's folder: what it was declared to be, and the evidence that its units left.
 
-run.json               the law (all that decides a vote), the fingerprint of the first, the plan, which class is which,
-                       when that was declared and by which program, what the model is, and what was declared earlier,
-                       of a run that has grown
+run.json               the declaration (`law`: all that decides a vote), the fingerprint of the first, the plan, which
+                       class is which, when that was declared and by which program, what the model is, and, if the run
+                       has grown, what was declared earlier
 run.toml               the configuration as resolved
 images.parquet images/ ids, labels and pixels: see pipeline/store/run_images.py
 evidence/ab/<id>.parquet   one file a work unit, published whole or not at all
 evidence/ab.parquet    many units' evidence, once there are many files
 failures/<id>.json     the last failed attempt of a unit without evidence
-set-aside/             files found among the evidence that are none
+set-aside/             files found among the evidence that are not evidence
 """
 
 import json
@@ -80,7 +80,7 @@ def now() -> str:
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most so many of the indices below `count`, evenly spaced."""
+    """At most `most` of the indices below `count`, evenly spaced."""
     taken = min(count, most)
     return [index * count // taken for index in range(taken)]
 
@@ -97,10 +97,10 @@ class RunStore:
     def manifest(self) -> dict[str, Any]:
         """The declaration of the run: `law`, `fingerprint`, `plan`, and `data`, what labels were taken to mean.
 
-        `fingerprint` is that of the law that the run began with, by which its evidence is known. `declared` is when the
-        law was, and `earlier` has the laws before it, of a run that has grown, oldest first; `merged` names the runs
-        that it was put together from. `model` and `program` say, for readers, what the model is and which program
-        declared the run, by which command. Folders that know nothing of these six have empty ones.
+        `fingerprint` is that of the declaration that the run began with, and marks its evidence. `declared` is when the
+        declaration was made, and `earlier` has those before it, of a run that has grown, oldest first; `merged` names
+        the runs that it was put together from. `model` and `program` say, for readers, what the model is and which
+        program declared the run, by which command. Folders without these six have empty ones.
 
         Raises:
             StoreError: the folder holds no run, or its manifest is damaged.
@@ -124,12 +124,12 @@ class RunStore:
         return Declaration.from_json(self.manifest()["law"])
 
     def order(self) -> Order:
-        """In which the run takes its images: as it declared, or as all did before there was another order."""
+        """The order in which the run takes its images: as it declared, or as all did before there was another order."""
         try:
             declared = tomllib.loads(read(self.folder / "run.toml").decode()).get("order", "data")
         except LocationError:
             raise
-        except (FileNotFoundError, ValueError):  # missing or damaged: whoever needs the rest of it says so
+        except (FileNotFoundError, ValueError):  # missing or damaged: code that needs the rest of it says so
             return "data"
         return "random" if declared == "random" else "data"
 
@@ -161,8 +161,8 @@ class RunStore:
         Only for a driver that holds the run. What was there is not touched before run.json names what is new, so that
         an interruption leaves the run as it was.
         """
-        before, there = self.manifest(), {record.image_id for record in self.records()}
-        added = [record for record in records if record.image_id not in there]
+        before, present = self.manifest(), {record.image_id for record in self.records()}
+        added = [record for record in records if record.image_id not in present]
         earlier = [*before["earlier"], {"law": before["law"], "declared": before["declared"]}]
         self.pictures.copy(examples, expected=added)
         self.pictures.list_records(records, grown=len(earlier))
@@ -178,7 +178,7 @@ class RunStore:
         return self.pictures.records(grown=len(self.manifest()["earlier"]))
 
     def images(self, *, shown: int = 0) -> list[StoredImage]:
-        """All images; at most so many of them, spread evenly over the data, with their pixels."""
+        """All images; at most `shown` of them, spread evenly over the data, with their pixels."""
         records = self.records()
         chosen = set(spread(len(records), shown))
         return [
@@ -192,7 +192,7 @@ class RunStore:
         return self.folder / "evidence" / unit_id[:2] / f"{unit_id}.parquet"
 
     def publish(self, evidence: Evidence, *, fingerprint: str) -> None:
-        """Makes a unit's evidence durable; publishing the same unit again replaces it by its equal."""
+        """Makes a unit's evidence durable; publishing the same unit again replaces it with an equal one."""
         unit_id = evidence.unit.unit_id(fingerprint)
         publish_patiently(self.evidence_path(unit_id), evidence_content(evidence, fingerprint=fingerprint))
         remove(self.failure_path(unit_id))
@@ -271,7 +271,7 @@ class RunStore:
         """All evidence of the run.
 
         Raises:
-            StoreError: naming the first file that is none.
+            StoreError: naming the first file that is not evidence.
         """
         for _ in range(READINGS):
             with suppress(FileNotFoundError):  # the run's driver has put it into a shard meanwhile
@@ -289,11 +289,11 @@ class RunStore:
     def sort_out_evidence(
         self, *, fingerprint: str, planned: Set[str], of_whole_run: bool = True, compact: bool = True
     ) -> tuple[EvidenceTable, list[tuple[UPath, str]]]:
-        """All evidence of the run, after moving out of its folder what is none: each such file's new place, and why.
+        """All evidence of the run, after moving other files out of its folder: returns each one's new place, and why.
 
-        Only for a driver that holds the run, or a shard of it. One `of_whole_run` removes half-written files as well:
-        nobody else writes any. One that may `compact`, a single one at a time, puts files of single units into their
-        shards' where they are many.
+        Only for a driver that holds the run, or a shard of it. With `of_whole_run` it also removes half-written files:
+        nobody else writes any. With `compact`, for only one driver at a time, it puts files of single units into their
+        shards' files where they are many.
         """
         unusable: list[tuple[UPath, str]] = []
         for path in files_of_shards(self.folder / "evidence") if of_whole_run else ():
@@ -329,20 +329,20 @@ class RunStore:
         return target
 
     def compact(self, *, fingerprint: str, at_least: int = MANY_FILES) -> None:
-        """Puts the files of single units into their shards', if there are many; only for a driver that holds the run.
+        """Moves the files of single units into their shards', if there are many; only for a driver that holds the run.
 
         Actors may publish meanwhile. A shard's new file is there before a unit's own goes, so that an interruption
-        leaves a unit in both, where it counts once. What is no evidence stays, for `sort_out_evidence` to name.
+        leaves a unit in both, where it counts once. What is not evidence stays, for `sort_out_evidence` to name.
         """
         paths = self.evidence_files()
         if len(paths) < at_least:
             return
         for _, of_shard in groupby(paths, key=lambda path: path.parent.name):
             files = list(of_shard)
-            there, tables, folded = self._ids_of_shard(files[0].stem, fingerprint), [], []
+            present, tables, folded = self._ids_of_shard(files[0].stem, fingerprint), [], []
             for path, content in zip(files, read_each(files), strict=True):
                 with suppress(ValueError):
-                    if path.stem not in there:
+                    if path.stem not in present:
                         tables.append(parse_evidence(content, unit_id=path.stem, fingerprint=fingerprint)[0])
                     folded.append(path)
             if tables:

@@ -96,7 +96,7 @@ def draw_panel(parts: Sequence[Any], panel: Panel, radii: Sequence[float]) -> No
     line = "-" if panel.numbers else ""  # between categories there is nothing
     for radius, shown in panel.accuracy.items():
         index = radii.index(radius) - (len(radii) - 1) / 2
-        aside = ScaledTranslation(index * APART_POINTS / 72, 0, accuracy.figure.dpi_scale_trans)
+        shift = ScaledTranslation(index * APART_POINTS / 72, 0, accuracy.figure.dpi_scale_trans)
         style = style_of(radii, radius)
         accuracy.plot(
             panel.places,
@@ -104,7 +104,7 @@ def draw_panel(parts: Sequence[Any], panel: Panel, radii: Sequence[float]) -> No
             **style,
             linestyle=line,
             linewidth=1.5,
-            transform=accuracy.transData + aside,
+            transform=accuracy.transData + shift,
         )
         for place, point in zip(panel.places, shown, strict=True):
             if point.interval:
@@ -115,7 +115,7 @@ def draw_panel(parts: Sequence[Any], panel: Panel, radii: Sequence[float]) -> No
                     color=style["color"],
                     linewidth=1,
                     alpha=0.6,
-                    transform=accuracy.transData + aside,
+                    transform=accuracy.transData + shift,
                 )
     for axes, values in ((average, panel.average_radius), (cost, panel.evaluations)):
         axes.plot(panel.places, values, color=INK, marker="o", markersize=4, linestyle=line, linewidth=1.5)
@@ -132,7 +132,7 @@ def draw_panel(parts: Sequence[Any], panel: Panel, radii: Sequence[float]) -> No
 
 
 def name_values(axes: Any, panel: Panel, *, shown: bool) -> None:
-    """Ticks below the lowest of a panel's parts: at the values, or where these are numbers that lie close as usual."""
+    """Ticks below the lowest of a panel's parts: at the values, or as usual if these are numbers that lie close."""
     if panel.logarithmic:
         axes.set_xscale("log")
     if panel.numbers is None or panel.logarithmic:

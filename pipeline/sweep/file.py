@@ -70,7 +70,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """`remark` says what of the grid there is, where that is not all."""
+    """`remark` says which part of the grid is taken, if it is not all."""
 
     name: str
     points: tuple[Point, ...]
@@ -82,14 +82,14 @@ def sweep_names() -> list[str]:
 
 
 def load_sweep(source: str, assignments: tuple[str, ...] = ()) -> Sweep:
-    """The validated runs of a packaged sweep or a TOML file. `assignments` hold for all of them but for what is varied.
+    """The validated runs of a packaged sweep or a TOML file. `assignments` hold for all but what is varied.
 
     Raises:
         ConfigError: an unknown name or key, no runs, runs that cannot be told apart, or one that cannot be run.
     """
     declared, name = read_sweep(source), Path(source).stem
     base = read_source(declared.base)
-    assign_all(base, declared.set, said=f"{source}: [set]")
+    assign_all(base, declared.set, origin=f"{source}: [set]")
     for assignment in assignments:
         override(base, assignment)
     base.setdefault("sweep", name)
@@ -112,35 +112,35 @@ def remark_of(declared: SweepFile) -> str | None:
 
 
 def configured_points(base: dict[str, Any], declared: SweepFile, source: str) -> Iterator[Point]:
-    """Each run. It does without those of the radii that it cannot reach, whatever is drawn: it certifies nothing there.
+    """Each run, without the radii that it cannot reach whatever is drawn: it certifies nothing there.
 
     Raises:
-        ConfigError: naming the run that cannot be run; or no run that is asked for a radius can reach it.
+        ConfigError: naming the run that cannot be run; or that no run with some radius can reach it.
     """
     reached, raw_of_radius = set[float](), dict[float, dict[str, Any]]()
     for name, keys, key, value in declared_points(declared, source):
-        raw, said = copy.deepcopy(base), f"{source}: run {name}"
-        assign_all(raw, keys, said=said)
-        radii, within = radii_within_reach(raw, said=said)
+        raw, origin = copy.deepcopy(base), f"{source}: run {name}"
+        assign_all(raw, keys, origin=origin)
+        radii, within = radii_within_reach(raw, origin=origin)
         reached |= set(within)
         raw_of_radius |= dict.fromkeys(radii, raw)
         limited = copy.deepcopy(raw)
-        assign(limited, "certificate.radii", within, said=said)
-        yield Point(name, validated(limited, source=said), key, value)
+        assign(limited, "certificate.radii", within, origin=origin)
+        yield Point(name, validated(limited, source=origin), key, value)
     for radius in raw_of_radius.keys() - reached:
         validated(raw_of_radius[radius], source=source)
 
 
-def radii_within_reach(raw: dict[str, Any], *, said: str) -> tuple[list[float], list[float]]:
-    """The radii that are asked for, and those of them that the run can reach: all, if there is nothing it can."""
+def radii_within_reach(raw: dict[str, Any], *, origin: str) -> tuple[list[float], list[float]]:
+    """The radii that are asked for, and those of them that the run can reach: all of them, if it can reach none."""
     certificate = raw.get("certificate")
     radii = certificate.get("radii") if isinstance(certificate, dict) else None
     if not isinstance(radii, list) or not all(isinstance(radius, int | float) for radius in radii):
-        validated(raw, source=said)  # which says what is wrong with them
+        validated(raw, source=origin)  # which says what is wrong with them
     assert isinstance(radii, list)
     natural = copy.deepcopy(raw)
     natural["certificate"]["radii"] = [0.0]
-    reach = validated(natural, source=said).reach
+    reach = validated(natural, source=origin).reach
     return radii, [radius for radius in radii if not radius > reach] or radii
 
 
@@ -166,16 +166,16 @@ def declared_points(declared: SweepFile, source: str) -> Iterator[tuple[str, Map
         for index, value in enumerate(axis.values):
             if value in axis.values[:index]:
                 raise ConfigError(f"{source}: vary.{key} has the value {value!r} twice")
-            name = name_of_values({key: value}, said=f"{source}: vary.{key}")
+            name = name_of_values({key: value}, origin=f"{source}: vary.{key}")
             yield name, {**axis.set, key: value}, key, value
     subset = {"random": declared.random, "seed": declared.random_seed}
     for values in combinations(declared.grid, **subset, source=source):
-        yield name_of_values(values, said=f"{source}: [grid]"), values, GRID, values
+        yield name_of_values(values, origin=f"{source}: [grid]"), values, GRID, values
     for name, keys in declared.points.items():
         refuse_name(name, source)
         yield name, keys, None, None
 
 
-def assign_all(raw: dict[str, Any], keys: Mapping[str, Any], *, said: str) -> None:
+def assign_all(raw: dict[str, Any], keys: Mapping[str, Any], *, origin: str) -> None:
     for key, value in keys.items():
-        assign(raw, key, copy.deepcopy(value), said=f"{said}: {key}")
+        assign(raw, key, copy.deepcopy(value), origin=f"{origin}: {key}")

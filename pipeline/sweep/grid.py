@@ -24,8 +24,8 @@ def combinations(
     A random subset has those of the smallest hashes, so that one of more runs contains one of fewer.
 
     Raises:
-        ConfigError: keys within each other, a value that comes twice, a subset without a seed or that is none, or too
-            many runs.
+        ConfigError: keys within each other, a value that comes twice, a subset without a seed or larger than the
+            grid, or too many runs.
     """
     refuse_grid(grid, source)
     runs = size_of(grid)

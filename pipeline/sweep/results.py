@@ -55,8 +55,8 @@ class Result:
 
     def tells_of(self, radius: float) -> bool:
         """A sequential run stops as soon as its own radii are decided; beyond its reach there is nothing to decide."""
-        anywhere = self.run.declaration.radii is None
-        return anywhere or radius in self.radii or radius > self.run.config.reach
+        aims_at_none = self.run.declaration.radii is None
+        return aims_at_none or radius in self.radii or radius > self.run.config.reach
 
     @property
     def images(self) -> int:
@@ -75,7 +75,7 @@ class Result:
 
     @property
     def evaluations(self) -> float:
-        """Of an image, at all its noise levels."""
+        """Evaluations per image, at all its noise levels."""
         return sum(level.curve.evaluations_per_image or 0.0 for level in self.levels)
 
     @property
@@ -113,7 +113,7 @@ def refuse_what_cannot_be_compared(runs: Sequence[DeclaredRun]) -> None:
 
 
 def write_sweep(sweep: Sweep, folder: UPath) -> WrittenSweep:
-    """Tables, figure, page and numbers of a finished sweep, from its runs' evidence; of named runs a comparison."""
+    """Tables, figure, page and numbers of a finished sweep, from its runs' evidence; for named runs a comparison."""
     varied = [read_result(point, folder / point.name) for point in sweep.points if point.key is not None]
     named = [f"{point.name}={folder / point.name}" for point in sweep.points if point.key is None]
     lead = lead_of(sweep, folder, varied)
@@ -181,7 +181,7 @@ def lead_of(sweep: Sweep, folder: UPath, varied: Sequence[Result]) -> tuple[str,
 
 
 def shared_radii(results: Sequence[Result]) -> list[float]:
-    """Those declared by any of these runs of which all tell something."""
+    """The radii that any of these runs declared and that all of them tell something of."""
     declared = set().union(*(result.radii for result in results))
     return sorted(radius for radius in declared if all(result.tells_of(radius) for result in results))
 
@@ -230,7 +230,7 @@ def number_of(value: Any) -> float | None:
 
 
 def panel_of(key: str, results: Sequence[Result]) -> Panel:
-    """Over numbers where all values are numbers, which then stand in their order; else over categories."""
+    """Over numbers, in their order, where all values are numbers; otherwise over categories."""
     numbers = [number_of(result.point.value) for result in results]
     numeric = all(number is not None and math.isfinite(number) for number in numbers)
     order = sorted(range(len(results)), key=lambda index: numbers[index] or 0.0) if numeric else range(len(results))

@@ -66,7 +66,7 @@ def run_sweep(sweep: Sweep, folder: UPath, *, say: Say) -> WrittenSweep:
     """Brings every run of a sweep to its end from wherever it stands, and shows them beside each other.
 
     Raises:
-        UnitsFailedError: naming the runs of which units failed; the others are done.
+        UnitsFailedError: naming the runs with failed units; the others are done.
         ValueError: a run that cannot be started, before any work.
     """
     members = settled(sweep, folder, say=say)
@@ -129,7 +129,7 @@ Draws = tuple[Any, ...]
 
 
 def draws_of(declaration: Declaration, unit: WorkUnit) -> Draws:
-    """Equal for units that one of two runs will surely lend to the other: a candidate follows from its selection."""
+    """Equal for units that one of two runs will surely lend to the other; a candidate follows from its selection."""
     about = declaration.selection_votes if is_about_candidate(declaration) and unit.phase == "estimation" else None
     return vote_key(declaration), about, unit.cell, unit.phase, unit.draw_start, unit.draw_stop
 
@@ -137,9 +137,9 @@ def draws_of(declaration: Declaration, unit: WorkUnit) -> Draws:
 def undecided_units(run: PreparedRun) -> list[WorkUnit]:
     """All that may yet be drawn: units without evidence, of images and levels that are not decided."""
     store = RunStore(run.folder)
-    there = store.all_evidence(fingerprint=run.fingerprint) if store.is_declared() else EvidenceTable([])
-    cells = {unit.cell for unit in run.missing(there).values()}
-    present = set(there.unit_ids)
+    evidence = store.all_evidence(fingerprint=run.fingerprint) if store.is_declared() else EvidenceTable([])
+    cells = {unit.cell for unit in run.missing(evidence).values()}
+    present = set(evidence.unit_ids)
     return [unit for unit_id, unit in run.units.items() if unit.cell in cells and unit_id not in present]
 
 
@@ -163,12 +163,12 @@ def settled(sweep: Sweep, folder: UPath, *, say: Say) -> list[Member]:
         with naming(member.point):
             member.prepared()
     refuse_what_cannot_be_compared([member for member in members if member.point.key is None])
-    return sorted(members, key=lenders_first)
+    return sorted(members, key=most_votes_first)
 
 
-def lenders_first(member: Member) -> tuple[int, bool, int]:
-    """Those of most votes, and none that may stop early before one that does not: others take theirs over, and need all
-    selection votes before they can take any of estimation that is about a class."""
+def most_votes_first(member: Member) -> tuple[int, bool, int]:
+    """The runs with the most votes, and those that never stop early, come first: later ones take votes over from them,
+    and need all selection votes before they can take any estimation vote that is about a class."""
     votes = member.config.votes
     return -votes.selection, member.config.certificate.method != "cohen", -votes.estimation
 
@@ -247,7 +247,7 @@ def once_for_each_network(members: Sequence[Member], say: Say) -> Callable[[Memb
 
 
 def with_sizes(members: Sequence[Member], say: Say) -> list[Member]:
-    """Each with the passes of its network, and with units that are cut as those of all that it may share votes with."""
+    """Each with the passes of its network, and with units cut as in all runs that it may share votes with."""
     measure = once_for_each_network(members, say)
     sized = [
         member if member.config.compute.rows_per_pass else member.with_sizes(rows=measure(member).rows_per_pass)

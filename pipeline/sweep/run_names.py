@@ -10,8 +10,8 @@ LONGEST_NAME = 100
 ALLOWED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
-def name_of_values(values: Mapping[str, Any], *, said: str) -> str:
-    """Each key with its value. Keys of several are cut to their last part where that tells them apart.
+def name_of_values(values: Mapping[str, Any], *, origin: str) -> str:
+    """Each key with its value. Several keys are cut to their last parts where these tell them apart.
 
     Raises:
         ConfigError: it would be too long.
@@ -22,7 +22,7 @@ def name_of_values(values: Mapping[str, Any], *, said: str) -> str:
         f"{end if short else key}-{as_name(value)}" for end, (key, value) in zip(last, values.items(), strict=True)
     )
     if len(name) > LONGEST_NAME:
-        raise ConfigError(f"{said} has a value too long for a name; name it below [points.NAME]")
+        raise ConfigError(f"{origin} has a value too long for a name; name it below [points.NAME]")
     return name
 
 

@@ -1,8 +1,8 @@
 """Attacks on a finished run: one cell (an image at one noise level) after the other, each result published at once.
 
 attacks/<settings>/<cell>.json   what the attacks of one cell found; the names change with all that was asked
-attacks/<settings>.json          what was asked, by which other attacks on the same run take these into account
-attacks/broken/<cell>.png        an image that breaks its certificate, should there be one (and .npy, exactly)
+attacks/<settings>.json          what was asked, so that other attacks on the same run take these into account
+attacks/broken/<cell>.png        an image that breaks its certificate, if there is one (and .npy, exactly)
 attacks.json                     the summary that the report reads
 """
 
@@ -46,8 +46,8 @@ from pipeline.workers.watchdog import LOADING, Heartbeat
 
 @dataclass(frozen=True)
 class Verdict:
-    """On the most harmful image found, which is `distance` away: its votes for each class, or the mean scores where
-    those decide (`support`). With `success` they speak for another class; `confirmed`, fresh ones do beyond doubt."""
+    """The most harmful image found is `distance` away, and `support` is its votes for each class, or the mean scores
+    where those decide. With `success` they favour another class; if `confirmed`, fresh ones do beyond doubt."""
 
     radius: float
     attacks: int
@@ -126,7 +126,7 @@ class AttackActor:
         return Verdict(radius, len(shares), success, confirmed, distance, support.tolist())
 
     def _attacked(self, row: dict[str, Any], image: np.ndarray, *, target: int, radius: float) -> list[np.ndarray]:
-        """What each restart found: 8-bit images, unless the certificate is about others too."""
+        """What each restart found: 8-bit images, unless the certificate covers others, too."""
         generator = self._generator(row, radius)
         objective = self._objective(row, image, target, generator)
         settings = self.settings.attack
@@ -185,7 +185,7 @@ class AttackActor:
         return [int(c) for c in order if c != target][:RIVALS]
 
     def _support(self, row: dict[str, Any], image: np.ndarray, radius: float, restart: int) -> np.ndarray:
-        """What speaks for each class at an image: votes, or the mean score where that is what decides."""
+        """The support for each class at an image: votes, or the mean score where that decides."""
         drawn = self._draw(row, image, f"attack {restart} at {radius}", self.settings.attack.votes)
         support: np.ndarray = (
             drawn.scores.mean(axis=0) if self.config.certificate.method == "lipschitz" else drawn.votes
@@ -195,11 +195,11 @@ class AttackActor:
     def _confirmed(
         self, row: dict[str, Any], image: np.ndarray, radius: float, *, target: int, rival: int, inside: bool
     ) -> bool:
-        """Whether many fresh draws, which nothing was chosen by, show at CONFIRM_ALPHA that the target class has lost.
+        """Whether many fresh draws, which played no part in any choice, show at CONFIRM_ALPHA that the target has lost.
 
-        Within a certificate's radius, which says that it has more than half of the votes: that it has not. Elsewhere,
-        that the rival, whom the attack's own votes name, is ahead of it: so that it is not the most probable class.
-        Where scores decide, that the rival's expected score is the higher one.
+        A certificate says that within its radius the target has more than half of the votes: they must show that it has
+        not. Elsewhere they must show that the rival, which the attack's own votes name, is ahead of the target, so that
+        the target is not the most probable class. Where scores decide, that the rival's expected score is higher.
         """
         drawn = self._draw(row, image, f"confirmation at {radius}", CONFIRM_FACTOR * self.settings.attack.votes)
         if self.config.certificate.method == "lipschitz":

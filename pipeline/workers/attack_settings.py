@@ -11,10 +11,10 @@ from pipeline.data.datasets import ImageRecord
 from pipeline.store.evidence import checksum
 from pipeline.workers.vote_actor import VoterSettings
 
-# What an attack's votes say is confirmed by so many times as many fresh ones, or it does not count.
+# An attack's votes count only if this many times as many fresh ones confirm them.
 CONFIRM_FACTOR = 20
 RIVALS = 2
-GRADIENT = 3  # evaluations that a row counts for which is differentiated: a pass back takes twice the time of one ahead
+GRADIENT = 3  # evaluations that a differentiated row counts as: a backward pass takes twice as long as a forward pass
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class AttackSettings:
     """`votes` judge each adversarial image; the gradient of each step is a mean over `draws`.
 
     With a `source`, the folder of an image classifier, the gradient is that one's, and the run's classifier judges as
-    ever: a transfer attack. `source_digest` says which one it is.
+    always: a transfer attack. `source_digest` says which one it is.
     """
 
     restarts: int
@@ -57,7 +57,7 @@ class AttackerSettings:
 
 @dataclass(frozen=True)
 class AttackCosts:
-    """Evaluations of an attack; `vote` and `scores` are those of a draw at most."""
+    """Evaluations of an attack; `vote` and `scores` are the most that a draw takes."""
 
     settings: AttackSettings
     vote: int
@@ -65,13 +65,13 @@ class AttackCosts:
 
     @property
     def ascent(self) -> int:
-        """Of all restarts at one radius, but for the rivals' votes. A step's end is looked at, and so is the start."""
+        """Of all restarts at one radius, without the rivals' votes. The end of each step counts, as the start does."""
         settings = self.settings
         rows = settings.restarts * (settings.steps + 1) * GRADIENT
         return rows if settings.source else (rows + 1) * settings.draws * self.scores
 
     def most_of_cell(self, row: dict[str, Any]) -> int:
-        """If no radius is left out, and at each fresh votes have to confirm a fall."""
+        """The most that a cell takes: no radius is left out, and fresh votes have to confirm a fall at each."""
         settings = self.settings
         radii = [*([row["certified_radius"]] if row["predicted"] >= 0 else []), *row["radii"]]
         around = sum(radius > 0 for radius in radii)
@@ -87,7 +87,7 @@ def cell_id(image_id: str, sigma_pixel: float) -> str:
 def cell_row(item: CertifiedImage, record: ImageRecord, radii: Sequence[float]) -> dict[str, Any]:
     """A cell as one row of a Ray dataset: the certificate to break and the radii at which it promises nothing.
 
-    An abstention whose votes speak for another class than the label has yet to be shown wrong: by the image itself, at
+    An abstention whose votes favour another class than the label has yet to be shown wrong: by the image itself, at
     radius 0.
     """
     certificate = item.certificate

@@ -49,6 +49,6 @@ def why_no_cuda() -> str:
 
 
 def threads_for(image_shape: tuple[int, ...]) -> int:
-    """Threads meet at every operation, of which tiny images make many short ones: wherever another process has a core,
-    all wait for it (on two busy cores, 12 s distilled digits for 65 steps with two threads, for 442 with one)."""
+    """Threads meet at every operation, and tiny images make many short ones: if another process has a core, all threads
+    wait for it (on two busy cores, 12 s of distilling digits made 65 steps with two threads, and 442 with one)."""
     return usable_cores() if math.prod(image_shape[1:]) >= PIXELS_WORTH_THREADS else 1

@@ -83,7 +83,7 @@ def measure(request: MeasurementRequest, device: Device = "auto") -> MeasuredCos
 
 
 def _rate(config: RunConfig, *, device: str) -> Rate:
-    """Of passes of the rows that are set, or else of the fastest; the models are let go of."""
+    """The rate of passes with the rows that are set, or else of the fastest; the models are released afterwards."""
     classifier, rows = build_classifier(config, device=device), config.compute.rows_per_pass
     network, label_gradient = classifier.main_network, classifier.asks_for_gradients
     if rows is None:
@@ -94,7 +94,7 @@ def _rate(config: RunConfig, *, device: str) -> Rate:
 def _sampled(
     config: RunConfig, rows: int, images: Sequence[tuple[str, np.ndarray]], draws: int, *, device: str
 ) -> tuple[tuple[SampledCell, ...], float]:
-    """Raises ValueError where there is memory for the passes, and not for what votes need beside them."""
+    """Raises ValueError where there is memory for the passes, but not for what votes need in addition."""
     compute = config.compute.model_copy(update={"rows_per_pass": rows})
     classifier = build_classifier(config.model_copy(update={"compute": compute}), device=device)
     try:

@@ -32,9 +32,9 @@ def model_facts(config: RunConfig, voter: Voter) -> dict[str, Any]:
 
 def origins(notes: dict[str, Any]) -> Iterator[str]:
     """What a checkpoint's notes say of where it comes from."""
-    for key, said in (("source", "converted from"), ("timm", "timm's"), ("parent", "tuned from")):
+    for key, phrase in (("source", "converted from"), ("timm", "timm's"), ("parent", "tuned from")):
         if key in notes:
-            yield f"{said} {notes[key]}"
+            yield f"{phrase} {notes[key]}"
     if "teacher_sha256" in notes:
         yield f"distilled from the model {str(notes['teacher_sha256'])[:12]}"
     if "dataset" in notes:

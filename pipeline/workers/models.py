@@ -81,7 +81,7 @@ def local_classifier(where: str) -> Path:
 
 
 def _of_hub(where: str, description: str, weights: str) -> str:
-    """The local copy of a folder in a repository of the Hugging Face hub, which is fetched once for a node."""
+    """The local copy of a folder in a repository of the Hugging Face hub, which is fetched once per node."""
     name = HubName.parse(where)
     below = f"{name.path}/" if name.path else ""
     folder, exact = local_copy(name, [f"{below}{description}", f"{below}{weights}"])
@@ -127,7 +127,7 @@ def _fetched(where: str, description: tuple[str, bytes], weights: str, sha256: s
 
 
 def checkpoints_of(config: RunConfig) -> dict[str, str]:
-    """Where what decides a vote lies, by its name in a run's law; an unconditional estimate may be no checkpoint."""
+    """Where the models that decide a vote lie, by name; an unconditional estimate may be no checkpoint."""
     if isinstance(config.classifier, PlainConfig):
         return {"model_sha256": config.model}
     checkpoints = {"model_sha256": config.model, "unconditional": config.unconditional}
@@ -137,10 +137,10 @@ def checkpoints_of(config: RunConfig) -> dict[str, str]:
 
 
 def model_digests(config: RunConfig) -> dict[str, str]:
-    """What of the models decides a vote, for a run's law.
+    """What decides a vote about the models, for a run's declaration.
 
     Raises:
-        CheckpointError: a model that cannot be used, or that was never trained without a label though it is asked to.
+        CheckpointError: a model that cannot be used, or that was never trained without a label and must do without.
     """
     digests = {}
     for name, where in checkpoints_of(config).items():
@@ -153,7 +153,7 @@ def model_digests(config: RunConfig) -> dict[str, str]:
 
 
 def model_digest(where: str, *, is_classifier: bool = False) -> str:
-    """Of a checkpoint, or of a function's source and what it returns."""
+    """The digest of a checkpoint, or of a function's source and what it returns."""
     if is_function(where):
         return own_digest(where)
     return classifier_digest(local_classifier(where)) if is_classifier else denoiser_digest(local_checkpoint(where))
@@ -164,7 +164,7 @@ def load_model(where: str, *, device: str = "cpu", execution: Execution | None =
 
     Raises:
         CheckpointError: a checkpoint that cannot be used.
-        FunctionError, ContractError: a function that cannot, or returns what cannot: see `own_models`.
+        FunctionError, ContractError: a function that cannot be used, or returns what cannot be: see `own_models`.
     """
     if is_function(where):
         return own_denoiser(where, device=device, execution=execution or Execution())
@@ -197,7 +197,7 @@ def keep_compiled() -> None:
 
 
 def build_classifier(config: RunConfig, *, device: str) -> Voter:
-    """What votes in a run, its models loaded. It is not to vote while the rows of a pass are left open.
+    """What votes in a run, its models loaded. It must not vote while the rows of a pass are left open.
 
     Raises:
         CheckpointError: a model that cannot be used, or models that do not fit each other.
@@ -258,8 +258,8 @@ def load_pair(
     """A denoiser, and an unconditional estimate by its name or from a checkpoint. Only `denoise` needs no classes.
 
     Raises:
-        CheckpointError: a model that cannot be used; no label is asked of one that was never trained without; or the
-            two models are of different images.
+        CheckpointError: a model that cannot be used, or that was never trained without a label and must do without; or
+            the two models are of different images.
     """
     denoiser = load_model(model, device=device, execution=execution)
     if denoiser.num_classes < 2 and classifier != "denoise":

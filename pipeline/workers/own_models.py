@@ -1,7 +1,7 @@
 """Networks that users' functions return: described, placed on a device, and tried before they vote.
 
 `model = "module:function"` names a function without arguments. It returns a denoiser, or an image classifier where one
-is asked for. What a checkpoint's digest is for its folder, the hash of the source and of the weights is here.
+is asked for. The hash of the source and the weights takes the place of a checkpoint's digest.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ def own_denoiser(where: str, *, device: str, execution: Execution) -> DescribedD
 
     Raises:
         FunctionError: it cannot be imported or called here.
-        ContractError: what it returns is no denoiser that votes can be made with.
+        ContractError: what it returns is not a denoiser that votes can be made with.
     """
     made, name = called(where), f"what {where} returns"
     check_description(made, name=name, least_classes=0)
@@ -72,14 +72,14 @@ def own_digest(where: str) -> str:
 
 
 def _executed(made: Any, *, device: str, execution: Execution) -> Any:
-    """Of our own classes the network alone runs as the configuration says, and all around it in single precision."""
+    """For our own classes, only the network runs as the configuration says, and all around it in single precision."""
     made.network = execution.apply(made.network, device=device)
     made.network_dtype, made.launch = DTYPES[execution.precision], execution.launch(device=device)
     return made.to(device).eval()
 
 
 def _placed(made: Any, *, name: str, device: str, execution: Execution) -> Any:
-    """Of other classes nobody knows what may be rounded, or recorded as a CUDA graph: they run as they are."""
+    """For other classes nobody knows what may be rounded, or recorded as a CUDA graph: they run as they are."""
     if DTYPES[execution.precision] != torch.float32:
         raise ContractError(
             f"{name} is a {type(made).__name__}, which runs in single precision: leave out compute.precision = "
@@ -126,5 +126,5 @@ def _state(held: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _public(held: Any) -> dict[str, Any]:
-    """What torch keeps of a module for itself differs from version to version."""
+    """The public attributes: what torch keeps in a module for itself differs from version to version."""
     return {name: value for name, value in getattr(held, "__dict__", {}).items() if not name.startswith("_")}

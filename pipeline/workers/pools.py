@@ -28,7 +28,7 @@ class Pool:
 
 
 class NoGpuError(ValueError):
-    """A GPU is asked for, and there is none and none to come, or none that torch can use."""
+    """A GPU is asked for, and there is none and none will come, or none that torch can use."""
 
 
 def pool_of(compute: ComputeConfig, nodes: Sequence[Node], *, why_no_cuda: Callable[[float], str]) -> Pool:
@@ -38,7 +38,7 @@ def pool_of(compute: ComputeConfig, nodes: Sequence[Node], *, why_no_cuda: Calla
     so much of one, or nothing.
 
     Raises:
-        NoGpuError: see there.
+        NoGpuError: see the class.
     """
     gpus = sum(node.gpus for node in nodes)
     asked_for = compute.gpus_per_actor if compute.device != "cuda" else compute.gpus_per_actor or 1

@@ -1,4 +1,4 @@
-"""Which Ray a run joins or starts, and whether it can: asked of sockets and folders, without Ray.
+"""Which Ray a run joins or starts, and whether it can: found out from sockets and folders, without Ray.
 
 Ray itself waits a quarter of an hour for a cluster that is not there, and hears no signal meanwhile.
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 
 HERE = ("", "local")
 CONNECTING_SECONDS = 5.0
-ANSWERING_SECONDS = 8.0  # in all: a name may have several addresses, and be looked up for long
-# What a client of HTTP/2, and so of gRPC, says first, and which kind of frame its server says first.
+ANSWERING_SECONDS = 8.0  # in all: a name may have several addresses, and looking it up may take long
+# What a client of HTTP/2, and so of gRPC, sends first, and the kind of frame that its server sends first.
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 SETTINGS = 4
 # What Ray puts below its folder, and how long a socket's path may be: 108 bytes with a zero, 104 on macOS.
@@ -54,19 +54,19 @@ def check_cluster(address: str) -> None:
             f"RAY_ADDRESS={address} is {kind}, and runs are driven from within a cluster: submit this one, `ray job "
             f"submit --address http://HOST:8265 -- ndc certify ...`, or set RAY_ADDRESS=auto on a node of the cluster"
         )
-    said = f"RAY_ADDRESS={address}"
+    stated = f"RAY_ADDRESS={address}"
     if address == "auto":
         kept = ray_folder() / "ray_current_cluster"
         if not kept.is_file():  # Ray looks for one among this machine's processes, and says so if there is none
             return
         address = kept.read_text().strip()
-        said += f" means {address} by {kept}, and"
+        stated += f" means {address} by {kept}, and"
     host, separator, port = address.rpartition(":")
     if not (separator and host and port.isdecimal()):
-        raise RayAddressError(f"{said} is not of the form HOST:PORT, as 10.0.0.1:6379; nor is it `auto` or `local`")
+        raise RayAddressError(f"{stated} is not of the form HOST:PORT, as 10.0.0.1:6379; nor is it `auto` or `local`")
     if problem := _problem(host.strip("[]"), int(port)):
         raise RayAddressError(
-            f"{said} {problem}; check that the cluster runs and its head is reached from here, or unset RAY_ADDRESS "
+            f"{stated} {problem}; check that the cluster runs and its head is reached from here, or unset RAY_ADDRESS "
             "to start Ray on this machine"
         )
 
@@ -99,7 +99,7 @@ def ray_folder() -> Path:
 
 
 def check_folder() -> None:
-    """Raises RayAddressError unless Ray can put its sockets where it will."""
+    """Raises RayAddressError unless Ray can put its sockets where it wants to."""
     folder = ray_folder()
     safe = MOST_BYTES - len("/ray") - len(SOCKET.format(process=LARGEST_PROCESS))
     remedy = f"set RAY_TMPDIR to a folder of yours on this machine whose path is at most {safe} bytes long, as /tmp/me"
@@ -107,18 +107,18 @@ def check_folder() -> None:
         raise RayAddressError(
             f"{folder.parent} (by RAY_TMPDIR or TMPDIR) is too long a path for Ray's sockets; {remedy}"
         )
-    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110
+    nearest = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110
     try:
-        tempfile.TemporaryDirectory(dir=there).cleanup()
+        tempfile.TemporaryDirectory(dir=nearest).cleanup()
     except OSError as error:
         raise RayAddressError(
-            f"Ray cannot write to {there} ({error.strerror}), where it keeps its sockets; {remedy}"
+            f"Ray cannot write to {nearest} ({error.strerror}), where it keeps its sockets; {remedy}"
         ) from error
 
 
 def lend_token() -> str:
-    """Where Ray would write a token and cannot, gives it one in the environment: its processes inherit that, and end
-    with the run. What was done, in a line; empty if nothing was.
+    """If Ray would write a token and cannot, gives it one in the environment: its processes inherit that, and end with
+    the run. Returns what was done, in a line; empty if nothing was.
     """
     given = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if given or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":

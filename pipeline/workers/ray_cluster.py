@@ -21,12 +21,12 @@ from pipeline.workers.signals import heard
 from pipeline.workers.stderr_filter import without_lines
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets every other process push in front of the actors
+os.environ.setdefault("RAY_worker_niceness", "0")  # with Ray's 15, every other process goes before the actors
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the driver's terminal is for progress
 RAYS_NOTE = b"logging.cc:"  # Ray notes the level on that terminal
 
 if (cluster_address() or "127.").startswith(("127.", "localhost", "[::1]")):
-    # Where Ray asks for no cluster it binds to loopback only, all of its processes; it is read when ray is imported.
+    # Without a cluster, all processes of Ray bind to loopback only; Ray reads the variable when it is imported.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
@@ -56,7 +56,7 @@ def connect_ray(compute: ComputeConfig, *, say: Say) -> Pool:
 
     Raises:
         RayAddressError: no Ray can be joined or started.
-        ValueError: GPUs are asked for, and there are none and none to come, or none that torch can use.
+        ValueError: GPUs are asked for, and there are none and none will come, or none that torch can use.
     """
     _connect(compute, say=say)
     pool = pool_of(compute, _nodes(), why_no_cuda=lambda gpus: _why_no_cuda(gpus, say))
@@ -104,8 +104,8 @@ def _keep_retries_off_the_terminal() -> None:
 def _nodes() -> list[Node]:
     import ray
 
-    there = (node["Resources"] for node in ray.nodes() if node["Alive"])
-    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in there]
+    alive = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
 
 
 @cache
@@ -138,7 +138,7 @@ def connect_most(computes: Sequence[ComputeConfig], *, say: Say) -> None:
 
 
 def _actors(compute: ComputeConfig) -> int:
-    """The most of them, on this machine alone."""
+    """The most actors, on this machine alone."""
     most = compute.actors[1] if isinstance(compute.actors, tuple) else compute.actors
     return most or max(1, usable_cores() // compute.threads_per_actor)
 

@@ -14,10 +14,10 @@ Columns = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of a unit; `error` is empty unless it failed, and no other's votes can be kept either if `fatal`.
+    """What became of a unit; `error` is empty unless it failed; if `fatal`, no other votes can be kept either.
 
     `decided` says that with it the image is known to need no more draws at its noise level. `usage` is the text of a
-    `Usage` now and then, else empty.
+    `Usage` now and then, otherwise empty.
     """
 
     unit_id: str

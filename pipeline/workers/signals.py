@@ -1,4 +1,4 @@
-"""Ends this process from a thread, where a library keeps the main one from hearing signals, or for ever."""
+"""Ends this process from a thread, where a library keeps the main thread from hearing signals, or never returns."""
 
 import os
 import select
@@ -16,24 +16,24 @@ GRACE_SECONDS = 1.5  # in which the main thread may stop by itself after a signa
 
 @contextmanager
 def heard(*, within_seconds: float, doing: str) -> Iterator[None]:
-    """While the context lasts, SIGINT and SIGTERM end the process within seconds, with 130, and so does its lasting
-    longer than `within_seconds`, with 1. A line says what it was doing.
+    """While the context lasts, SIGINT and SIGTERM end the process within seconds, with exit code 130; if it lasts
+    longer than `within_seconds`, that does, with 1. A line says what it was doing.
 
     Only the main thread can lend its signals; in another one nothing is done.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    listening, speaking = os.pipe()
-    os.set_blocking(speaking, False)
-    before, ended = signal.set_wakeup_fd(speaking), threading.Event()
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    before, ended = signal.set_wakeup_fd(write_end), threading.Event()
 
     def watch() -> None:
-        stop = _wait_for_signal(listening, until=time.monotonic() + within_seconds)
+        stop = _wait_for_signal(read_end, until=time.monotonic() + within_seconds)
         if not ended.wait(GRACE_SECONDS if stop else 0):
-            said = "stopped while" if stop else f"no end after {within_seconds:.0f} s of"
+            reason = "stopped while" if stop else f"no end after {within_seconds:.0f} s of"
             with suppress(OSError):
-                os.write(STDERR, f"{said} {doing}\n".encode())
+                os.write(STDERR, f"{reason} {doing}\n".encode())
             time.sleep(SECONDS_FOR_A_FILTER)
             os._exit(INTERRUPTED if stop else 1)
 
@@ -44,15 +44,15 @@ def heard(*, within_seconds: float, doing: str) -> Iterator[None]:
     finally:
         ended.set()
         signal.set_wakeup_fd(before)
-        os.write(speaking, bytes([END]))
+        os.write(write_end, bytes([END]))
         thread.join()
-        os.close(listening)
-        os.close(speaking)
+        os.close(read_end)
+        os.close(write_end)
 
 
-def _wait_for_signal(listening: int, *, until: float) -> bool:
+def _wait_for_signal(read_end: int, *, until: float) -> bool:
     """Whether a signal that stops the process, or the end of the watch, came in time; other signals are passed over."""
-    while (left := until - time.monotonic()) > 0 and select.select([listening], [], [], left)[0]:
-        if os.read(listening, 1)[0] in (END, signal.SIGINT, signal.SIGTERM):
+    while (left := until - time.monotonic()) > 0 and select.select([read_end], [], [], left)[0]:
+        if os.read(read_end, 1)[0] in (END, signal.SIGINT, signal.SIGTERM):
             return True
     return False

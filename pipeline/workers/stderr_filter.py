@@ -11,7 +11,7 @@ SECONDS_FOR_THE_REST = 1.0
 
 
 @contextmanager
-def without_lines(of: bytes) -> Iterator[None]:
+def without_lines(unwanted: bytes) -> Iterator[None]:
     """While the context lasts, lines with these bytes are left out of standard error, whoever writes them; what else
     is written appears at once. Where there is no standard error nothing is done."""
     try:
@@ -28,7 +28,7 @@ def without_lines(of: bytes) -> Iterator[None]:
     def forward() -> None:
         with os.fdopen(reading, "rb") as lines:
             for line in lines:
-                if of not in line:
+                if unwanted not in line:
                     with suppress(OSError):
                         os.write(kept, line)
 
@@ -40,6 +40,6 @@ def without_lines(of: bytes) -> Iterator[None]:
         with suppress(OSError, ValueError):
             sys.stderr.flush()
         os.dup2(kept, STDERR)
-        thread.join(SECONDS_FOR_THE_REST)  # it goes on where a process that was started meanwhile still may write
+        thread.join(SECONDS_FOR_THE_REST)  # it goes on if a process that was started meanwhile may still write
         if not thread.is_alive():
             os.close(kept)

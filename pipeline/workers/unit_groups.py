@@ -26,7 +26,7 @@ class ImageSchedule:
     pieces: deque[tuple[Phase, int, int]]
 
     def next_groups(self) -> "Iterator[UnitGroup]":
-        """The next draws that its noise levels are known to need, for those that do: as far as the next look."""
+        """The next draws for the noise levels that are known to need some: as far as the next look."""
         while self.pieces:
             phase, _, stop = piece = self.pieces[0]
             needing = self._needing(phase, stop)
@@ -40,7 +40,7 @@ class ImageSchedule:
                 yield UnitGroup(units, self.record, candidates, self)
 
     def _needing(self, phase: Phase, stop: int) -> list[Cell] | None:
-        """The levels that need draws up to `stop`; None as long as votes that are out decide it for any level."""
+        """The levels that need draws up to `stop`; None while votes still to come decide it for any level."""
         if phase == "selection":
             return self.cells
         if any(cell.candidate is None for cell in self.cells):

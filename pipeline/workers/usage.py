@@ -18,7 +18,7 @@ SECONDS_OF_SILENCE = 1800.0  # after which an actor is taken for gone: a unit ma
 
 @dataclass(frozen=True)
 class Usage:
-    """Of one process. Without a GPU, or where its use is unknown, there is none of that."""
+    """What one process uses. GPU values are None without a GPU, or where its use is unknown."""
 
     process: str
     unix: float
@@ -36,7 +36,7 @@ class Usage:
 
 
 def usage(device: str) -> Usage:
-    """Of this process by now; a GPU's share of time is that of all who use it."""
+    """What this process has used by now; a GPU's share of time is that of all who use it."""
     times = os.times()
     memory: int | None = None
     percent: float | None = None
@@ -49,20 +49,20 @@ def usage(device: str) -> Usage:
 
 
 def resident_bytes() -> int:
-    """Memory that the process holds now; beside Linux the most that it ever held."""
+    """Memory that the process holds now; elsewhere than on Linux, the most that it ever held."""
     with suppress(OSError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class UsageMeter:
-    """An actor's own samples, not more often than every so many seconds."""
+    """An actor's own samples, not more often than every SECONDS_BETWEEN_SAMPLES."""
 
     def __init__(self, device: str) -> None:
         self.device, self.due = device, 0.0
 
     def text(self) -> str:
-        """A sample, if one is due; empty else, and where the system tells nothing."""
+        """A sample, if one is due; empty otherwise, and where the system tells nothing."""
         if time.monotonic() < self.due:
             return ""
         self.due = time.monotonic() + SECONDS_BETWEEN_SAMPLES

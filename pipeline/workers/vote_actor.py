@@ -75,7 +75,7 @@ def votes_of_unit(
     *,
     candidate: int | None,
 ) -> VoteCounts:
-    """The votes of one unit, drawn by itself; of `candidate`, if they may stop when it is beaten."""
+    """The votes of one unit, drawn by itself; about `candidate`, if they may stop when it is beaten."""
     group = UnitGroup([unit], record, (NO_CLASS if candidate is None else candidate,))
     ((_, counts),) = stream_votes(classifier, in_turn([(None, group.request(config, image))]))
     if isinstance(counts, Exception):
@@ -104,7 +104,7 @@ class Publication:
 
 @dataclass
 class Queues:
-    """What an actor has before it. Groups of images that have begun go before those of others: passes are full from the
+    """The work that an actor has. Groups of images that have begun go before those of others: passes are full from the
     first to the last, and images are finished one after the other."""
 
     fresh: deque[UnitGroup]
@@ -215,7 +215,7 @@ class VoteActor:
             self._log("begin", unit)
 
     def _counted(self, group: UnitGroup, counts: Sequence[VoteCounts]) -> list[Evidence]:
-        """The time since the last were counted is divided among the group's units."""
+        """The time since the last group was counted is divided among the group's units."""
         now = time.perf_counter()
         seconds, self.clock = (now - self.clock) / len(counts), now
         items = []
@@ -266,13 +266,13 @@ class VoteActor:
 
     def _failed(self, group: UnitGroup, error: Exception) -> Iterator[Receipt]:
         message = f"{type(error).__name__}: {error}"
-        away = isinstance(error, LocationError) and not is_local(self.store.folder)
+        unreachable = isinstance(error, LocationError) and not is_local(self.store.folder)
         for unit in group.units:
-            with suppress(LocationError):  # a store that is away cannot be told; the receipt says it
+            with suppress(LocationError):  # an unreachable store cannot record it; the receipt reports it
                 self.store.record_failure(unit, message, fingerprint=self.settings.fingerprint)
             self.heartbeat.end(str(unit))
             self._log("failed", unit, error=message)
-            yield self._receipt(unit, error=message, fatal=away or isinstance(error, NoSpaceError))
+            yield self._receipt(unit, error=message, fatal=unreachable or isinstance(error, NoSpaceError))
 
 
 class SequentialVoteActor(VoteActor):

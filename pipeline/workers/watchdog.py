@@ -1,4 +1,4 @@
-"""Which actor is at which unit, and since when: to find actors that hang, and units that bring theirs down."""
+"""Which actor is at which unit, and since when: to find actors that hang, and units that kill their actors."""
 
 import time
 from collections import defaultdict
@@ -45,7 +45,7 @@ class ActorProcess:
 
 @dataclass(frozen=True)
 class Stuck:
-    """An actor that was not heard of for so long, while at these units."""
+    """An actor that was not heard of for `seconds` while at these units."""
 
     place: ActorProcess
     units: tuple[str, ...]
@@ -84,7 +84,7 @@ class Watchdog:
         self.attempts.pop(unit, None)
 
     def stuck(self, seconds: float) -> list[Stuck]:
-        """Actors that are at something and were not heard of for longer than `seconds`. Each is told of once."""
+        """Actors that are at something and were not heard of for longer than `seconds`. Each is reported once."""
         silent_actors = []
         for entry in self.entries.values():
             silent = self.clock() - entry.heard

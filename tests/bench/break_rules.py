@@ -310,9 +310,9 @@ def passes(tests: list[str], breakage: Breakage | None) -> bool:
                 raise click.ClickException(f"{breakage.file} has changed: {breakage.sound!r} is not there once")
             path.write_text(source.replace(breakage.sound, breakage.broken))
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "slow or not slow", *tests]
-        found = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
-        assert found.returncode in (0, 1), found.stdout + found.stderr
-        return found.returncode == 0
+        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
+        assert done.returncode in (0, 1), done.stdout + done.stderr
+        return done.returncode == 0
 
 
 @click.command()

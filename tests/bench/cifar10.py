@@ -34,7 +34,7 @@ SECONDS_TO_STOP = 45
 
 @dataclass(frozen=True)
 class Size:
-    """What a machine is given to do."""
+    """The work for a kind of machine."""
 
     heads_seconds: float
     tuning_seconds: float
@@ -106,7 +106,7 @@ def waited(name: str, process: subprocess.Popen[str], started: float) -> None:
 
 
 def train_classifiers(bench: Bench) -> None:
-    """Beside each other: none of them fills a GPU."""
+    """In parallel: none of them fills a GPU."""
     size, started = bench.size, time.perf_counter()
     classifiers = {
         f"classifier-{noise:g}": bench.ndc(
@@ -152,7 +152,7 @@ def count_votes(bench: Bench) -> None:
 
 
 def methods(bench: Bench) -> dict[str, tuple[str, ...]]:
-    """What differs from the preset, by method."""
+    """The settings that differ from the preset, by method."""
     size = bench.size
     fewer = ("--limit", str(size.images_of_teacher), "--set", f"votes.estimation={size.votes_of_teacher}")
     fewer += ("--radii", "0,0.25,0.5") if size.votes_of_teacher > CPU.votes_of_teacher else ("--radii", "0")
@@ -174,7 +174,7 @@ def methods(bench: Bench) -> dict[str, tuple[str, ...]]:
 
 
 def certify(bench: Bench, names: list[str], seconds: float) -> None:
-    """All methods beside each other. What is not complete in time is stopped, and reported as far as it came."""
+    """All methods in parallel. A run that is not complete in time is stopped, and reported as far as it is."""
     started, under_way = time.perf_counter(), {}
     settings = [argument for key in (*bench.size.compute, "tracking='none'") for argument in ("--set", key)]
     chosen = {name: own for name, own in methods(bench).items() if not names or name in names}

@@ -35,7 +35,7 @@ RACE = RaceSpec(1.7)
 
 
 def grid_of(points: int) -> GridSpec:
-    """That of the preset fast-cifar10 with another number of points."""
+    """The grid of the preset fast-cifar10 with another number of points."""
     return GridSpec(points=points, sigma_model_min=0.4, sigma_model_max=3.0, spacing="log")
 
 
@@ -64,7 +64,7 @@ class Models:
 def ways(
     models: Models, teacher: Path, heads: Path, tuned: Path, classifiers: Sequence[Path]
 ) -> Iterator[tuple[str, str, Voter]]:
-    """Model, way to vote, and who votes so; what matters most first."""
+    """Model, way to vote, and voter; the most important first."""
     for name, folder in (("tuned", tuned), ("heads", heads)):
         for points in POINTS:
             yield name, f"ensemble, {points - 1} levels", models.voter(folder, "apndc-ensemble", points)
@@ -96,14 +96,15 @@ def row(model: str, way: str, voter: Voter, examples: Sequence[Example]) -> dict
     }
 
 
-def shown(found: dict[str, Any]) -> str:
-    images, cells = found["images"], []
-    for right in found["right"]:
+def shown(record: dict[str, Any]) -> str:
+    images, cells = record["images"], []
+    for right in record["right"]:
         low, high = binomtest(right, images).proportion_ci()
         cells.append(f"{100 * right / images:.1f} ({100 * low:.0f}-{100 * high:.0f})")
-    rate = f"{found['evaluations_per_second']:,.0f}"
+    rate = f"{record['evaluations_per_second']:,.0f}"
     return (
-        f"| {found['model']} | {found['way']} | {found['evaluations']:.1f} | {' | '.join(cells)} | {images} | {rate} |"
+        f"| {record['model']} | {record['way']} | {record['evaluations']:.1f} "
+        f"| {' | '.join(cells)} | {images} | {rate} |"
     )
 
 

@@ -106,7 +106,7 @@ def measure(name: str, precision: Precision, *, rows: int, seconds: float, devic
         network_dtype=DTYPES[precision],
     )
     with torch.no_grad():
-        found = denoiser.unclipped(x.to(device), sigma.to(device), label.to(device)).cpu()
+        output = denoiser.unclipped(x.to(device), sigma.to(device), label.to(device)).cpu()
     spec, grid = LabelGradientSpec(steps=1, keep=2), GridSpec(points=4, sigma_model_max=1.5)
     classifier = DiffusionClassifier(denoiser, "epndc", grid, label_gradient=spec, rows_per_pass=rows, device=device)
     exactness = self_test(classifier)
@@ -122,7 +122,7 @@ def measure(name: str, precision: Precision, *, rows: int, seconds: float, devic
         torch.autograd.grad(denoiser(z, level, wanted).square().sum(), wanted)
 
     times = [1e3 * fastest(one_pass, seconds, device=device) for one_pass in (forward, gradient)]
-    return Measured(float((found - expected).abs().max()), exactness, *times)
+    return Measured(float((output - expected).abs().max()), exactness, *times)
 
 
 def fastest(one_pass: Callable[[], None], seconds: float, *, device: str) -> float:
@@ -140,10 +140,10 @@ def fastest(one_pass: Callable[[], None], seconds: float, *, device: str) -> flo
     return best
 
 
-def cells(found: Measured | Exception) -> list[str]:
-    if isinstance(found, Exception):
-        return [f"{type(found).__name__}: {str(found).splitlines()[0][:60]}"]
-    exactness = found.exactness
+def cells(measured: Measured | Exception) -> list[str]:
+    if isinstance(measured, Exception):
+        return [f"{type(measured).__name__}: {str(measured).splitlines()[0][:60]}"]
+    exactness = measured.exactness
     differences = (
         exactness.repeated,
         exactness.moved,
@@ -152,10 +152,10 @@ def cells(found: Measured | Exception) -> list[str]:
         exactness.gradient_moved,
     )
     return [
-        f"{found.golden:.1e}",
+        f"{measured.golden:.1e}",
         *("0" if value == 0 else f"{value:.1e}" for value in differences if value is not None),
-        f"{found.milliseconds:.2f}",
-        f"{found.gradient_milliseconds:.2f}",
+        f"{measured.milliseconds:.2f}",
+        f"{measured.gradient_milliseconds:.2f}",
     ]
 
 
@@ -172,10 +172,10 @@ def main(rows: int, seconds: float) -> None:
         for way, (precision, setting) in WAYS.items():
             try:
                 with setting():
-                    found: Measured | Exception = measure(name, precision, rows=rows, seconds=seconds, device=device)
+                    measured: Measured | Exception = measure(name, precision, rows=rows, seconds=seconds, device=device)
             except RuntimeError as error:  # no deterministic algorithm for it, or no such attention there
-                found = error
-            print(" | ".join([name, way, *cells(found)]), flush=True)
+                measured = error
+            print(" | ".join([name, way, *cells(measured)]), flush=True)
 
 
 if __name__ == "__main__":

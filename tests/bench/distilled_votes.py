@@ -6,8 +6,8 @@
         shared/data/cifar10-jpeg-test.parquet [--images 200] [--sigma-pixel 0.25]
 
 One vote an image of APNDC, all classes at four levels. Besides the share of votes that are right and that are the
-teacher's, the correlation over images and classes of both models' scores, each less its mean over the classes: how far
-the heads have come before they win votes.
+teacher's, it prints the correlation over images and classes of both models' scores, each minus its mean over the
+classes: it shows the progress of heads that do not win votes yet.
 """
 
 import time
@@ -30,10 +30,10 @@ SEED, ROWS = 7, 16
 
 
 def scores_of(model: str, examples: list[Example], sigma_pixel: float) -> np.ndarray:
-    """Of one vote for each image: (images, classes)."""
+    """The scores of one vote for each image: (images, classes)."""
     denoiser = load_denoiser(model)
     classifier = DiffusionClassifier(denoiser, "apndc", GridSpec(levels=LEVELS[sigma_pixel]), rows_per_pass=ROWS)
-    asked = [
+    waiting = [
         (
             index,
             VoteRequest(
@@ -50,7 +50,7 @@ def scores_of(model: str, examples: list[Example], sigma_pixel: float) -> np.nda
         for index, example in enumerate(examples)
     ]
     scores = np.zeros((len(examples), denoiser.num_classes))
-    for index, counts in stream_votes(classifier, in_turn(asked)):
+    for index, counts in stream_votes(classifier, in_turn(waiting)):
         if isinstance(counts, Exception):
             raise counts
         assert counts[0].scores is not None
@@ -78,9 +78,9 @@ def main(teacher: str, heads: str, data: str, images: int, sigmas: tuple[float, 
             started = time.process_time()
             scores.append(scores_of(model, examples, sigma))
             seconds.append((time.process_time() - started) / len(examples))
-        right = [float((one.argmax(axis=1) == labels).mean()) for one in scores]
+        right = [float((model_scores.argmax(axis=1) == labels).mean()) for model_scores in scores]
         agree = float((scores[0].argmax(axis=1) == scores[1].argmax(axis=1)).mean())
-        of_classes = [(one - one.mean(axis=1, keepdims=True)).ravel() for one in scores]
+        of_classes = [(model_scores - model_scores.mean(axis=1, keepdims=True)).ravel() for model_scores in scores]
         click.echo(
             f"| {sigma:g} | {right[0]:.1%} | {right[1]:.1%} | {agree:.1%} | {np.corrcoef(*of_classes)[0, 1]:.2f} | "
             f"{seconds[0]:.2f}, {seconds[1]:.2f} |"

@@ -12,8 +12,8 @@ Every way to vote is run in full: `--votes` estimation votes and a fifth as many
 three noise levels. Certified accuracy is that of Cohen's certificate on these votes, at each radius of the level that
 is best there, chosen on these images. Its interval accounts for the choice: the three levels' Clopper-Pearson intervals
 hold together with 95 %, each with 1 - 0.05 / 3 (Bonferroni), and the chosen level's is shown. The authors' 10,000 votes
-an image are counted, not run: evaluations of an image are evaluations of a vote times 10,100 times three. That number
-is what `ndc certify fast`, with votes up to 10,000, is compared with in the last lines; it is run as it is, and once
+an image are counted, not run: evaluations of an image are evaluations of a vote times 10,100 times three. The last
+lines compare that number with `ndc certify fast`, which takes up to 10,000 votes; it runs with its defaults, and once
 more with a fixed 10,000 votes.
 """
 
@@ -109,14 +109,14 @@ def count(job: Job) -> list[Counted]:
     torch.set_num_threads(1)
     classifier = build_classifier(job.config, device="cpu")
     levels = [SIGMAS] if classifier.one_path else [(sigma,) for sigma in SIGMAS]
-    asked: tuple[tuple[Phase, int], ...] = (("selection", max(10, job.votes // 5)), ("estimation", job.votes))
+    draws_of_phase: tuple[tuple[Phase, int], ...] = (("selection", max(10, job.votes // 5)), ("estimation", job.votes))
     requests: list[tuple[tuple[int, Phase], VoteRequest]] = [
-        ((index, phase), VoteRequest(one.image, one.image_id, sigmas, "integer", 0, phase, range(draws)))
-        for index, one in enumerate(job.examples)
+        ((index, phase), VoteRequest(example.image, example.image_id, sigmas, "integer", 0, phase, range(draws)))
+        for index, example in enumerate(job.examples)
         for sigmas in levels
-        for phase, draws in asked
+        for phase, draws in draws_of_phase
     ]
-    found: dict[tuple[int, float], dict[str, Any]] = {}
+    cells: dict[tuple[int, float], dict[str, Any]] = {}
     clock = time.process_time()
     sigmas_of = {id(request): request.sigma_pixel for _, request in requests}
     waiting = [((name, id(request)), request) for name, request in reversed(requests)]
@@ -125,16 +125,16 @@ def count(job: Job) -> list[Counted]:
             raise counts
         now = time.process_time()
         for sigma, counted in zip(sigmas_of[request_id], counts, strict=True):
-            cell = found.setdefault((index, sigma), {"evaluations": 0, "seconds": 0.0})
+            cell = cells.setdefault((index, sigma), {"evaluations": 0, "seconds": 0.0})
             cell[phase] = counted.votes.tolist()
             cell["evaluations"] += counted.evaluations
             cell["seconds"] += (now - clock) / len(counts)
         clock = now
-    return [Counted(job.examples[index].label, sigma, **cell) for (index, sigma), cell in found.items()]
+    return [Counted(job.examples[index].label, sigma, **cell) for (index, sigma), cell in cells.items()]
 
 
 def interval(successes: int, total: int) -> tuple[float, float]:
-    """Of the level that was chosen among all: those of all levels hold together with 95 % (Bonferroni)."""
+    """For the level that was chosen among all: the intervals of all levels hold together with 95 % (Bonferroni)."""
     tail = (1 - CONFIDENCE) / 2 / len(SIGMAS)
     low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, total - successes + 1))
     high = 1.0 if successes == total else float(beta.ppf(1 - tail, successes + 1, total - successes))
@@ -198,7 +198,7 @@ def table(dataset: str, images: int, votes: int, only: str | None) -> None:
                 continue
             config = config_of(dataset, changes)
             jobs = [Job(config, examples[worker::workers], votes) for worker in range(workers)]
-            cells = [cell for found in pool.map(count, jobs) for cell in found]
+            cells = [cell for counted in pool.map(count, jobs) for cell in counted]
             click.echo(row_of(name, cells, votes))
     click.echo(
         f"a difference of two ways shows (sign test, 95 %) if {images_that_differ()} images change, all to one side"
@@ -225,8 +225,8 @@ def show_product(dataset: str, images: int) -> None:
         f"\n`ndc certify fast` on {images} images; the authors' procedure takes {authors:,} evaluations per image"
     )
     for name, settings in (("fast", ()), ("fast with 10,000 votes fixed", ("certificate.method='cohen'",))):
-        found = product_run(dataset, images, *settings)
-        levels = found["levels"]
+        summary = product_run(dataset, images, *settings)
+        levels = summary["levels"]
         cost = sum(level["evaluations_per_image"] for level in levels)
         votes = " / ".join(f"{level['votes_per_image']:,.0f}" for level in levels)
         best = {
@@ -236,7 +236,7 @@ def show_product(dataset: str, images: int) -> None:
         shares = ", ".join(f"{100 * share:.1f} % at {radius}" for radius, share in best.items())
         click.echo(
             f"{name}: {votes} votes, {cost:,.0f} evaluations per image for all levels, {authors / cost:,.0f} times "
-            f"fewer; certified, {BEST}: {shares}; {found['seconds']:.0f} s"
+            f"fewer; certified, {BEST}: {shares}; {summary['seconds']:.0f} s"
         )
 
 
@@ -271,10 +271,10 @@ def class_table(draws: int = 60) -> None:
         for name, levers in ways.items():
             denoiser = many_gaussians(classes, dimension=64, heads=levers.pop("heads", False))
             classifier = DiffusionClassifier(denoiser, "apndc-ensemble", grid=grid, rows_per_pass=256, **levers)
-            found = predict(classifier, z, tau_model=tau_model, noise=drawn)
-            full = found.winners if full is None else full
-            agreement = 100 * (found.winners == full).mean()
-            click.echo(f"| {classes:,} | {name} | {found.evaluations / draws:,.1f} | {agreement:.0f} % |")
+            prediction = predict(classifier, z, tau_model=tau_model, noise=drawn)
+            full = prediction.winners if full is None else full
+            agreement = 100 * (prediction.winners == full).mean()
+            click.echo(f"| {classes:,} | {name} | {prediction.evaluations / draws:,.1f} | {agreement:.0f} % |")
 
 
 @click.command()

@@ -43,7 +43,7 @@ def parts(*, device: str, tiny: bool, seconds: float, data: Path | None) -> list
 
 
 def run(part: Part, out: Path, *, seconds: float) -> str:
-    """What became of a part; its output goes to the terminal and to its file."""
+    """Runs a part and says how it ended; its output goes to the terminal and to its file."""
     command = [sys.executable, "-m", f"tests.bench.{part.module}", *part.arguments]
     if part.json:
         command += ["--out", str(out / f"{part.module}.json")]

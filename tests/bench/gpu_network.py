@@ -118,7 +118,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def per_second(bench: Bench, call: Callable[[], object], *, amount: float, before: int = 4) -> float:
-    """How much of `amount`, which is one call's, is done a second."""
+    """The amount per second, where one call does `amount`."""
     for _ in range(before):
         call()
     bench.synchronise()
@@ -132,7 +132,7 @@ def per_second(bench: Bench, call: Callable[[], object], *, amount: float, befor
 
 
 def made(net: Net, way: Way, *, device: str) -> tuple[EDMDenoiser, tuple[Tensor, Tensor, Tensor]]:
-    """A denoiser that is run in a way, and inputs for it."""
+    """A denoiser that runs in this way, and inputs for it."""
     torch.manual_seed(SEED)
     with torch.device(device):
         network = net.build(
@@ -175,7 +175,7 @@ def inputs(net: Net, *, device: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def flops_of(net: Net) -> float:
-    """Of an evaluation: products of convolutions, linear layers and attention."""
+    """FLOPs of an evaluation: products of convolutions, linear layers and attention."""
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network = net.build(
             img_resolution=net.side, in_channels=3, out_channels=3, label_dim=net.classes, **net.arguments
@@ -194,8 +194,8 @@ def golden(bench: Bench, names: tuple[str, ...]) -> None:
             for precision in PRECISIONS:
                 execution = Execution(precision, layout != "NCHW")
                 denoiser, io = golden_denoiser(name, execution, fused=layout == "fused", device=bench.device)
-                found = denoiser.unclipped(*io[:3]).cpu()
-                row[precision] = f"{(found - io[3]).abs().max():.1e}/{(found - exact).abs().max():.1e}"
+                output = denoiser.unclipped(*io[:3]).cpu()
+                row[precision] = f"{(output - io[3]).abs().max():.1e}/{(output - exact).abs().max():.1e}"
             bench.note(**row)
 
 
@@ -232,19 +232,19 @@ def golden_parts(name: str) -> tuple[Any, int, tuple[Tensor, Tensor, Tensor, Ten
 @torch.inference_mode()
 def limits(bench: Bench, *, side: int) -> dict[str, float]:
     """FLOP/s of a large product of matrices, and bytes/s of a large copy."""
-    found = {}
+    measured = {}
     for precision in ("float16", "bfloat16"):
         a, b = (torch.randn(side, side, device=bench.device, dtype=DTYPES[precision]) for _ in range(2))
-        found[precision] = per_second(bench, lambda a=a, b=b: a @ b, amount=2.0 * side**3)
+        measured[precision] = per_second(bench, lambda a=a, b=b: a @ b, amount=2.0 * side**3)
     a = torch.empty(side, side, device=bench.device)
-    found["copy"] = per_second(bench, a.clone, amount=2.0 * a.numel() * a.element_size())
-    bench.note(part="limits", **{key: f"{value / 1e12:.3g} T/s" for key, value in found.items()})
-    return found
+    measured["copy"] = per_second(bench, a.clone, amount=2.0 * a.numel() * a.element_size())
+    bench.note(part="limits", **{key: f"{value / 1e12:.3g} T/s" for key, value in measured.items()})
+    return measured
 
 
 @torch.inference_mode()
 def rows_stand_alone(bench: Bench, net: Net) -> None:
-    """Whether a row's result depends on its place, its company or chance, the way it is run by default."""
+    """Whether a row's result depends on its place, its company or chance in the default way to run."""
     for precision in ("float16", "bfloat16"):
         denoiser, (z, sigma, label) = made(net, Way("", precision), device=bench.device)
         first = [denoiser(z, sigma, label) for _ in range(5)]
@@ -257,7 +257,7 @@ def rows_stand_alone(bench: Bench, net: Net) -> None:
             part="rows",
             network=net.name,
             way=precision,
-            again=all(torch.equal(first[0], one) for one in first),
+            again=all(torch.equal(first[0], output) for output in first),
             moved=f"{(moved - first[0][order]).abs().max().item():.1e}",
             other_company=f"{(company - first[0])[lonely].abs().max().item():.1e}",
             graph_against_eager=f"{(plain - first[0]).abs().max().item():.1e}",
@@ -267,7 +267,7 @@ def rows_stand_alone(bench: Bench, net: Net) -> None:
 
 @torch.inference_mode()
 def places(bench: Bench, net: Net) -> None:
-    """What makes a row depend on its place: the operations, and what helps at what rate."""
+    """The operations that make a row depend on its place, and the rate of each remedy."""
     for precision in PRECISIONS[2:]:
         denoiser, given = made(net, Way("", precision, graph=False), device=bench.device)
         for cause in (list(causes(denoiser, given)) or ["none"])[:8]:
@@ -282,24 +282,31 @@ def place(
 ) -> None:
     order = torch.randperm(net.rows, generator=torch.Generator().manual_seed(1)).to(bench.device)
     with REMEDIES[remedy]():
-        first, moved = denoiser(*given), denoiser(*(one[order] for one in given))
-        found = per_second(bench, lambda: denoiser(*given), amount=net.rows, before=0)
+        first, moved = denoiser(*given), denoiser(*(tensor[order] for tensor in given))
+        evaluations_per_second = per_second(bench, lambda: denoiser(*given), amount=net.rows, before=0)
     difference = f"{(moved - first[order]).abs().max().item():.1e}"
-    bench.note(part="place", network=net.name, precision=precision, remedy=remedy, moved=difference, rate=found)
+    bench.note(
+        part="place",
+        network=net.name,
+        precision=precision,
+        remedy=remedy,
+        moved=difference,
+        rate=evaluations_per_second,
+    )
 
 
 @torch.inference_mode()
 def rate(bench: Bench, net: Net, way: Way, *, limit: dict[str, float]) -> None:
     began = time.perf_counter()
     denoiser, given = made(net, way, device=bench.device)
-    found = per_second(bench, lambda: denoiser(*given), amount=net.rows)
-    power = found * flops_of(net)
+    evaluations_per_second = per_second(bench, lambda: denoiser(*given), amount=net.rows)
+    power = evaluations_per_second * flops_of(net)
     bench.note(
         part="rate",
         network=net.name,
         way=way.name,
         precision=way.precision,
-        per_second=round(found, 1),
+        per_second=round(evaluations_per_second, 1),
         tflops=round(power / 1e12, 3),
         share=round(power / limit.get(way.precision, limit["float16"]), 3),
         took=round(time.perf_counter() - began, 1),
@@ -307,7 +314,7 @@ def rate(bench: Bench, net: Net, way: Way, *, limit: dict[str, float]) -> None:
 
 
 def gradient_rate(bench: Bench, net: Net, way: Way) -> None:
-    """Of the derivative with respect to the label, whose row counts as two evaluations; half the rows, for memory."""
+    """The rate of label gradients, where a row counts as two evaluations; half the rows, for memory."""
     denoiser, given = made(replace(net, rows=net.rows // 2), way, device=bench.device)
     denoiser.requires_grad_(False)
     z, sigma, label = given
@@ -317,13 +324,13 @@ def gradient_rate(bench: Bench, net: Net, way: Way) -> None:
         return torch.autograd.grad(denoiser(z, sigma, wanted).square().sum(), wanted)[0]
 
     same = torch.equal(gradient(), gradient())
-    found = per_second(bench, gradient, amount=net.rows, before=1)
+    evaluations_per_second = per_second(bench, gradient, amount=net.rows, before=1)
     bench.note(
         part="gradient",
         network=net.name,
         way=way.name,
         precision=way.precision,
-        evaluations_per_second=round(found, 1),
+        evaluations_per_second=round(evaluations_per_second, 1),
         same_again=same,
     )
 
@@ -344,15 +351,17 @@ def kernels(bench: Bench, net: Net) -> None:
     def own(event: Any) -> float:
         return float(event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3
 
-    on_device = [one for one in run.key_averages() if not cuda or "CUDA" in str(one.device_type)]
-    total = sum(own(one) for one in on_device) or 1.0
+    on_device = [entry for entry in run.key_averages() if not cuda or "CUDA" in str(entry.device_type)]
+    total = sum(own(entry) for entry in on_device) or 1.0
     print(f"kernels of one pass of {net.name}, {total:.2f} ms")
-    for one in sorted(on_device, key=own, reverse=True)[:18]:
-        bench.note(part="kernel", network=net.name, ms=round(own(one), 3), calls=one.count, kernel=one.key[:110])
-    for one in sorted(run.key_averages(group_by_input_shape=True), key=own, reverse=True)[:14]:
-        if own(one) and one.key.startswith("aten::"):
-            shapes = str(one.input_shapes[:3])
-            bench.note(part="shape", network=net.name, ms=round(own(one), 3), calls=one.count, of=f"{one.key} {shapes}")
+    for entry in sorted(on_device, key=own, reverse=True)[:18]:
+        bench.note(part="kernel", network=net.name, ms=round(own(entry), 3), calls=entry.count, kernel=entry.key[:110])
+    for entry in sorted(run.key_averages(group_by_input_shape=True), key=own, reverse=True)[:14]:
+        if own(entry) and entry.key.startswith("aten::"):
+            shapes = str(entry.input_shapes[:3])
+            bench.note(
+                part="shape", network=net.name, ms=round(own(entry), 3), calls=entry.count, of=f"{entry.key} {shapes}"
+            )
 
 
 def table(bench: Bench) -> Iterator[str]:
@@ -367,7 +376,7 @@ def table(bench: Bench) -> Iterator[str]:
 
 
 def guarded(bench: Bench, what: Callable[[], None], *, name: str) -> None:
-    """One part that fails is not the others' failure."""
+    """A part that fails does not stop the others."""
     try:
         what()
     except Exception as error:

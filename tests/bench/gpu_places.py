@@ -36,11 +36,13 @@ class Recorder(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in NOT_COMPUTED:
             return func(*args, **(kwargs or {}))
-        flat = [one for one in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-        before = [self.marks(one) for one in flat]
+        flat = [tensor for tensor in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
+        before = [self.marks(tensor) for tensor in flat]
         result = func(*args, **(kwargs or {}))
-        first = next(iter(one for one in torch.utils._pytree.tree_leaves(result) if isinstance(one, Tensor)), None)
-        shapes = ", ".join(str(tuple(one.shape)) for one in flat[:3])
+        first = next(
+            iter(tensor for tensor in torch.utils._pytree.tree_leaves(result) if isinstance(tensor, Tensor)), None
+        )
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in flat[:3])
         self.operations.append((f"{name} {shapes}", before, None if first is None else self.marks(first)))
         return result
 
@@ -59,16 +61,16 @@ def causes(call: Callable[..., Tensor], given: tuple[Tensor, ...]) -> Iterator[s
     rows = len(given[0])
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(1)).to(given[0].device)
     recordings = []
-    for inputs in (given, tuple(one[order] for one in given)):
+    for inputs in (given, tuple(tensor[order] for tensor in given)):
         with torch.no_grad(), Recorder(rows) as recorder:
             call(*inputs)
         recordings.append(recorder.operations)
 
-    def differing(one: Tensor | None, other: Tensor | None) -> int:
+    def differing(first: Tensor | None, second: Tensor | None) -> int:
         """Weights, whose rows are not the pass's, have not moved."""
-        if one is None or other is None or torch.equal(one, other):
+        if first is None or second is None or torch.equal(first, second):
             return 0
-        return int((one[order] != other).sum())
+        return int((first[order] != second).sum())
 
     for (name, ins, out), (_, other_ins, other_out) in zip(*recordings, strict=True):
         inside = max((differing(*pair) for pair in zip(ins, other_ins, strict=True)), default=0)

@@ -50,7 +50,7 @@ def images_of(data: str) -> list[Example]:
 def trained(
     examples: list[Example], spec: TrainingSpec, options: dict[str, Any], machine: Machine
 ) -> tuple[EDMDenoiser, dict[str, Any]]:
-    """A denoiser, and what its training was like."""
+    """A denoiser, and figures of its training."""
     seen: list[TrainingProgress] = []
     images: Tensor = torch.from_numpy(np.stack([example.image for example in examples])).to(machine.device)
     labels = torch.tensor([example.label for example in examples], device=machine.device)
@@ -73,7 +73,7 @@ def trained(
         "images_per_second": last.images_per_second,
         "images_per_second_of_the_second_half": rate,
         "first_report_after_seconds": seen[0].seconds,
-        "losses": [round(one.loss, 4) for one in seen[:: max(1, len(seen) // 20)]],
+        "losses": [round(progress.loss, 4) for progress in seen[:: max(1, len(seen) // 20)]],
         **asdict(last),
     }
 
@@ -81,15 +81,15 @@ def trained(
 def accuracy(
     denoiser: EDMDenoiser, held_out: list[Example], name: str, sigma: float, *, grid: GridSpec, device: str
 ) -> float:
-    """Share of right votes, one an image."""
+    """Share of right votes, one for each image."""
     rows = 2048 if device == "cuda" else 16
     classifier = DiffusionClassifier(
         denoiser.to(device), name, grid=grid, weight="edm", rows_per_pass=rows, device=device
     )
     noise = "none" if sigma == 0 else "integer"
     requests: list[tuple[int, VoteRequest]] = [
-        (index, VoteRequest(one.image, one.image_id, (sigma,), noise, 0, "estimation", range(1)))
-        for index, one in enumerate(held_out)
+        (index, VoteRequest(example.image, example.image_id, (sigma,), noise, 0, "estimation", range(1)))
+        for index, example in enumerate(held_out)
     ]
     right = 0
     for index, counts in stream_votes(classifier, in_turn(requests)):
@@ -107,7 +107,7 @@ def accuracy(
 @click.option("--tiny", is_flag=True, help="Few channels, images and rows, to try this script out.")
 @click.option("--compiled", is_flag=True, help="Also measure the compiled network, last.")
 def main(data: str, out: Path, seconds: float, device: str, tiny: bool, compiled: bool) -> None:
-    began, found = time.monotonic(), {}
+    began, results = time.monotonic(), {}
     settings, options, rate_seconds = dict(PRESET.settings), dict(PRESET.options), RATE_SECONDS
     held, grid = HELD_OUT, GRID
     if tiny:
@@ -120,10 +120,10 @@ def main(data: str, out: Path, seconds: float, device: str, tiny: bool, compiled
     train, held_out = examples[:-held], examples[-held:]
 
     def note(part: str, values: Any) -> None:
-        found[part] = values
-        found["seconds_in_all"] = time.monotonic() - began
-        out.write_text(json.dumps(found, indent=1) + "\n")
-        click.echo(f"{found['seconds_in_all']:.0f} s: {part}: {values}")
+        results[part] = values
+        results["seconds_in_all"] = time.monotonic() - began
+        out.write_text(json.dumps(results, indent=1) + "\n")
+        click.echo(f"{results['seconds_in_all']:.0f} s: {part}: {values}")
 
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     note("setting", {"device": name, "torch": torch.__version__, "images": len(train), "spec": asdict(spec)})

@@ -3,10 +3,10 @@
     python -m tests.bench.gpu_votes --seconds 150 --out votes.json        # on a GPU
     python -m tests.bench.gpu_votes --device cpu --tiny --seconds 50 --out votes.json
 
-First whether votes come out the same again, in another order and in other company; then pairs of a bare loop and the
-vote loop. A bare loop calls the network on the same rows again and again, and a pass of label gradients counts for what
-a bare loop of such passes takes. With the network "none", which computes next to nothing, a pass takes what the loop
-itself needs for it; elsewhere "host ms" has in it what CUDA lets the host wait to launch more.
+First it checks whether votes come out the same again, in another order and in other company; then it times pairs of a
+bare loop and the vote loop. A bare loop calls the network on the same rows again and again, and a pass of label
+gradients counts for what a bare loop of such passes takes. With the network "none", which computes next to nothing, a
+pass takes as long as the loop itself; elsewhere "host ms" includes the time that the host waits to launch more.
 
 Needs torch, numpy, scipy, safetensors, jaxtyping and click. Networks have random weights: near-ties are as frequent as
 they can be.
@@ -46,12 +46,12 @@ FEWEST_PASSES = 8  # of a window, after as many that are not counted
 
 
 class EnoughError(BaseException):
-    """Ends a measurement: no task's failure."""
+    """Ends a measurement; it is not a failure of a task."""
 
 
 @dataclass
 class Window:
-    """What a vote loop launched in a while of its steady state."""
+    """The passes that a vote loop launched during a window of its steady state."""
 
     rows: Counter[str] = field(default_factory=Counter)
     passes: Counter[str] = field(default_factory=Counter)
@@ -59,7 +59,7 @@ class Window:
     host_seconds: float = 0.0
 
 
-def polls_for_ever(shape: tuple[int, ...], request: int) -> Iterator[tuple[int, VoteRequest]]:
+def endless_requests(shape: tuple[int, ...], request: int) -> Iterator[tuple[int, VoteRequest]]:
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     number = 0
     while True:
@@ -71,7 +71,7 @@ def vote_window(
     classifier: DiffusionClassifier, request: int, *, warm: float, seconds: float, passes_each: int
 ) -> Window:
     """Votes for a while, counts rows from when it is warm, and stops."""
-    found, own = Window(), passes._Gatherer._evaluate
+    counted, own = Window(), passes._Gatherer._evaluate
     launched, marks = 0, list[tuple[float, float]]()
     begins = time.perf_counter() + warm
 
@@ -83,22 +83,22 @@ def vote_window(
             marks.append((now, time.thread_time()))
             if now > marks[0][0] + seconds and len(marks) > passes_each:
                 raise EnoughError
-            found.rows[parts[0][0].kind] += sum(window.stop - window.start for _, window in parts)
-            found.passes[parts[0][0].kind] += 1
+            counted.rows[parts[0][0].kind] += sum(window.stop - window.start for _, window in parts)
+            counted.passes[parts[0][0].kind] += 1
         return own(gatherer, parts)
 
     passes._Gatherer._evaluate = evaluate  # type: ignore[method-assign]
-    polls = polls_for_ever(classifier.image_shape, request)
+    requests = endless_requests(classifier.image_shape, request)
     try:
-        for _, counts in stream_votes(classifier, lambda: next(polls)):
+        for _, counts in stream_votes(classifier, lambda: next(requests)):
             if isinstance(counts, Exception):
                 raise counts
     except EnoughError:
         pass
     finally:
         passes._Gatherer._evaluate = own  # type: ignore[method-assign]
-    found.seconds, found.host_seconds = (last - first for first, last in zip(marks[0], marks[-1], strict=True))
-    return found
+    counted.seconds, counted.host_seconds = (last - first for first, last in zip(marks[0], marks[-1], strict=True))
+    return counted
 
 
 def measured(bench: Bench, way: Way) -> dict[str, Any]:
@@ -139,18 +139,18 @@ def measured(bench: Bench, way: Way) -> dict[str, Any]:
 def correctness(bench: Bench, way: Way) -> dict[str, Any]:
     """How many of the same votes differ when drawn again, in another order, and in other company."""
     classifier, draws = bench.classifier(way), 1 if bench.tiny else 10
-    polls = polls_for_ever(classifier.image_shape, draws)
-    asked = [next(polls) for _ in range(4 if bench.tiny else 8)]
+    requests = endless_requests(classifier.image_shape, draws)
+    repeated = [next(requests) for _ in range(4 if bench.tiny else 8)]
 
-    def votes(of: list[tuple[int, VoteRequest]]) -> dict[int, np.ndarray]:
-        waiting, found = deque(of), {}
+    def votes(waiting_requests: list[tuple[int, VoteRequest]]) -> dict[int, np.ndarray]:
+        waiting, votes_by_number = deque(waiting_requests), {}
         for number, counts in stream_votes(classifier, lambda: waiting.popleft() if waiting else None):
             if isinstance(counts, Exception):
                 raise counts
-            found[number] = counts[0].votes
-        return found
+            votes_by_number[number] = counts[0].votes
+        return votes_by_number
 
-    first = votes(asked)
+    first = votes(repeated)
 
     def differ(other: dict[int, np.ndarray]) -> int:
         return sum(int(np.abs(first[number] - other[number]).sum()) // 2 for number in first if number in other)
@@ -158,10 +158,10 @@ def correctness(bench: Bench, way: Way) -> dict[str, Any]:
     return {
         "network": way.network,
         "way": way.name,
-        "votes": len(asked) * draws,
-        "again": differ(votes(asked)),
-        "order": differ(votes(asked[::-1])),
-        "company": differ(votes(asked[:2] + [next(polls) for _ in range(3)])),
+        "votes": len(repeated) * draws,
+        "again": differ(votes(repeated)),
+        "order": differ(votes(repeated[::-1])),
+        "company": differ(votes(repeated[:2] + [next(requests) for _ in range(3)])),
     }
 
 
@@ -201,7 +201,7 @@ def hidden_waits(bench: Bench, way: Way) -> dict[str, Any]:
             window = vote_window(classifier, 50, warm=0.0, seconds=0.5, passes_each=4)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    at = Counter(f"{one.filename}:{one.lineno}" for one in caught if "synchroniz" in str(one.message))
+    at = Counter(f"{warning.filename}:{warning.lineno}" for warning in caught if "synchroniz" in str(warning.message))
     return {
         "way": way.name,
         "hidden_waits": sum(at.values()),
@@ -267,23 +267,23 @@ Part = Callable[[], dict[str, Any] | list[dict[str, Any]]]
 
 
 def parts_of(bench: Bench) -> Iterator[Part]:
-    """In the order of what is least known."""
+    """The least known first."""
     every = list(ways())
-    of: dict[str, list[Way]] = {}
+    ways_of: dict[str, list[Way]] = {}
     for way in every:
-        of.setdefault(way.network, []).append(way)
+        ways_of.setdefault(way.network, []).append(way)
     yield partial(noise_rates, bench, (3, 32, 32))
     yield partial(noise_rates, bench, (3, 64, 64))
-    yield partial(correctness, bench, replace(of["7 M heads"][0], rows=512))
-    for way in (*of["7 M heads"], *of["heads"], *of["none"], *of["ADM 296 M"]):
+    yield partial(correctness, bench, replace(ways_of["7 M heads"][0], rows=512))
+    for way in (*ways_of["7 M heads"], *ways_of["heads"], *ways_of["none"], *ways_of["ADM 296 M"]):
         yield partial(measured, bench, way)
-    race, gradient = of["7 M"][0], of["7 M"][3]
+    race, gradient = ways_of["7 M"][0], ways_of["7 M"][3]
     for way in (race, gradient):
         yield partial(correctness, bench, replace(way, rows=512))
     if bench.device == "cuda":
         for way in (race, gradient):
             yield partial(hidden_waits, bench, way)
-    for way in (*of["7 M"], *of["55.7 M"]):
+    for way in (*ways_of["7 M"], *ways_of["55.7 M"]):
         yield partial(measured, bench, way)
     for count, rows in ((1, 2048), (2, 1024)):
         yield partial(actors_rate, bench, count, rows)
@@ -324,10 +324,10 @@ def main(
             break
         began = time.perf_counter()
         try:
-            found = part()
+            result = part()
         except Exception:
-            found = {"failed": traceback.format_exc(limit=-4)}
-        for row in found if isinstance(found, list) else [found]:
+            result = {"failed": traceback.format_exc(limit=-4)}
+        for row in result if isinstance(result, list) else [result]:
             rows.append(row)
             click.echo(f"{shown(row)} ({time.perf_counter() - began:.1f} s)")
         if out:

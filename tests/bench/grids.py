@@ -29,7 +29,10 @@ def main(written: Path) -> None:
         load_denoiser("models/digits"), written_down["classifier"], grid, weight=written_down["weight"]
     )
     examples = digits("test")[::EVERY]
-    images, labels = np.stack([one.image for one in examples]), np.array([one.label for one in examples])
+    images, labels = (
+        np.stack([example.image for example in examples]),
+        np.array([example.label for example in examples]),
+    )
     (measured,) = measure([classifier], images, labels, sigma_pixel=sigmas, draws=DRAWS, seed=SEED)
     search = GridSearch(classifier, measured, tuple(map(sigma_to_model, sigmas)), SEED)
     everyone = np.arange(len(labels))

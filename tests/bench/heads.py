@@ -45,13 +45,13 @@ def winners(
         noisy.append(law.add(example.image, noise.input))
         noises.append(noise)
     noise = DrawNoise(*(np.concatenate([getattr(each, part.name) for each in noises]) for part in fields(DrawNoise)))
-    found = scores(classifier, np.concatenate(noisy), tau_model=2 * sigma_pixel, noise=noise)
-    return found.argmax(axis=1).reshape(len(examples), draws)
+    scores_of_classes = scores(classifier, np.concatenate(noisy), tau_model=2 * sigma_pixel, noise=noise)
+    return scores_of_classes.argmax(axis=1).reshape(len(examples), draws)
 
 
 @torch.inference_mode()
 def milliseconds(denoiser: EDMDenoiser) -> float:
-    """Of the outputs for all classes at ROWS noisy images, the median of 20."""
+    """Median of 20 times for the outputs of all classes at ROWS noisy images."""
     z, sigma = torch.zeros(ROWS, *denoiser.image_shape), torch.ones(ROWS)
     labels = torch.eye(denoiser.num_classes)
     taken: list[float] = []

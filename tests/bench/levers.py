@@ -3,8 +3,8 @@
     .venv/bin/python -m tests.bench.levers [--images 100] [--draws 4]
 
 The label-conditional model, the grid of the preset `fast`, the same noise for every way. The full vote scores all ten
-classes at all levels. Gaps and numbers of classes are read off these tables: so they are of training digits, and of
-another seed than any preset's. Nobody's certificate counts these draws.
+classes at all levels. Gaps and numbers of classes are read off these tables, so these use training digits and
+a seed that no preset uses. No certificate counts these draws.
 """
 
 from dataclasses import replace
@@ -69,8 +69,8 @@ def main(images: int, draws: int) -> None:
         def vote(
             classifier: DiffusionClassifier, z: np.ndarray = z, noise: DrawNoise = noise
         ) -> tuple[np.ndarray, float]:
-            found = predict(classifier, z, tau_model=2 * sigma, noise=noise)  # noqa: B023
-            return found.winners, found.evaluations / len(z)
+            prediction = predict(classifier, z, tau_model=2 * sigma, noise=noise)  # noqa: B023
+            return prediction.winners, prediction.evaluations / len(z)
 
         truth, cost = vote(full)
         races.append(f"| {sigma} | none | {cost:.1f} | {100 * (truth == labels).mean():.1f} % | |")
@@ -83,7 +83,9 @@ def main(images: int, draws: int) -> None:
             recalls = [
                 (vote(replace(full, label_gradient=LabelGradientSpec(steps, kept)))[0] == truth).mean() for kept in KEPT
             ]
-            gradients.append(f"| {sigma} | {steps} | " + " | ".join(f"{100 * one:.1f} %" for one in recalls) + " |")
+            gradients.append(
+                f"| {sigma} | {steps} | " + " | ".join(f"{100 * recall:.1f} %" for recall in recalls) + " |"
+            )
     click.echo("\n".join([*gradients, "", *races]))
 
 

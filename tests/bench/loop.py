@@ -43,7 +43,7 @@ REQUESTS = (2, 1000)
 
 @dataclass(frozen=True)
 class Cheap:
-    """As good as no network: its output is the noisy image and a little of the label."""
+    """Almost no network: its output is the noisy image and a little of the label."""
 
     image_shape: tuple[int, int, int] = (1, 8, 8)
     num_classes: int = 10
@@ -53,7 +53,7 @@ class Cheap:
 
 
 class EnoughError(BaseException):
-    """Ends a measurement: no vote's failure."""
+    """Ends a measurement; it is not a failure of a vote."""
 
 
 def bare_rate(denoiser: Denoiser, rows: int, seconds: float) -> float:
@@ -98,7 +98,7 @@ def vote_rate(classifier: DiffusionClassifier, request: int, seconds: float) -> 
         return done / (marks[-1] - marks[0])
     finally:
         passes._Gatherer._evaluate = own  # type: ignore[method-assign]
-    raise AssertionError("there is always a next poll")
+    raise AssertionError("there is always a next request")
 
 
 @click.command()

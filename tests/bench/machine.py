@@ -48,10 +48,10 @@ class Timed:
 
     def __call__(self, z: torch.Tensor, sigma_model: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         begin = time.perf_counter()
-        found = self.denoiser(z, sigma_model, label)
+        output = self.denoiser(z, sigma_model, label)
         self.seconds += time.perf_counter() - begin
         self.rows += len(z)
-        return found
+        return output
 
 
 def network(channels: int, execution: Execution) -> EDMDenoiser:
@@ -85,11 +85,11 @@ def pipeline_rate(denoiser: EDMDenoiser, votes: int, *, rows: int, race: RaceSpe
     image = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
     waiting = [(0, VoteRequest(image, "x", (SIGMA,), "integer", 0, "estimation", range(votes)))]
     started = time.perf_counter()
-    ((_, found),) = stream_votes(classifier, in_turn(waiting))
+    ((_, counts),) = stream_votes(classifier, in_turn(waiting))
     seconds = time.perf_counter() - started
-    if isinstance(found, Exception):
-        raise found
-    evaluations = found[0].evaluations
+    if isinstance(counts, Exception):
+        raise counts
+    evaluations = counts[0].evaluations
     return evaluations / seconds, 1 - timed.seconds / seconds, 1 - evaluations / timed.rows
 
 
@@ -108,22 +108,22 @@ def main(pairs: int, channels: int, votes: int) -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     networks = {way: network(channels, execution) for way, execution in WAYS.items()}
-    rows = {way: fastest_rows(one, device="cpu").rows for way, one in networks.items()}
+    rows = {way: fastest_rows(denoiser, device="cpu").rows for way, denoiser in networks.items()}
     loop, ratios = networks["float32"], defaultdict(list)
     hosts, padding = [], []
     for pair in range(pairs):
         before = loop_rate(loop, max(1, votes // 5))
-        rates = {way: pipeline_rate(one, votes, rows=rows[way], race=None) for way, one in networks.items()}
+        rates = {way: pipeline_rate(denoiser, votes, rows=rows[way], race=None) for way, denoiser in networks.items()}
         slow = (before + loop_rate(loop, max(1, votes // 5))) / 2
         for way, (rate, host, _) in rates.items():
             ratios[way].append(rate / slow)
             hosts.append(host)
         padding.append(pipeline_rate(networks["bfloat16"], 4 * votes, rows=rows["bfloat16"], race=RaceSpec(1.5))[2])
-        found = ", ".join(f"{way} {rate:,.0f}/s" for way, (rate, _, _) in rates.items())
-        click.echo(f"{pair + 1}: loop {slow:,.0f}/s; gathered: {found}")
-    for way, found_ratios in ratios.items():
-        low, high = min(found_ratios), max(found_ratios)
-        click.echo(f"{way}: {statistics.median(found_ratios):.2f} times the loop, {low:.2f} to {high:.2f}")
+        shown = ", ".join(f"{way} {rate:,.0f}/s" for way, (rate, _, _) in rates.items())
+        click.echo(f"{pair + 1}: loop {slow:,.0f}/s; gathered: {shown}")
+    for way, ratios_of_way in ratios.items():
+        low, high = min(ratios_of_way), max(ratios_of_way)
+        click.echo(f"{way}: {statistics.median(ratios_of_way):.2f} times the loop, {low:.2f} to {high:.2f}")
     click.echo(f"rows a pass: {rows}")
     click.echo(f"host: {100 * statistics.median(hosts):.1f} % of the time, at most {100 * max(hosts):.1f} %")
     click.echo(f"padding in a race: {100 * statistics.median(padding):.1f} % of the rows")

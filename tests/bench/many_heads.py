@@ -2,11 +2,11 @@
 
     .venv/bin/python -m tests.bench.many_heads [--pairs 5]
 
-Two kinds of heads, with random weights, on which times do not depend. Of heads on a network of EDM's (`edm-song`, one
-block a level) the time of whole votes: APNDC, four levels, all classes, 16 draws in passes of 16 rows. Of the small
-network's, which make an image for each class, the time of a pass and of its squared distances. Measurements come in
-rounds of 10, 100 and 1,000, so that other work on the machine meets all. Only ratios are stated: medians of the rounds,
-and their range.
+Two kinds of heads, with random weights; times do not depend on them. For heads on a network of EDM's (`edm-song`, one
+block a level), the time of whole votes: APNDC, four levels, all classes, 16 draws in passes of 16 rows. For the small
+network's heads, which make an image for each class, the time of a pass and of its squared distances. Measurements come
+in rounds of 10, 100 and 1,000, so that other work on the machine affects all alike. Only ratios are stated: medians of
+the rounds, and their range.
 """
 
 import time
@@ -35,7 +35,7 @@ Seconds = Callable[[], float]
 
 
 def linear_heads(classes: int, channels: int) -> Seconds:
-    """Of one vote's sixteenth."""
+    """The time of a sixteenth of a vote."""
     arguments: dict[str, Any] = {
         "img_resolution": SIDE,
         "in_channels": 3,
@@ -70,7 +70,7 @@ def linear_heads(classes: int, channels: int) -> Seconds:
 
 
 def small_heads(classes: int, channels: int) -> Seconds:
-    """Of a pass and of all distances to one image. Processor time, to which other work adds only through caches."""
+    """The time of a pass and of all distances to one image: processor time, which other work hardly changes."""
     network = SmallHeadsUNet(image_channels=IMAGE_SHAPE[0], num_classes=classes, channels=channels)
     denoiser = HeadsDenoiser(network, image_shape=IMAGE_SHAPE, num_classes=classes).eval()
     z, sigma = torch.zeros(ROWS, *IMAGE_SHAPE), torch.ones(ROWS)
@@ -97,7 +97,7 @@ def main(pairs: int) -> None:
             for seconds in timed:
                 seconds()  # the first one is slower
             rounds = [[seconds() for seconds in timed] for _ in range(pairs)]
-            columns = [[one[place] / one[0] for one in rounds] for place in (1, 2)]
+            columns = [[times[place] / times[0] for times in rounds] for place in (1, 2)]
             cells = " | ".join(f"{median(column):.2f} ({min(column):.2f} to {max(column):.2f})" for column in columns)
             click.echo(f"| {name} | {channels} | {cells} |")
 

@@ -79,12 +79,12 @@ def main(images: int) -> None:
             x = margins[:, margins.mean(axis=0).argmin()]
             ends = {"lowest": method.lowest_margin, "highest": -method.lowest_margin}
             for n in DRAWS:
-                found = {
+                bounds_of_kinds = {
                     "betting": smallest_mean_lower(x[:n, None], lowest=method.lowest_margin, alpha=ALPHA),
                     "plug-in Bernstein": plug_in_bernstein(x[:n], **ends),
                     "Maurer-Pontil": maurer_pontil(x[:n], **ends),
                 }
-                for kind, bound in found.items():
+                for kind, bound in bounds_of_kinds.items():
                     bounds[kind].append((n, (x[:n].mean() - bound) / x[:n].mean()))
         click.echo(f"\n{name}: distance of the bound below the mean, as a share of the mean")
         for kind, pairs in bounds.items():

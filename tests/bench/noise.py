@@ -47,9 +47,9 @@ def main(pairs: int) -> None:
     ratios = []
     for pair in range(pairs):
         first, second = ("integer", "float") if pair % 2 else ("float", "integer")
-        found = {first: seconds(first, pair), second: seconds(second, pair)}
-        ratios.append(found["integer"] / found["float"])
-        click.echo(f"{pair + 1}: integer {found['integer']:.3f} s, float {found['float']:.3f} s for {VOTES:,} votes")
+        taken = {first: seconds(first, pair), second: seconds(second, pair)}
+        ratios.append(taken["integer"] / taken["float"])
+        click.echo(f"{pair + 1}: integer {taken['integer']:.3f} s, float {taken['float']:.3f} s for {VOTES:,} votes")
     click.echo(f"integer / float: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
 
 

@@ -3,10 +3,10 @@
     .venv/bin/python -m tests.bench.overhead [--pairs 5] [--images 4]
 
 The bare loop calls the same denoiser with the same number of rows on one thread, with the same setting of the
-allocator, in a process of its own, and does nothing else. The
-pipeline is `ndc certify demo` with one actor, timed from the start of its first unit to the end of its last: once
-scoring all classes on the full grid, once with the preset's sift, whose ever fewer classes leave more padding in
-the last pass of each step. They take turns; ratios are taken within a turn.
+allocator, in a process of its own, and does nothing else. The pipeline is `ndc certify demo` with one actor, timed from
+the start of its first unit to the end of its last: once scoring all classes on the full grid, once with the preset's
+sift, which leaves fewer classes and so more padding in the last pass of each step. They take turns; ratios are taken
+within a turn.
 """
 
 import os
@@ -54,9 +54,10 @@ def main(pairs: int, images: int) -> None:
             ratios[name].append(pipeline / ((bare + after) / 2))  # before and after, as the machine's speed drifts
             click.echo(f"{pair + 1}: {name}: pipeline {pipeline:,.0f}/s, bare {bare:,.0f} and {after:,.0f}/s")
             bare = after
-    for name, found in ratios.items():
+    for name, measured in ratios.items():
         click.echo(
-            f"{name}: pipeline / bare median {statistics.median(found):.3f}, {min(found):.3f} to {max(found):.3f}"
+            f"{name}: pipeline / bare median {statistics.median(measured):.3f}, "
+            f"{min(measured):.3f} to {max(measured):.3f}"
         )
 
 

@@ -3,8 +3,8 @@
     .venv/bin/python -m tests.bench.passes [--images 64] [--rows 2048]
 
 The preset `fast` on held-out digits, through an actor in this process (`models/digits-heads`), with as many rows a pass
-as a GPU takes. A pass costs a GPU the same however few of its rows are votes': one over the share of full rows is how
-many times longer the votes take. Rows that pad a pass are counted here, and not computed.
+as a GPU takes. A pass costs a GPU the same with few rows of votes as with many: one over the share of full rows is
+how many times longer the votes take. Rows that pad a pass are counted here, and not computed.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ from tests.support.small_runs import digits
 
 
 def share_of_full_rows(config: RunConfig, *, together: int | None, fill: list[int]) -> tuple[int, float]:
-    """Passes, and the share of their rows that votes asked for; without a number, as many as a GPU's actor is sent."""
+    """Passes, and the share of their rows that votes asked for; by default, as many images as a GPU's actor gets."""
     rows, own = list[int](), passes._Gatherer._evaluate
 
     def evaluate(gatherer: Any, parts: Any) -> Any:

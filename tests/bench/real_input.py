@@ -2,10 +2,10 @@
 
     .venv/bin/python -m tests.bench.real_input [--data ../shared/data]
 
-What is shown is that real data pass, what planning takes, and that Parquet and a WebDataset made of it give the same
-pixels. The certified accuracies are those of random weights and mean nothing. CIFAR-10 runs on EDM's full network (55.7
-million parameters), ImageNet-64 on ADM with 32 channels instead of 192 (8.4 million; a vote over 1,000 classes takes
-minutes on a CPU).
+It shows that real data pass, what planning takes, and that Parquet and a WebDataset made of it give the same pixels.
+The certified accuracies are those of random weights and mean nothing. CIFAR-10 runs on EDM's full network (55.7 million
+parameters), ImageNet-64 on ADM with 32 channels instead of 192 (8.4 million; a vote over 1,000 classes takes minutes on
+a CPU).
 """
 
 import io
@@ -61,7 +61,7 @@ def random_model(folder: Path, network: str, arguments: dict) -> Path:
 
 
 def webdataset(parquet: Path, folder: Path, *, images: int) -> Path:
-    """The first images as tar shards of 10,; the key is the image's path without its extension."""
+    """The first images as tar shards of 10; the key is the image's path without its extension."""
     folder.mkdir()
     rows = next(pq.ParquetFile(parquet).iter_batches(batch_size=images)).to_pylist()
     for first in range(0, images, 10):
@@ -76,7 +76,7 @@ def webdataset(parquet: Path, folder: Path, *, images: int) -> Path:
 
 
 def ndc(place: Path, *arguments: object) -> tuple[str, float, float]:
-    """What a command said, its seconds, and the largest memory of any process so far in GB."""
+    """A command's output, its seconds, and the largest memory of any process so far in GB."""
     started = time.perf_counter()
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{place}/mlflow.db"}
     done = subprocess.run([*NDC, *map(str, arguments)], cwd=place, env=environment, capture_output=True, text=True)

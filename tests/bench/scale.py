@@ -3,8 +3,8 @@ hands out units.
 
     .venv/bin/python -m tests.bench.scale [--images 10000] [--levels 1] [--units 100] [--classes 1000]
 
-The evidence is made up, through the code that writes a run's; nothing is voted on. Every figure is of a fresh process:
-seconds, and the most memory that it held. Takes ten to twenty minutes on two cores.
+The evidence is synthetic, written by the code that writes a run's; nothing is voted on. Every figure is of a fresh
+process: seconds, and the most memory that it held. Takes ten to twenty minutes on two cores.
 """
 
 import argparse
@@ -128,7 +128,7 @@ def step_grow(store: RunStore) -> str:
 
 
 def step_shard(store: RunStore) -> str:
-    """What the driver of one of eight shards has to do, of a run that is complete."""
+    """The work of the driver of one of eight shards, on a run that is complete."""
     evidence = store.all_evidence(fingerprint=store.manifest()["fingerprint"])
     shard, planned = Shard(1, SHARDS), plan(store.declaration(), store.records())
     images = {record.image_id for record in store.records() if shard.has(record.image_id)}
@@ -179,7 +179,7 @@ class Idle:
 
 
 def step_send(store: RunStore) -> str:
-    """All units to actors that do nothing with them; seconds a receipt then takes, by the clock and of the driver."""
+    """Sends all units to actors that do nothing with them: seconds per receipt, by the clock and of the driver."""
     planned = plan(store.declaration(), store.records())
     records = {record.image_id: record for record in store.records()}
     rows = [{**unit_row(unit, records[unit.image_id]), "unit": str(unit)} for unit in planned.values()]

@@ -4,8 +4,7 @@
 
 Simulated images of known probability p, the preset's cap of 10,000 votes, alpha 0.001, one declared radius of two
 sigmas or of one; waves as in a run. Prints mean and median votes, 10,000 over the mean, how many were certified, and
-how many a fixed 10,000 certifies.
-On digits: `ndc certify --certificate sequential` prints the mean in its table.
+how many a fixed 10,000 certifies. On digits, `ndc certify --certificate sequential` prints the mean in its table.
 """
 
 from bisect import bisect_left
@@ -54,9 +53,9 @@ def main(simulations: int) -> None:
         terms = Terms(sigma_pixel=SIGMA, alpha=ALPHA, votes=VOTES, radii=(sigmas * SIGMA,))
         method = Sequential(terms)
         for p in PROBABILITIES:
-            found = [simulate(method, generator.random(VOTES) < p) for _ in range(simulations)]
-            taken = np.array([votes for votes, _ in found])
-            certified = sum(proved for _, proved in found) / simulations
+            simulated = [simulate(method, generator.random(VOTES) < p) for _ in range(simulations)]
+            taken = np.array([votes for votes, _ in simulated])
+            certified = sum(proved for _, proved in simulated) / simulations
             click.echo(
                 f"| {p} | {sigmas} | {taken.mean():,.0f} | {np.median(taken):,.0f} | "
                 f"{VOTES / taken.mean():.1f} | {100 * certified:.0f} % | "

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m tests.bench.soak
 
-A run of more than 500 units in a folder here, with 50 faults, and one in an imitation of S3 that is away twice. Each
+A run of more than 500 units in a folder here, with 50 faults, and one in an imitation of S3 that fails twice. Each
 must end with the counts of an undisturbed run, and with what was published before a fault untouched. Takes about 20
 minutes on two cores; needs models/digits (`make demo` makes it).
 """

@@ -6,7 +6,7 @@
 All models vote on the same images with the same noise, of a seed that tuning did not use. A grid of n + 1 points makes
 n - 1 evaluations and one for the estimate. `--classifier` adds a plain classifier trained with noise (`ndc train digits
 --classifier --noise 0.0625 --noise 0.125 --noise 0.25 --max-seconds ... --out ...`), which is evaluated once a vote.
-With `--split train`, training digits: to choose a grid on.
+`--split train` takes training digits, to choose a grid on.
 """
 
 from collections.abc import Sequence
@@ -34,15 +34,15 @@ SEED, ROWS = 5, 128
 
 
 def grid_of(points: int) -> GridSpec:
-    """That of `fast` with another number of points."""
+    """The grid of `fast` with another number of points."""
     return GridSpec(points=points, sigma_model_min=0.4, sigma_model_max=2.0, spacing="log")
 
 
 def right_votes(voter: Voter, examples: Sequence[Example], sigma: float, votes: int) -> tuple[int, float]:
-    """How many votes are right, and evaluations of a vote."""
+    """The number of right votes, and the evaluations of a vote."""
     requests = [
-        (index, VoteRequest(one.image, one.image_id, (sigma,), "integer", SEED, "estimation", range(votes)))
-        for index, one in enumerate(examples)
+        (index, VoteRequest(example.image, example.image_id, (sigma,), "integer", SEED, "estimation", range(votes)))
+        for index, example in enumerate(examples)
     ]
     right = evaluations = 0
     for index, counts in stream_votes(voter, in_turn(requests)):

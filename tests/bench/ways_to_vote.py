@@ -62,7 +62,7 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class NoNetwork:
-    """Its output is the noisy image and a little of the label: what is left is the loop's own time a pass."""
+    """Its output is the noisy image and a little of the label, which leaves the loop's own time of a pass."""
 
     image_shape: tuple[int, int, int]
     num_classes: int = 10
@@ -83,7 +83,7 @@ class Way:
 
 
 def ways() -> Iterator[Way]:
-    """What is measured, what matters most first."""
+    """The ways that are measured, the most important first."""
     gradient = {"label_gradient": LabelGradientSpec(4, 3), "race": RACE}
     yield Way("none", "race", {"race": RACE}, 2048, 2)
     yield Way("none", "race", {"race": RACE}, 2048, 1000)

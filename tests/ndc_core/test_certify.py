@@ -1,4 +1,4 @@
-"""Certificates and predictions of images at hand: what they promise, what they take, and what they refuse."""
+"""Certificates and predictions of images in memory: what they promise, what they take, and what they refuse."""
 
 from typing import Any
 
@@ -187,8 +187,8 @@ def test_the_class_ahead_is_that_of_the_two_sided_binomial_test() -> None:
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.36, 0.34, 0.3), (0.3, 0.3, 0.2, 0.2)])
-def test_a_wrong_class_is_named_no_oftener_than_alpha(shares: tuple[float, ...]) -> None:
-    """The true class is the first; where others are as probable, each may be called the wrong one."""
+def test_a_wrong_class_is_named_no_more_often_than_alpha(shares: tuple[float, ...]) -> None:
+    """The true class is the first; where others are as probable, any of them counts as wrong."""
     drawn, alpha = np.random.default_rng(0).multinomial(40, shares, size=4000), 0.1
     wrong = sum(class_ahead(row.tolist(), alpha=alpha) not in (None, 0) for row in drawn)
     assert wrong <= stats.binom(4000, alpha).ppf(0.999)
@@ -217,8 +217,8 @@ def test_what_is_shown_of_a_result_is_short_and_never_above_the_radius(classifie
 
 
 def test_a_curve_counts_wrong_images_and_abstentions_as_wrong_at_every_radius() -> None:
-    found = [certificate(1, 0.3), certificate(1, 0.1), certificate(0, 0.5), certificate(None, 0.0)]
-    curve = radius_curve(found, [1, 1, 1, 1])
+    certificates = [certificate(1, 0.3), certificate(1, 0.1), certificate(0, 0.5), certificate(None, 0.0)]
+    curve = radius_curve(certificates, [1, 1, 1, 1])
     assert [curve.accuracy_at(radius) for radius in (0, 0.1, 0.2, 0.3, 0.31)] == [0.5, 0.5, 0.25, 0.25, 0]
     assert repr(curve) == "<4 images: 50.0 % right, 1 abstained, average radius 0.1000>"
     assert (curve.images, curve.abstained, curve.average_radius) == (4, 1, pytest.approx(0.1))
@@ -228,7 +228,7 @@ def test_a_curve_counts_wrong_images_and_abstentions_as_wrong_at_every_radius() 
     with pytest.raises(ValueError, match="several noise levels"):
         radius_curve([certificate(1, 0.3), certificate(1, 0.1, sigma_pixel=0.5)], [1, 1])
     with pytest.raises(ValueError, match="2 certificates and 1 labels"):
-        radius_curve(found[:2], [1])
+        radius_curve(certificates[:2], [1])
 
 
 def test_no_more_threads_run_than_there_are_cores_and_they_are_set_back(

@@ -1,7 +1,7 @@
 """All tensors of a vote are made on the classifier's device.
 
-Shown without a GPU on torch's `meta` device, which computes nothing, and as a GPU does refuses tensors of a CPU beside
-its own. What is taken from it to the CPU is made up.
+Shown without a GPU on torch's `meta` device, which computes nothing and, like a GPU, refuses tensors of a CPU beside
+its own. What is copied from it to the CPU is random.
 """
 
 from pathlib import Path
@@ -64,10 +64,10 @@ def vote(classifier: Voter, *, sigma_pixel: tuple[float, ...] = (0.25,)) -> None
         )
         for number in range(2)
     ]
-    for _, found in stream_votes(classifier, in_turn(waiting)):
-        if isinstance(found, Exception):
-            raise found
-        assert all(counts.votes.sum() == 5 for counts in found)
+    for _, counts_of_levels in stream_votes(classifier, in_turn(waiting)):
+        if isinstance(counts_of_levels, Exception):
+            raise counts_of_levels
+        assert all(counts.votes.sum() == 5 for counts in counts_of_levels)
 
 
 def test_the_check_would_notice() -> None:
@@ -104,7 +104,7 @@ def test_baselines_vote_on_their_device(tiny_model: Path, steps: int) -> None:
 
 
 class WithPositions(nn.Module):
-    """As a vision transformer does, it makes indices of nothing."""
+    """Makes indices from no input, as a vision transformer does."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -109,7 +109,7 @@ def test_a_broken_denoiser_is_named_with_image_draw_sigma_and_class() -> None:
 def votes_of_small_requests(
     classifier, image, requests: int, draws: int, **changes
 ) -> dict[int, np.ndarray | Exception]:
-    """Each about other draws, so that all together are those of one large request."""
+    """Each has its own draws; together they are those of one large request."""
     waiting = [
         (
             number,
@@ -118,8 +118,8 @@ def votes_of_small_requests(
         for number in range(requests)
     ]
     waiting = [(number, changes.get(f"x{number}", request)) for number, request in waiting]
-    found = stream_votes(classifier, in_turn(waiting))
-    return {number: one if isinstance(one, Exception) else one[0].votes for number, one in found}
+    answers = stream_votes(classifier, in_turn(waiting))
+    return {number: counts if isinstance(counts, Exception) else counts[0].votes for number, counts in answers}
 
 
 def test_small_requests_share_passes_and_vote_as_one_large_one_does(image) -> None:
@@ -135,9 +135,9 @@ def test_small_requests_share_passes_and_vote_as_one_large_one_does(image) -> No
 
 def test_a_request_that_cannot_be_voted_on_fails_by_itself(classifier, image) -> None:
     wrong = VoteRequest(np.zeros((3, 8, 8), np.uint8), "wrong", (0.25,), "integer", 0, "estimation", range(2))
-    found = votes_of_small_requests(classifier, image, 10, 2, x3=wrong)
-    assert isinstance(found.pop(3), ValueError)
+    votes = votes_of_small_requests(classifier, image, 10, 2, x3=wrong)
+    assert isinstance(votes.pop(3), ValueError)
     others = [draw for draw in range(20) if draw not in (6, 7)]
     np.testing.assert_array_equal(
-        sum(found.values()), sum(votes_of(classifier, image, range(d, d + 1)) for d in others)
+        sum(votes.values()), sum(votes_of(classifier, image, range(d, d + 1)) for d in others)
     )

@@ -14,7 +14,7 @@ Done = subprocess.CompletedProcess[str]
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's, but for what would lead to services of the user."""
+    """This process's environment, without variables that lead to the user's services."""
     kept = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
     return kept | variables
 

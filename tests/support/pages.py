@@ -54,7 +54,7 @@ def random_images(items: list[CertifiedImage], shape: tuple[int, int, int]) -> l
 
 def curves_of(items: list[CertifiedImage], attacked: Attacked | None = None) -> list[Curve]:
     levels = by_level(items, maximum_over_sigmas=False)
-    return [curve_of("cohen", name, found, attacked if name == "0.25" else None) for name, found in levels.items()]
+    return [curve_of("cohen", name, images, attacked if name == "0.25" else None) for name, images in levels.items()]
 
 
 def report_page(

@@ -69,7 +69,7 @@ def declared(config: RunConfig, folder: Path) -> PreparedRun:
 
 
 def voted(run: PreparedRun, *, most_units: int | None = None) -> list[Receipt]:
-    """Draws what a run lacks, or of so many images or units only, by one actor in this process; what was drawn."""
+    """Draws what a run lacks, or at most that many images or units, by one actor in this process."""
     missing = run.missing(RunStore(run.folder).all_evidence(fingerprint=run.fingerprint))
     settings = VoterSettings(run.config, str(run.folder), run.declaration, run.fingerprint, run.num_classes)
     record_of, follows = {record.image_id: record for record in run.records}, run.config.follows_images

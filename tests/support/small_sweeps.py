@@ -74,12 +74,12 @@ def alone(config: RunConfig, folder: Path) -> None:
 
 def votes_of(folder: Path) -> dict[tuple, tuple[dict[int, int], int]]:
     """Votes and evaluations of each image, noise level and phase: what may not depend on how units are cut."""
-    store, found = RunStore(folder), dict[tuple, Any]()
+    store, sums = RunStore(folder), dict[tuple, Any]()
     for item in store.all_evidence(fingerprint=store.manifest()["fingerprint"]):
-        votes, evaluations = found.get((*item.unit.cell, item.unit.phase), ({}, 0))
+        votes, evaluations = sums.get((*item.unit.cell, item.unit.phase), ({}, 0))
         summed = {c: votes.get(c, 0) + item.votes.get(c, 0) for c in votes.keys() | item.votes.keys()}
-        found[*item.unit.cell, item.unit.phase] = (summed, evaluations + item.evaluations)
-    return found
+        sums[*item.unit.cell, item.unit.phase] = (summed, evaluations + item.evaluations)
+    return sums
 
 
 def certificates_of(folder: Path) -> list[dict[str, Any]]:

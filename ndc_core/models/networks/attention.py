@@ -18,7 +18,7 @@ class Projection(Protocol):
 def by_part(weights: Float[Tensor, "triple ..."], *, heads: int) -> Float[Tensor, "triple ..."]:
     """Rows of a qkv layer in the order (part, head, channel); EDM's order is (head, channel, part).
 
-    Copied at each use: beside the pixels it costs nothing, and a network keeps EDM's weights.
+    Copied at each use: compared with the pixels it costs nothing, and a network keeps EDM's weights.
     """
     split = weights.unflatten(0, (heads, -1, 3))
     return split.movedim(2, 0).reshape(weights.shape)
@@ -30,7 +30,7 @@ def attention(
     value: Float[Tensor, "rows heads pixels c"],
 ) -> Float[Tensor, "rows heads pixels c"]:
     if query.is_cuda and query.requires_grad:
-        # The fused kernels add up gradients in an order that is left to chance.
+        # The fused kernels add up gradients in no fixed order.
         with sdpa_kernel(SDPBackend.MATH):
             return F.scaled_dot_product_attention(query, key, value)
     return F.scaled_dot_product_attention(query, key, value)
@@ -43,7 +43,7 @@ def attended_planes(x: Float[Tensor, "rows c h w"], qkv: Projection, *, heads: i
     assert qkv.bias is not None
     triple = F.conv2d(x, by_part(qkv.weight, heads=heads), by_part(qkv.bias, heads=heads))
     split = triple.reshape(rows, 3, heads, channels // heads, height * width).transpose(-1, -2)
-    # CUDA's fused kernels want channels side by side. A CPU adds in another order then, and votes have been counted.
+    # CUDA's fused kernels need contiguous channels. On a CPU that changes the order of sums, and so known votes.
     query, key, value = (split.contiguous() if split.is_cuda else split).unbind(1)
     mixed = attention(query, key, value)
     return mixed.transpose(2, 3).reshape(rows, channels, height, width)
@@ -52,7 +52,7 @@ def attended_planes(x: Float[Tensor, "rows c h w"], qkv: Projection, *, heads: i
 def attended_tokens(
     tokens: Float[Tensor, "tokens c"], qkv: Projection, *, heads: int, rows: int
 ) -> Float[Tensor, "tokens c"]:
-    """The same for pixels whose channels lie side by side: nothing is copied between the products."""
+    """The same for pixels whose channels are contiguous: nothing is copied between the products."""
     assert qkv.weight is not None
     assert qkv.bias is not None
     triple = F.linear(tokens, by_part(qkv.weight, heads=heads).flatten(1), by_part(qkv.bias, heads=heads))

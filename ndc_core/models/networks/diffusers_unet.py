@@ -38,7 +38,7 @@ class LabelTable(nn.Module):
 
 
 class DiffusersUNet(nn.Module):
-    """The network F of Karras et al. 2022, Eq. 7, for which c_skip z + c_out F is what the U-Net says of z_0.
+    """The network F of Karras et al. 2022, Eq. 7, for which c_skip z + c_out F is the U-Net's estimate of z_0.
 
     The U-Net sees z / sqrt(1 + sigma^2) at the timestep whose noise level is sigma (between two timesteps by
     interpolation in ln sigma) and predicts noise, v or z_0.

@@ -130,8 +130,8 @@ class Block(nn.Module):
 class EDM2UNet(nn.Module):
     """EDM2's network, without its loss's uncertainty head.
 
-    The label enters as a continuous vector; all zero is "no label". Outputs are as many as channels of the image unless
-    said otherwise.
+    The label enters as a continuous vector; all zero is "no label". There are as many output channels as image channels
+    unless `out_channels` is given.
     """
 
     def __init__(

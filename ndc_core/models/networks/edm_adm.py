@@ -24,8 +24,8 @@ CHANNELS_PER_HEAD = 64
 class DhariwalUNet(nn.Module):
     """The U-Net of Dhariwal and Nichol 2021 (ADM), at EDM's defaults for ImageNet-64.
 
-    The label enters as a continuous vector; all zero is "no label". With `fused` set it runs as `fused_unet` has
-    it, for inference.
+    The label enters as a continuous vector; all zero is "no label". With `fused` set it runs through `fused_unet`, for
+    inference.
     """
 
     fused = False

@@ -1,4 +1,4 @@
-"""What EDM's three networks are built of; parameter names are EDM's, so that its checkpoints fit.
+"""Building blocks of EDM's three networks; parameter names are EDM's, so that its checkpoints fit.
 
 Source: Karras et al. 2022, Table 1 and appendix F; Song et al. 2021 (DDPM++, NCSN++); Dhariwal and Nichol 2021 (ADM).
 """
@@ -138,7 +138,7 @@ class ResampledConv(nn.Module):
             self.weight, self.bias = plain.weight, plain.bias
         self.resample_filter: Tensor | None
         self.register_buffer("resample_filter", _square(resample_filter) if up or down else None)
-        self.averages = tuple(resample_filter) == (1, 1)  # of two by two pixels, or doubles each
+        self.averages = tuple(resample_filter) == (1, 1)  # averages two by two pixels, or doubles each pixel
         if up or down:
             self.register_load_state_dict_post_hook(_refuse_other_filter(resample_filter))
 
@@ -174,7 +174,7 @@ class ResampledConv(nn.Module):
 
     @property
     def resample(self) -> Resample | None:
-        """What the resampling is, where it is none, averaging or doubling; None for other filters."""
+        """The kind of resampling: none, averaging or doubling; None for other filters."""
         if not (self.up or self.down):
             return "keep"
         return ("up" if self.up else "down") if self.averages else None

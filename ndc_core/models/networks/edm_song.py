@@ -27,10 +27,10 @@ class SongUNet(nn.Module):
     """A U-Net with DDPM++'s defaults; `fourier`, `residual`, channel_mult_noise 2 and [1, 3, 3, 1] make it NCSN++.
 
     The label enters as a continuous vector; all zero is "no label". Source: Song et al. 2021; Karras et al. 2022,
-    appendix F. With `fused` set it runs as `fused_unet` has it, for inference.
+    appendix F. With `fused` set it runs through `fused_unet`, for inference.
 
     Raises:
-        ValueError: an embedding, encoder or decoder that is neither's.
+        ValueError: an embedding, encoder or decoder that neither network has.
     """
 
     fused = False

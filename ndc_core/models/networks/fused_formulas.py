@@ -1,4 +1,4 @@
-"""The formulas of `fused_ops` in PyTorch: for devices without `fused_kernels`, which have the same names."""
+"""The formulas of `fused_ops` in PyTorch: for devices without `fused_kernels`, which has the same names."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -61,7 +61,7 @@ def norm_factors(
 def group_statistics(
     sums: Sums, pixels: int, *, groups: int, eps: float, before: Float[Tensor, "rows c"] | None
 ) -> tuple[Float[Tensor, "rows c"], Float[Tensor, "rows c"], Float[Tensor, "rows c"]]:
-    """What was added before, and of what came of it the mean and the standard deviation, of each channel's group."""
+    """What was added before, and the mean and standard deviation of each channel's group after that."""
     total, squares = sums.unbind(1)
     added = torch.zeros_like(total) if before is None else before.float()
     squares = squares + added * (2 * total + pixels * added)
@@ -71,7 +71,7 @@ def group_statistics(
 
 
 def mean_of_groups(sums: Float[Tensor, "rows c"], pixels: int, *, groups: int) -> Float[Tensor, "rows c"]:
-    """From sums over the pixels; each channel gets its group's."""
+    """From sums over the pixels; each channel gets its group's mean."""
     members = sums.shape[1] // groups
     return (sums.unflatten(1, (groups, members)).sum(2) / (pixels * members)).repeat_interleave(members, dim=1)
 
@@ -86,7 +86,7 @@ def scale_and_shift(
 def backward_sums(
     parts: Sequence[Float[Tensor, "rows _ h w"]], factors: Factors, gradient: Float[Tensor, "rows c h w"], *, silu: bool
 ) -> Sums:
-    """The sums over the pixels of g and g x, for the gradient g with respect to what SiLU is of."""
+    """The sums over the pixels of g and g x, for the gradient g with respect to SiLU's input."""
     x = torch.cat(list(parts), dim=1)
     g = _before_silu(x, factors, gradient, silu=silu)
     return torch.stack([g.flatten(2).sum(2), (g * x.float()).flatten(2).sum(2)], dim=1)

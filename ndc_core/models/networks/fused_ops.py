@@ -1,4 +1,4 @@
-"""What stands between a network's convolutions, in few trips to memory: statistics, normalisation, sums.
+"""The steps between a network's convolutions, with few accesses to memory: statistics, normalisation, sums.
 
 On CUDA these are Triton kernels, elsewhere the same formulas in PyTorch. Tensors are channels last. A row's result, and
 its gradient, is a function of that row alone. Gradients go to activations, shifts and scales, not to weights.
@@ -20,9 +20,9 @@ from ndc_core.models.networks.fused_formulas import Resample, group_statistics, 
 
 
 class Summed(NamedTuple):
-    """Activations with the sums of each channel, and of its squares, over the pixels: what norms are made of.
+    """Activations with the sums of each channel, and of its squares, over the pixels, from which norms are computed.
 
-    Gradients are of `x` alone.
+    Gradients go to `x` alone.
     """
 
     x: Float[Tensor, "rows c h w"]
@@ -30,7 +30,7 @@ class Summed(NamedTuple):
 
 
 def has_kernels() -> bool:
-    """Whether there is Triton, without which all of this is slow on CUDA."""
+    """Whether Triton is installed, without which all of this is slow on CUDA."""
     return importlib.util.find_spec("triton") is not None
 
 
@@ -70,7 +70,7 @@ class _Resampled(Function):
 
 
 def _resampled_back(gradient: Tensor, resample: Resample) -> Tensor:
-    """The gradient of what was resampled."""
+    """The gradient with respect to the input of a resampling."""
     gradient = channels_last(gradient)
     if resample == "up":
         return _home(gradient).resampled(gradient, "down") * 4

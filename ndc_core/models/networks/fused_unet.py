@@ -1,4 +1,4 @@
-"""EDM's U-Nets in inference on channels-last data: the networks of `edm_blocks`, in fewer trips to memory.
+"""EDM's U-Nets in inference on channels-last data: the networks of `edm_blocks`, with fewer accesses to memory.
 
 Sums that norms need are taken where a tensor is written; biases of convolutions go into the kernel that follows; skip
 connections are concatenated by the norm that reads them. The result is the networks' own up to rounding.
@@ -48,7 +48,7 @@ def run_unet(
 
 
 def run_block(block: UNetBlock, parts: Sequence[Summed], embedding: Float[Tensor, "rows e"]) -> Summed:
-    """A block on the concatenation of its parts, of which the second is a skip connection."""
+    """A block on the concatenation of its parts; the second is a skip connection."""
     assert block.conv0.bias is not None
     assert block.conv1.bias is not None
     hidden = with_sums(_conv0(block, parts))
@@ -75,7 +75,7 @@ def _conv0(block: UNetBlock, parts: Sequence[Summed]) -> Float[Tensor, "rows c h
 
 
 def _skipped(block: UNetBlock, parts: list[Tensor]) -> tuple[Tensor, Tensor | None, Resample]:
-    """What goes round the convolutions, and the bias and the resampling that it still lacks."""
+    """The skip path around the convolutions, and the bias and the resampling that it still lacks."""
     skip = block.skip
     if skip is None:
         return _joined(parts), None, "keep"
@@ -89,7 +89,7 @@ def _skipped(block: UNetBlock, parts: list[Tensor]) -> tuple[Tensor, Tensor | No
     total = F.linear(_tokens(parts[0]), weights[0])
     for part, weight in zip(parts[1:], weights[1:], strict=True):
         total.addmm_(_tokens(part), weight.t())
-    # A product for each pixel: pixels that are doubled afterwards need one product for four.
+    # One product per pixel: with doubling afterwards, four pixels need only one product.
     return _planes(total, like=parts[0]), skip.bias, "up" if skip.resample == "up" else "keep"
 
 
@@ -103,7 +103,7 @@ def _attended(block: UNetBlock, current: Summed) -> Summed:
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]  # one would be copied
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]  # cat would copy a single one
 
 
 def _tokens(x: Float[Tensor, "rows c h w"]) -> Float[Tensor, "tokens c"]:

@@ -14,11 +14,11 @@ TRUNKS: dict[str, type[nn.Module]] = {"edm-song": SongUNet, "edm-adm": DhariwalU
 
 
 class LinearHeadsNetwork(nn.Module):
-    """A network of EDM's, the trunk, whose last convolution gives features instead of an image, and for each class and
-    last for no class the matrix that makes an image of them.
+    """One of EDM's networks, the trunk, whose last convolution gives features instead of an image, and for each class,
+    and last for no class, the matrix that turns them into an image.
 
     Called as F(x, c_noise), it gives the features phi. The output of head y is `heads[y]` times phi and a constant 1.
-    `arguments` are those of the trunk as a denoiser of its own, with a label: it is always asked at one, `label`.
+    `arguments` are those of the trunk as a denoiser of its own, with a label, which is always `label` here.
 
     Raises:
         ValueError: there is no such trunk, it has no classes, or there are no features.

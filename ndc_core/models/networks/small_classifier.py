@@ -21,8 +21,8 @@ class Block(nn.Module):
 
 
 class SmallClassifier(nn.Module):
-    """A block at full and one at half resolution, then a linear layer over what is left of each pixel's neighbourhood;
-    height and width must be multiples of 4."""
+    """A block at full and one at half resolution, then a linear layer over averages of two by two pixels; height and
+    width must be multiples of 4."""
 
     def __init__(self, *, image_shape: tuple[int, int, int], num_classes: int, channels: int) -> None:
         super().__init__()

@@ -153,7 +153,7 @@ function methodSwatch(method) {
 }
 
 function levelSwatch(level) {
-  const curve = data.curves.find((one) => one.level === level);
+  const curve = data.curves.find((candidate) => candidate.level === level);
   return [methods.length === 1 ? swatchOf(curve) : swatch("--ink: #777777", "", [markerOf(curve, 17, 8)])];
 }
 

@@ -48,9 +48,9 @@ function outcomeText(card) {
   const { label } = gallery.images[card.image];
   const outcome = outcomeOf(card);
   const radius = (Math.floor(card.radius * 1e4 + 1e-6) / 1e4).toFixed(4);
-  const found = outcome === "abstained" ? "" : `: ${called(card.predicted)}`;
+  const predicted = outcome === "abstained" ? "" : `: ${called(card.predicted)}`;
   const certified = outcome === "abstained" ? "" : `, radius ${radius}`;
-  return html("p", {}, html("b", { class: outcome }, outcome), `${found} (label ${called(label)})${certified}`);
+  return html("p", {}, html("b", { class: outcome }, outcome), `${predicted} (label ${called(label)})${certified}`);
 }
 
 function voteTable(card, rows, caption) {
@@ -148,7 +148,7 @@ function placeMore() {
 
 function list() {
   const [outcome, sigma, label, order] = ["outcome", "sigma", "label", "order"].map((name) => byId(`by-${name}`).value);
-  const chosen = (wanted, found) => wanted === "all" || wanted === `${found}`;
+  const chosen = (wanted, value) => wanted === "all" || wanted === `${value}`;
   listed = gallery.cards
     .filter((card) => chosen(outcome, outcomeOf(card)) && chosen(sigma, card.sigma))
     .filter((card) => chosen(label, gallery.images[card.image].label))

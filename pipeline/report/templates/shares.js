@@ -57,9 +57,9 @@ function readShares() {
   root.append(svg("line", { class: "cursor", x1: x(share), x2: x(share), y1: y(0), y2: y(1) }));
   const lines = data.curves.filter(visible).map((curve) => {
     const { right, wrong } = sharesOf(curve).shares;
-    const [found, other] = [accuracyAt(right, share), accuracyAt(wrong, share)];
-    const interval = `(${percent(found.low)} to ${percent(found.high)})`;
-    const text = `${nameOf(curve)}: ${percent(found.share)} ${interval} right, ${percent(other.share)} wrong`;
+    const [rightShare, wrongShare] = [accuracyAt(right, share), accuracyAt(wrong, share)];
+    const interval = `(${percent(rightShare.low)} to ${percent(rightShare.high)})`;
+    const text = `${nameOf(curve)}: ${percent(rightShare.share)} ${interval} right, ${percent(wrongShare.share)} wrong`;
     return html("li", {}, swatchOf(curve), html("span", {}, text));
   });
   const title = share === 1 ? "All votes for the top class" : `At least ${shareText(share)} of the votes`;

@@ -64,7 +64,7 @@ def test_images_at_the_bounds_of_the_pixels_stay_there(name: AscentName) -> None
 def test_a_linear_classifier_falls_at_the_distance_to_its_nearest_border_and_not_before(
     name: AscentName, seed: int
 ) -> None:
-    """The distance is the least of margin over norm, of all rivals."""
+    """The distance is the smallest ratio of margin to norm over all rivals."""
     weight = torch.randn(5, 16, generator=seeded(seed), dtype=torch.float64)
     scores = weight @ torch.full((16,), 128 / 255, dtype=torch.float64)
     bias = torch.randn(5, generator=seeded(seed + 50), dtype=torch.float64) - scores
@@ -74,7 +74,7 @@ def test_a_linear_classifier_falls_at_the_distance_to_its_nearest_border_and_not
     assert 0.1 < border < 0.9
 
     def behind(x: torch.Tensor) -> torch.Tensor:
-        """Another rival for each restart."""
+        """A different rival for each restart."""
         scores = x.flatten(1) @ weight.T + bias
         return scores.diagonal(1) - scores[:, 0]
 
@@ -101,7 +101,7 @@ def test_a_border_that_only_some_pixels_can_approach_is_found(name: AscentName) 
 
 
 def test_the_adaptive_ascent_settles_in_a_narrow_valley_where_the_plain_one_does_not() -> None:
-    """-||A (d - goal)||^2 in a ball has its optimum at (A^2 + mu)^-1 A^2 goal, with mu so that it is on the edge."""
+    """-||A (d - goal)||^2 in a ball has its optimum at (A^2 + mu)^-1 A^2 goal, with mu that puts it on the edge."""
     curvature = torch.logspace(0, 1.3, 16, dtype=torch.float64)
     goal = torch.randn(16, generator=seeded(3), dtype=torch.float64)
     radius = 0.3

@@ -27,9 +27,9 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def distance(one: np.ndarray, other: np.ndarray) -> float:
-    """In pixels, of 8-bit images or of pixels."""
-    a, b = (x.astype(float) / 255 if x.dtype == np.uint8 else x for x in (one, other))
+def distance(first: np.ndarray, second: np.ndarray) -> float:
+    """L2 distance in pixel units, of 8-bit images or of pixels in [0, 1]."""
+    a, b = (x.astype(float) / 255 if x.dtype == np.uint8 else x for x in (first, second))
     return float(np.linalg.norm((a - b).ravel()))
 
 
@@ -51,7 +51,7 @@ def test_rounding_to_8_bits_never_leaves_the_ball(image: list[int], change: list
 
 
 class Recorded:
-    """A denoiser that notes how many rows it is given."""
+    """A denoiser that records how many rows each pass has."""
 
     def __init__(self, denoiser) -> None:
         self.denoiser, self.rows = denoiser, []
@@ -92,8 +92,8 @@ def test_scores_of_the_attack_are_those_of_the_votes(tiny_model) -> None:
         noise = DrawNoise(input=z, refine=refine, sift=refine[:, :0])
         expected = scores(classifier, z, tau_model=0.5, noise=noise)[:, [3, 1, 7]]
         objective = ScoreObjective(classifier, (3, 1, 7), 0.25, 1, True, seeded(5))
-        found = objective.scores(torch.from_numpy(z)).detach().numpy()
-        np.testing.assert_allclose(found, expected, rtol=1e-4)
+        attacked = objective.scores(torch.from_numpy(z)).detach().numpy()
+        np.testing.assert_allclose(attacked, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("smoothed", [True, False])
@@ -175,7 +175,7 @@ def test_a_smoothed_classifier_falls_beyond_its_true_radius_and_not_below(betwee
 
 @pytest.mark.parametrize("way", list(WAYS))
 def test_no_attack_breaks_a_certificate(between_two, way: str) -> None:
-    """Of a sound procedure, whose radius is within the true one in all but alpha of the cases."""
+    """The procedure is sound: its radius is within the true one in all but alpha of the cases."""
     classifier, image, border = between_two
     certificate = certify(classifier, image, sigma_pixel=0.25, alpha=0.001, estimation_votes=2000)
     assert certificate.predicted == 0
@@ -237,7 +237,7 @@ def test_an_undefended_classifier_is_broken(name: AscentName) -> None:
         def loss(x: torch.Tensor, label: int = example.label) -> torch.Tensor:
             return -(x.flatten(1) @ weight.T + bias).log_softmax(1)[:, label]
 
-        found = ASCENTS[name](loss, example.image, radius_pixel=1.0, steps=10, restarts=2, generator=seeded())
-        broken += any(model.predict(one.reshape(1, -1))[0] != example.label for one in found)
+        adversarials = ASCENTS[name](loss, example.image, radius_pixel=1.0, steps=10, restarts=2, generator=seeded())
+        broken += any(model.predict(adversarial.reshape(1, -1))[0] != example.label for adversarial in adversarials)
     assert right >= 35
     assert broken >= 0.9 * right

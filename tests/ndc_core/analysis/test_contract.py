@@ -1,4 +1,4 @@
-"""What is tried of a network before it votes: each fault is named with its remedy, and sound networks pass."""
+"""The checks of a network before it votes: each fault is named with its remedy, and sound networks pass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ def check(denoiser: object, *, precision: Precision = "float32") -> None:
 
 @dataclass
 class Shrinking:
-    """A sound denoiser with something done to its outputs, given z and they."""
+    """A sound denoiser whose outputs `spoil` changes, given z and the outputs."""
 
     spoil: Callable[[Tensor, Tensor], Tensor]
     image_shape: tuple[int, int, int] = (1, 2, 3)

@@ -1,4 +1,4 @@
-"""`ndc diagnose`: what each level tells of the class, and the grid that is proposed from it."""
+"""`ndc diagnose`: what each level tells about the class, and the grid that is proposed from it."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Shades:
-    """Classes are shades of grey; the network knows the label's only where sigma lies within a band."""
+    """Classes are shades of grey; the network knows the label's shade only where sigma lies within a band."""
 
     image_shape = (1, 8, 8)
     num_classes = 4
@@ -106,15 +106,15 @@ def measured_gaussians(name: str, *, heads: bool = False) -> MeasuredLosses:
 # Measuring
 
 
-def test_a_network_that_is_blind_to_its_label_is_said_to_be() -> None:
-    found = diagnosed(Shades(band=(9.0, 9.0)))
-    measured = found.measured
+def test_a_network_that_ignores_its_label_is_reported() -> None:
+    diagnosis = diagnosed(Shades(band=(9.0, 9.0)))
+    measured = diagnosis.measured
     np.testing.assert_allclose(measured.cosine, 1)
     np.testing.assert_allclose(measured.difference, 0, atol=1e-7)
     np.testing.assert_allclose(measured.one_level_accuracy[measured.counts], 1 / 4)
     assert not measured.told_apart
     said: list[str] = []
-    report(found, Path("out"), said.append)
+    report(diagnosis, Path("out"), said.append)
     assert NOT_TOLD_APART in said
 
 
@@ -128,7 +128,7 @@ def test_a_level_that_does_not_lie_beyond_the_first_above_tau_has_no_number() ->
         np.testing.assert_array_equal(np.isfinite(measured.gaps[:, :, tau]).all(axis=(0, 1)), beyond)
 
 
-def test_noise_at_a_level_is_that_at_tau_and_independent_more() -> None:
+def test_noise_at_a_level_is_that_at_tau_plus_independent_noise() -> None:
     levels = GridSpec(levels=(0.3, 0.6, 1.2))
     image = np.full((1, 16, 16), 128, dtype=np.uint8)
     z, later = noisy_images(levels, image, SIGMAS, name="x", draws=200, seed=1)
@@ -190,12 +190,12 @@ def test_a_grid_is_judged_by_the_votes_that_it_would_give(name: str) -> None:
 
 
 def test_levels_are_proposed_where_classes_are_told_apart_and_no_more_than_help() -> None:
-    found = diagnosed(Shades(BAND))
-    proposal = found.proposal
+    diagnosis = diagnosed(Shades(BAND))
+    proposal = diagnosis.proposal
     assert all(BAND[0] <= level <= BAND[1] for level in proposal.levels[1:])
     assert 1 <= proposal.evaluations <= 4
     assert proposal.accuracy == (1.0, 1.0)
-    assert found.measured.told_apart
+    assert diagnosis.measured.told_apart
 
 
 def test_every_tau_of_a_proposal_has_a_term_and_the_first_level_none() -> None:
@@ -259,7 +259,7 @@ def test_the_ensemble_is_measured_as_it_votes() -> None:
             np.testing.assert_array_equal(winners[index, :, tau], votes.winners)
 
 
-def test_classifiers_that_share_a_path_are_asked_about_once_and_measured_as_each_alone() -> None:
+def test_classifiers_on_one_path_are_evaluated_once_and_measured_as_each_alone() -> None:
     denoiser, rows = many_gaussians(5), list[int]()
 
     class Counted:
@@ -271,18 +271,18 @@ def test_classifiers_that_share_a_path_are_asked_about_once_and_measured_as_each
 
     alone = [measured_gaussians(name).losses for name in ("epndc", "apndc")]
     classifiers = [classifier_of(Counted(), name) for name in ("epndc", "apndc")]
-    told: list[int] = []
-    together = measure(classifiers, *gaussian_images(), sigma_pixel=SIGMAS, draws=3, seed=7, on_places=told.append)
-    for one, other in zip(alone, together, strict=True):
-        np.testing.assert_allclose(one, other.losses)
-    assert sum(told) == IMAGES * 3 * noisy_images_of_a_draw(classifiers, TAUS)
+    places: list[int] = []
+    together = measure(classifiers, *gaussian_images(), sigma_pixel=SIGMAS, draws=3, seed=7, on_places=places.append)
+    for losses, measured in zip(alone, together, strict=True):
+        np.testing.assert_allclose(losses, measured.losses)
+    assert sum(places) == IMAGES * 3 * noisy_images_of_a_draw(classifiers, TAUS)
     both, rows[:] = sum(rows), []
     measure(classifiers[1:], *gaussian_images(), sigma_pixel=SIGMAS, draws=3, seed=7)
     assert both == sum(rows)
 
 
 @pytest.mark.parametrize(("misleading", "chosen"), [(False, 0.1), (True, None)])
-def test_the_cheapest_race_is_chosen_that_is_as_accurate(misleading: bool, chosen: float | None) -> None:
+def test_the_cheapest_race_that_is_as_accurate_is_chosen(misleading: bool, chosen: float | None) -> None:
     levels = (0.3, 0.6, 0.9, 1.2, 1.5)
     losses = np.zeros((IMAGES, 1, 1, 4, 2))
     losses[..., 1] = 1.0  # the label's rival
@@ -323,7 +323,7 @@ def test_the_command_writes_a_run_that_can_be_certified(tiny_model: Path, tmp_pa
     assert written["one_level_accuracy"][2][0] is None
 
 
-def test_a_run_on_data_of_ones_own_is_told_its_images_when_it_is_certified(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_on_ones_own_data_gets_its_images_when_it_is_certified(tiny_model: Path, tmp_path: Path) -> None:
     some = digits("train", limit=16)
     for name in ("learned", "kept"):
         np.savez(
@@ -341,8 +341,8 @@ def test_a_run_on_data_of_ones_own_is_told_its_images_when_it_is_certified(tiny_
 
 def test_images_are_of_the_training_split_and_spread_over_it(tiny_model: Path) -> None:
     ids = [example.image_id for example in digits("train")]
-    found = spread_images(DatasetSpec("digits", split="train", limit=10), load_denoiser(tiny_model), say=print)
-    places = [ids.index(example.image_id) for example in found]
+    examples = spread_images(DatasetSpec("digits", split="train", limit=10), load_denoiser(tiny_model), say=print)
+    places = [ids.index(example.image_id) for example in examples]
     assert len(places) == 10
     assert (places[0], places[-1]) == (0, len(ids) - 1)
     assert max(np.diff(places)) - min(np.diff(places)) <= 1

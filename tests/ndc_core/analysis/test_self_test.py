@@ -22,7 +22,7 @@ EXACT = Exactness(0.0, 0.0, 0.0)
 
 @dataclass
 class Bent:
-    """A denoiser whose outputs a device would bend by what `bend` gives of the pass: (rows, c, h, w) in and out."""
+    """A denoiser to whose outputs `bend` adds an error, as a device may: (rows, c, h, w) in and out."""
 
     bend: Callable[[Tensor], Tensor]
     image_shape: tuple[int, int, int] = (1, 2, 2)
@@ -45,7 +45,7 @@ def by_company(z: Tensor) -> Tensor:
 
 
 class ByTurn:
-    """Another result at each call."""
+    """A different result at each call."""
 
     calls = 0
 
@@ -55,30 +55,30 @@ class ByTurn:
 
 
 def test_a_function_of_the_row_is_exact() -> None:
-    found = self_test(classifier_of(torch.zeros_like))
-    assert found == EXACT
-    assert found.exact
+    exactness = self_test(classifier_of(torch.zeros_like))
+    assert exactness == EXACT
+    assert exactness.exact
 
 
-def test_a_result_that_depends_on_its_place_is_told() -> None:
-    found = self_test(classifier_of(by_place))
-    assert found.repeated == 0
-    assert found.moved is not None
-    assert 0 < found.moved < 1e-4
-    assert not found.exact
+def test_a_result_that_depends_on_its_place_is_reported() -> None:
+    exactness = self_test(classifier_of(by_place))
+    assert exactness.repeated == 0
+    assert exactness.moved is not None
+    assert 0 < exactness.moved < 1e-4
+    assert not exactness.exact
 
 
-def test_a_result_that_depends_on_other_rows_is_told() -> None:
-    found = self_test(classifier_of(by_company))
-    assert (found.repeated, found.moved) == (0, 0)
-    assert found.company
-    assert not found.exact
+def test_a_result_that_depends_on_other_rows_is_reported() -> None:
+    exactness = self_test(classifier_of(by_company))
+    assert (exactness.repeated, exactness.moved) == (0, 0)
+    assert exactness.company
+    assert not exactness.exact
 
 
-def test_a_pass_that_does_not_repeat_is_told() -> None:
-    found = self_test(classifier_of(ByTurn()))
-    assert found.repeated
-    assert not found.exact
+def test_a_pass_that_does_not_repeat_is_reported() -> None:
+    exactness = self_test(classifier_of(ByTurn()))
+    assert exactness.repeated
+    assert not exactness.exact
 
 
 def test_the_label_gradient_is_tried_only_where_votes_use_it() -> None:
@@ -89,9 +89,9 @@ def test_the_label_gradient_is_tried_only_where_votes_use_it() -> None:
     )
 
 
-def test_a_label_gradient_that_does_not_repeat_is_told() -> None:
+def test_a_label_gradient_that_does_not_repeat_is_reported() -> None:
     class Backward(torch.autograd.Function):
-        """As it is forward, and a little otherwise each time backward."""
+        """The identity forward, and a slightly different gradient at each call."""
 
         calls = 0
 
@@ -110,24 +110,24 @@ def test_a_label_gradient_that_does_not_repeat_is_told() -> None:
 
     spec = LabelGradientSpec(steps=2, keep=2)
     classifier = replace(classifier_of(torch.zeros_like, label_gradient=spec), denoiser=Unsteady(torch.zeros_like))
-    found = self_test(classifier)
-    assert (found.repeated, found.moved, found.company) == (0, 0, 0)
-    assert found.gradient_repeated
-    assert not found.exact
+    exactness = self_test(classifier)
+    assert (exactness.repeated, exactness.moved, exactness.company) == (0, 0, 0)
+    assert exactness.gradient_repeated
+    assert not exactness.exact
 
 
-def test_numbers_that_are_none_do_not_end_it() -> None:
+def test_nan_does_not_end_the_self_test() -> None:
     assert self_test(classifier_of(lambda z: torch.full_like(z, torch.nan))) == EXACT
     once = ByTurn()
-    found = self_test(classifier_of(lambda z: torch.where(once(z) < 1.5e-6, torch.nan, 0.0)))
-    assert found.repeated == float("inf")
+    exactness = self_test(classifier_of(lambda z: torch.where(once(z) < 1.5e-6, torch.nan, 0.0)))
+    assert exactness.repeated == float("inf")
 
 
 def test_no_pass_begins_when_patience_is_over() -> None:
     counted = ByTurn()
-    found = self_test(classifier_of(counted), patience_seconds=0.0)
-    assert found == Exactness()
-    assert not found.exact  # what was not tried is not known
+    exactness = self_test(classifier_of(counted), patience_seconds=0.0)
+    assert exactness == Exactness()
+    assert not exactness.exact  # what was not tried is not known
     assert counted.calls == 1
 
 
@@ -164,9 +164,9 @@ def test_image_classifiers_and_their_denoisers_are_tried() -> None:
     behind = Baseline(Scores(), null_label(two_gaussians()), rows_per_pass=8)
     assert [kind for kind, _ in behind.passes] == ["classify", "forward"]
     for classifier in (plain, behind):
-        found = self_test(classifier)
-        assert found.repeated == 0
-        assert found.moved
+        exactness = self_test(classifier)
+        assert exactness.repeated == 0
+        assert exactness.moved
 
 
 def test_a_record_of_a_device_is_read_back_as_it_was_written() -> None:
@@ -190,7 +190,7 @@ def test_a_self_test_that_fails_ends_no_actor() -> None:
     assert exactness_line(record) == "no self-test is known"
 
 
-def test_a_device_is_spoken_of_where_it_is_not_exact_or_not_alone() -> None:
+def test_a_device_is_reported_where_it_is_not_exact_or_not_alone() -> None:
     exact = DeviceRecord("cuda", "A", "2", exactness=EXACT)
     moving = replace(exact, name="B", exactness=replace(EXACT, moved=9e-4))
     assert device_lines([(exact, 5)]) == []

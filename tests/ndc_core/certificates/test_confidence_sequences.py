@@ -81,12 +81,12 @@ def test_unanimous_votes_prove_two_sigmas_with_a_quarter_fewer_votes_than_the_mi
 
 def test_wealth_of_a_mean_is_the_bettors_average_in_any_order() -> None:
     values = np.random.default_rng(0).uniform(-1, 1, (30, 2))
-    found = log_wealth_of_means(values, lowest=-2.0, mean=-0.5)
+    log_wealth = log_wealth_of_means(values, lowest=-2.0, mean=-0.5)
     for way in range(2):
         bettors = [np.prod([1 + stake * ((value + 2) / 1.5 - 1) for value in values[:, way]]) for stake in STAKES]
-        assert found[way] == pytest.approx(math.log(np.mean(bettors)), abs=2e-6)
+        assert log_wealth[way] == pytest.approx(math.log(np.mean(bettors)), abs=2e-6)
     shuffled = np.random.default_rng(1).permutation(values)
-    np.testing.assert_allclose(log_wealth_of_means(shuffled, lowest=-2.0, mean=-0.5), found)
+    np.testing.assert_allclose(log_wealth_of_means(shuffled, lowest=-2.0, mean=-0.5), log_wealth)
 
 
 def test_the_smallest_mean_is_bounded_by_its_own_column_alone() -> None:

@@ -87,8 +87,8 @@ def steepest(denoiser: StepDenoiser, grid: GridSpec, loss_cap: float | None, gen
     z = generator.uniform(-1, 1, (POINTS // 50, dimension))
     on_plane = z - ((z @ denoiser.normal[0]) - denoiser.offset[0])[:, None] * denoiser.normal[0]
     z = np.concatenate([z, on_plane.clip(-1, 1), np.sign(on_plane)])
-    found = slopes(denoiser, z, grid, "edm", loss_cap)
-    start = z[found.argmax()]
+    norms = slopes(denoiser, z, grid, "edm", loss_cap)
+    start = z[norms.argmax()]
     climbed = minimize(
         lambda point: -slopes(denoiser, point[None], grid, "edm", loss_cap)[0],
         start,
@@ -96,7 +96,7 @@ def steepest(denoiser: StepDenoiser, grid: GridSpec, loss_cap: float | None, gen
         method="L-BFGS-B",
         options={"maxiter": 8},
     )
-    return max(float(found.max()), -float(climbed.fun))
+    return max(float(norms.max()), -float(climbed.fun))
 
 
 @pytest.mark.parametrize("loss_cap", [None, 0.2, 1.0])

@@ -90,7 +90,7 @@ def test_the_chance_to_prove_a_radius_is_that_of_the_votes_to_come() -> None:
         assert METHOD._chance(wins, votes, target) == pytest.approx(proved, abs=0.03), (wins, votes)
 
 
-def test_what_is_hardly_going_to_be_proved_is_given_up() -> None:
+def test_a_radius_that_is_unlikely_to_be_proved_is_given_up() -> None:
     method = Sequential(Terms(sigma_pixel=0.25, alpha=0.001, votes=10_000, radii=(0.5,)))
     generator = np.random.default_rng(4)
     taken = [sum(run(method, generator.random(10_000) < 0.97).looks[-1]) for _ in range(100)]

@@ -43,9 +43,9 @@ def taken(source: Path | str, out: Path, image_shape=SHAPE, mean=(0.3,), std=(0.
 
 
 @pytest.mark.parametrize("kind", ["torchscript", "torch.export"])
-def test_a_program_scores_as_before_with_the_scale_that_was_said(tmp_path: Path, kind: str) -> None:
-    found = taken(saved(tmp_path, kind), tmp_path / "out")
-    assert (found.kind, found.num_classes) == (kind, 10)
+def test_a_program_scores_as_before_with_the_scale_that_was_given(tmp_path: Path, kind: str) -> None:
+    description = taken(saved(tmp_path, kind), tmp_path / "out")
+    assert (description.kind, description.num_classes) == (kind, 10)
     pixels = torch.rand(7, *SHAPE)
     with torch.inference_mode():
         scores = load_classifier(tmp_path / "out")(pixels_to_model(pixels))
@@ -68,7 +68,7 @@ def test_a_program_that_mixes_images_is_taken_out_of_training_mode_or_refused(tm
         )
 
 
-def test_what_does_not_take_such_images_or_any_number_of_them_is_refused(tmp_path: Path) -> None:
+def test_a_program_for_other_images_or_a_fixed_number_of_them_is_refused(tmp_path: Path) -> None:
     source = saved(tmp_path, "torchscript")
     with pytest.raises(CheckpointError, match=r"does not take batches of any number of images of shape \(3, 8, 8\)"):
         taken(source, tmp_path / "out", image_shape=(3, 8, 8))
@@ -83,7 +83,7 @@ def test_what_does_not_take_such_images_or_any_number_of_them_is_refused(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_classifier_is_refused(tmp_path: Path) -> None:
     for name in ("text.pt", "text.pt2"):
         (tmp_path / name).write_text("no model")
         with pytest.raises(CheckpointError, match="is plain text, not a model"):
@@ -125,9 +125,14 @@ def test_a_model_of_timm_is_exported_with_the_scale_that_timm_says(tmp_path: Pat
     timm = ModuleType("timm")
     timm.create_model = lambda name, pretrained: {"small": model}[name]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "timm", timm)
-    found = take_in("timm:small", tmp_path / "out", image_shape=None, mean=[], std=[])
-    assert (found.kind, found.image_shape, found.mean, found.std) == ("torch.export", SHAPE, (0.2,), (0.3,))
-    assert found.notes["timm"] == "small"
+    description = take_in("timm:small", tmp_path / "out", image_shape=None, mean=[], std=[])
+    assert (description.kind, description.image_shape, description.mean, description.std) == (
+        "torch.export",
+        SHAPE,
+        (0.2,),
+        (0.3,),
+    )
+    assert description.notes["timm"] == "small"
     with pytest.raises(CheckpointError, match=r"timm does not give large with weights \(KeyError: 'large'\)"):
         take_in("timm:large", tmp_path / "none", image_shape=None, mean=[], std=[])
     monkeypatch.setitem(sys.modules, "timm", None)

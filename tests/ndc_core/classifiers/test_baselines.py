@@ -33,7 +33,7 @@ class NearestMean:
 
 
 class Recorder:
-    """A denoiser whose data is one image; keeps what it was asked."""
+    """A denoiser whose data is one image; records its inputs."""
 
     image_shape, num_classes = (1, 1, 4), 0
 
@@ -51,8 +51,8 @@ def accuracy(baseline: Baseline, truth: GaussianDenoiser, *, tau_model: float, d
     shape = (draws, baseline.noise_steps[0], *truth.image_shape)
     noise = np.random.default_rng(4).standard_normal(shape, dtype=np.float32)
     task = replace(baseline, rows_per_pass=4000).votes(IndependentDraws(z, tau_model, noise, noise[:, :0]))
-    (found,) = answer(task, rows_per_pass=4000, device=torch.device("cpu"))
-    return float((found.winners == 0).mean())
+    (prediction,) = answer(task, rows_per_pass=4000, device=torch.device("cpu"))
+    return float((prediction.winners == 0).mean())
 
 
 def four_errors(share: float, draws: int = 4000) -> float:
@@ -74,15 +74,15 @@ def test_one_path_of_many_steps_samples_a_class_and_many_paths_find_the_best() -
     of_sampling = float(np.mean(1 / (1 + np.exp(-truth.log_likelihood_ratio(z, tau_model=tau_model)))))
     best = 1 - truth.bayes_error(tau_model=tau_model)
     assert best - of_sampling > 0.05
-    one = Baseline(NearestMean(truth.means), null_label(truth), steps=20)
-    assert abs(accuracy(one, truth, tau_model=tau_model) - of_sampling) < four_errors(of_sampling) + 0.01
-    many = replace(one, paths=21)
-    found = accuracy(many, truth, tau_model=tau_model, draws=1000)
-    assert abs(found - best) < four_errors(best, 1000) + 0.01
+    single = Baseline(NearestMean(truth.means), null_label(truth), steps=20)
+    assert abs(accuracy(single, truth, tau_model=tau_model) - of_sampling) < four_errors(of_sampling) + 0.01
+    many = replace(single, paths=21)
+    share = accuracy(many, truth, tau_model=tau_model, draws=1000)
+    assert abs(share - best) < four_errors(best, 1000) + 0.01
 
 
-def test_noise_is_taken_away_in_steps_of_the_right_size() -> None:
-    """From one image x, what is asked at level s must be x with Gaussian noise of s, at every step."""
+def test_noise_is_removed_in_steps_of_the_right_size() -> None:
+    """From one image x, the denoiser's input at level s must be x with Gaussian noise of s, at every step."""
     recorder = Recorder()
     baseline = Baseline(NearestMean(torch.eye(4)), null_label(recorder), steps=4, paths=2, rows_per_pass=20_000)
     rng, draws, tau_model = np.random.default_rng(0), 20_000, 0.8
@@ -95,8 +95,8 @@ def test_noise_is_taken_away_in_steps_of_the_right_size() -> None:
     )
     by_level = dict(recorder.asked)
     assert list(by_level) == pytest.approx([0.8, 0.6, 0.4, 0.2])
-    for level, found in by_level.items():
-        added = (found - 0.5).flatten()
+    for level, noisy in by_level.items():
+        added = (noisy - 0.5).flatten()
         assert float(added.std()) == pytest.approx(level, rel=0.02)
         assert abs(float(added.mean())) < 5 * level / math.sqrt(len(added) / 2)
 
@@ -131,9 +131,9 @@ def test_votes_do_not_depend_on_the_rows_of_a_pass_or_on_other_draws() -> None:
     def winners(rows: int, *pieces: range) -> list[int]:
         each = [
             count_votes(
-                replace(baseline, rows_per_pass=rows), image_of(truth), sigma_pixel=0.4, **{**DRAWS, "draws": one}
+                replace(baseline, rows_per_pass=rows), image_of(truth), sigma_pixel=0.4, **{**DRAWS, "draws": piece}
             )
-            for one in pieces
+            for piece in pieces
         ]
         return [int(n) for n in sum(counts.votes for counts in each)]
 
@@ -155,7 +155,7 @@ def test_a_score_that_is_not_finite_is_an_error_with_image_draw_and_class() -> N
         count_votes(Baseline(Broken(torch.eye(4))), np.zeros((1, 1, 4), np.uint8), sigma_pixel=0.25, **DRAWS)
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_impossible_settings_are_refused() -> None:
     network, truth = NearestMean(torch.eye(4)), many_gaussians(3)
     with pytest.raises(ValueError, match="3 paths of 1 step are all the same"):
         Baseline(network, null_label(two_gaussians()), paths=3)

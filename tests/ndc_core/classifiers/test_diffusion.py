@@ -25,10 +25,10 @@ def gaussian_noise(shape, *, draws: int, refine: int, sift: int = 0, seed: int =
 
 
 def mean_difference(classifier: DiffusionClassifier, z: np.ndarray, *, tau_model: float, draws: int) -> float:
-    """Score of class 0 less that of class 1 for one z, averaged over the classifier's own noise."""
+    """Score of class 0 minus that of class 1 for one z, averaged over the classifier's own noise."""
     noise = gaussian_noise(z.shape, draws=draws, refine=classifier.grid.steps)
-    found = scores(classifier, np.repeat(z[None], draws, axis=0), tau_model=tau_model, noise=noise)
-    return float((found[:, 0] - found[:, 1]).mean())
+    scores_of_draws = scores(classifier, np.repeat(z[None], draws, axis=0), tau_model=tau_model, noise=noise)
+    return float((scores_of_draws[:, 0] - scores_of_draws[:, 1]).mean())
 
 
 @pytest.mark.parametrize(("name", "tau_model"), [("dc", 0.0), ("epndc", 0.0), ("epndc", 0.25), ("epndc", 0.5)])
@@ -43,8 +43,8 @@ def test_score_differences_converge_to_the_exact_log_likelihood_ratio(name: str,
     images = denoiser.sample(0, 40, tau_model=tau_model, seed=3)
     exact = denoiser.log_likelihood_ratio(images, tau_model=tau_model)
     for index in np.argsort(-np.abs(exact))[[0, 8, 16]]:
-        found = mean_difference(classifier, images[index], tau_model=tau_model, draws=400)
-        assert found == pytest.approx(exact[index], rel=0.03)
+        difference = mean_difference(classifier, images[index], tau_model=tau_model, draws=400)
+        assert difference == pytest.approx(exact[index], rel=0.03)
 
 
 @pytest.mark.parametrize(("name", "tau_model"), [("dc", 0.0), ("epndc", 0.5), ("apndc", 0.5), ("apndc-ensemble", 0.5)])

@@ -1,4 +1,4 @@
-"""Votes of heads whose images are never made are those of the same heads with their images."""
+"""Heads whose images are never made give the same votes as the same heads with their images."""
 
 from dataclasses import replace
 
@@ -59,17 +59,21 @@ def both(name: str, grid: GridSpec, race: RaceSpec | None, **more: object) -> li
 @pytest.mark.parametrize("name", ["dc", "epndc", "apndc", "apndc-ensemble"])
 def test_every_classifier_votes_as_with_the_images(name: str, race: str) -> None:
     z, noise = draws()
-    linear, explicit = (predict(one, z, tau_model=TAU, noise=noise) for one in both(name, GRID, RACES[race]))
+    linear, explicit = (
+        predict(classifier, z, tau_model=TAU, noise=noise) for classifier in both(name, GRID, RACES[race])
+    )
     assert len(set(linear.winners)) > 1
     np.testing.assert_array_equal(linear.winners, explicit.winners)
     np.testing.assert_array_equal(linear.cost, explicit.cost)
     np.testing.assert_allclose(linear.scores, explicit.scores, rtol=1e-4)
-    of_all = [scores(one, z, tau_model=TAU, noise=noise) for one in both(name, GRID, RACES[race], loss_cap=0.5)]
+    of_all = [
+        scores(classifier, z, tau_model=TAU, noise=noise) for classifier in both(name, GRID, RACES[race], loss_cap=0.5)
+    ]
     np.testing.assert_allclose(*of_all, rtol=1e-4)
 
 
 def requests(sigmas: tuple[float, ...]) -> list[tuple[str, VoteRequest]]:
-    """Of three images at all levels, or at fewer: their rows have more targets or fewer."""
+    """For three images at all levels, or at fewer: their rows have more targets or fewer."""
     return [
         (
             f"{name}/{own}",
@@ -80,12 +84,12 @@ def requests(sigmas: tuple[float, ...]) -> list[tuple[str, VoteRequest]]:
     ]
 
 
-def votes_of(classifier: DiffusionClassifier, asked: list[tuple[str, VoteRequest]]) -> dict[str, list[list[int]]]:
-    found = {}
-    for name, counts in stream_votes(classifier, in_turn(asked)):
+def votes_of(classifier: DiffusionClassifier, waiting: list[tuple[str, VoteRequest]]) -> dict[str, list[list[int]]]:
+    votes = {}
+    for name, counts in stream_votes(classifier, in_turn(waiting)):
         assert not isinstance(counts, Exception), counts
-        found[name] = [votes_at(level) for level in counts]
-    return found
+        votes[name] = [votes_at(level) for level in counts]
+    return votes
 
 
 def votes_at(counts: VoteCounts) -> list[int]:
@@ -101,11 +105,11 @@ def test_levels_that_share_a_path_vote_as_with_the_images_whatever_else_is_asked
     together = votes_of(linear, requests(sigmas))
     assert together == votes_of(explicit, requests(sigmas))
     alone: dict[str, list[list[int]]] = {}
-    for asked in requests(sigmas):
-        alone |= votes_of(linear, [asked])
+    for request in requests(sigmas):
+        alone |= votes_of(linear, [request])
     assert together == alone
-    for request in ("a", "b", "c"):  # a level's votes do not depend on which others vote with it
-        assert together[f"{request}/{sigmas}"][1] == together[f"{request}/{sigmas[1:]}"][0]
+    for image_id in ("a", "b", "c"):  # a level's votes do not depend on which others vote with it
+        assert together[f"{image_id}/{sigmas}"][1] == together[f"{image_id}/{sigmas[1:]}"][0]
 
 
 def test_a_network_that_is_not_finite_never_votes() -> None:

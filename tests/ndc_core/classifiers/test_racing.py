@@ -59,7 +59,7 @@ def test_units_of_the_loss_do_not_matter_and_neither_does_what_all_classes_share
     everyone = np.ones((5, 8), dtype=bool)
     shared = np.random.default_rng(0).normal(size=(5, 6, 1))
     before, after = (survivors(some, everyone, gap=gap) for some in (losses, scale * (losses + shared)))
-    assert (before == after).mean() > 0.99  # ties of rounding apart
+    assert (before == after).mean() > 0.99  # up to ties of rounding
 
 
 @given(losses=Losses, gap=st.floats(0.1, 3))
@@ -70,6 +70,6 @@ def test_each_draw_is_judged_by_its_own_losses(losses: np.ndarray, gap: float) -
         np.testing.assert_array_equal(survivors(losses[draw : draw + 1], everyone[:1], gap=gap)[0], together[draw])
 
 
-def test_a_gap_of_nothing_is_refused() -> None:
+def test_a_gap_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match=r"race\.gap must be above 0"):
         RaceSpec(0)

@@ -60,7 +60,7 @@ def test_the_labels_gradient_orders_classes_as_the_loss_to_first_order() -> None
     def task():
         return (yield ask_label_gradients(denoiser, path, draw, step))
 
-    found = answer(task(), rows_per_pass=5, device=torch.device("cpu"))
+    gradients = answer(task(), rows_per_pass=5, device=torch.device("cpu"))
     sigma2 = torch.as_tensor(path.level[step])[:, None] ** 2
     share = sigma2 / (denoiser.variance + sigma2)
     z_t, level = path.noisy(torch.from_numpy(draw), torch.from_numpy(step))
@@ -69,7 +69,7 @@ def test_the_labels_gradient_orders_classes_as_the_loss_to_first_order() -> None
         z_t, path.anchors[0][draw], torch.as_tensor(path.anchor_share[0][step]).float().view(-1, 1, 1, 1)
     )
     expected = 2 * share * ((h - target.flatten(1)).double() @ denoiser.means.T)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(gradients.double(), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("classes", [10, 100, 1000])
@@ -84,16 +84,16 @@ def test_the_winner_is_among_the_first_of_the_gradient_and_costs_no_more_with_mo
     assert (np.isfinite(sifted.scores).sum(1) == 8).all()
 
 
-def test_a_vote_about_a_beaten_candidate_stops_and_is_the_candidates_or_not_all_the_same() -> None:
+def test_a_vote_about_a_beaten_candidate_stops_early_with_the_same_outcome() -> None:
     denoiser = many_gaussians(6)
     image = np.full(denoiser.image_shape, 128, np.uint8)
     classifier = DiffusionClassifier(denoiser, "epndc", grid=LEVELS, race=RACE, rows_per_pass=16)
 
     def counts(candidate: int):
-        poll = VoteRequest(image, "x", (0.25,), "integer", 0, "estimation", range(300), candidates=(candidate,))
-        waiting = [(None, poll)]
-        ((_, found),) = stream_votes(classifier, in_turn(waiting))
-        return found[0]
+        request = VoteRequest(image, "x", (0.25,), "integer", 0, "estimation", range(300), candidates=(candidate,))
+        waiting = [(None, request)]
+        ((_, levels),) = stream_votes(classifier, in_turn(waiting))
+        return levels[0]
 
     whole = counts(-1)
     order = whole.votes.argsort()
@@ -129,10 +129,10 @@ def test_a_level_on_a_shared_path_votes_as_it_does_alone(name: str, noise: str) 
 
 
 def shared_votes(classifier, image, sigmas, noise, draws, **more):
-    poll = VoteRequest(image, "x", sigmas, noise, 0, "estimation", draws, **more)
-    waiting = [(None, poll)]
-    ((_, found),) = stream_votes(classifier, in_turn(waiting))
-    return found
+    request = VoteRequest(image, "x", sigmas, noise, 0, "estimation", draws, **more)
+    waiting = [(None, request)]
+    ((_, counts_of_levels),) = stream_votes(classifier, in_turn(waiting))
+    return counts_of_levels
 
 
 @pytest.mark.parametrize("race", [None, RACE])
@@ -144,10 +144,10 @@ def test_a_levels_votes_do_not_depend_on_which_levels_vote_with_it(race: RaceSpe
     run = (0.25, 0.4, 0.6)
     together = shared_votes(classifier, image, run, "integer", range(150), all_sigmas=run)
     for some in ((0.25,), (0.4,), (0.6,), (0.25, 0.6), (0.4, 0.6)):
-        for sigma, found in zip(
+        for sigma, counts in zip(
             some, shared_votes(classifier, image, some, "integer", range(150), all_sigmas=run), strict=True
         ):
-            np.testing.assert_array_equal(found.votes, together[run.index(sigma)].votes)
+            np.testing.assert_array_equal(counts.votes, together[run.index(sigma)].votes)
 
 
 def test_a_level_looks_at_nothing_before_itself_on_the_path() -> None:
@@ -167,7 +167,7 @@ def test_a_level_looks_at_nothing_before_itself_on_the_path() -> None:
 
     before = votes(low, later)
     changed = later.copy()
-    changed[:, :3] = generator.normal(size=changed[:, :3].shape)  # levels up to 1.1, of which 1.1 makes no term at 1.0
+    changed[:, :3] = generator.normal(size=changed[:, :3].shape)  # levels up to 1.1, which adds no term at tau 1.0
     after = votes(low + 1, changed)
     np.testing.assert_array_equal(before[1].winners, after[1].winners)
     assert (before[0].winners != after[0].winners).any()
@@ -179,7 +179,7 @@ def test_one_path_costs_less_than_its_levels_apart() -> None:
     classifier = DiffusionClassifier(denoiser, "epndc", grid=LEVELS, one_path=True, rows_per_pass=64)
     together = shared_votes(classifier, image, (0.25, 0.5), "integer", range(10))
     alone = [shared_votes(classifier, image, (sigma,), "integer", range(10))[0] for sigma in (0.25, 0.5)]
-    assert sum(one.evaluations for one in together) == alone[0].evaluations == 10 * 7 * 4
+    assert sum(counts.evaluations for counts in together) == alone[0].evaluations == 10 * 7 * 4
     assert alone[1].evaluations == 10 * 4 * 4
 
 
@@ -193,12 +193,12 @@ def test_votes_are_the_same_alone_in_company_and_with_other_rows_a_pass(levers: 
     np.testing.assert_array_equal(together.winners, other.winners)
     assert together.evaluations == other.evaluations
     for draw in range(0, 60, 7):
-        one = slice(draw, draw + 1)
-        own = DrawNoise(noise.input[one], noise.refine[one], noise.sift[one])
-        assert predict(classifier, z[one], tau_model=0.5, noise=own).winners[0] == together.winners[draw]
+        row = slice(draw, draw + 1)
+        own = DrawNoise(noise.input[row], noise.refine[row], noise.sift[row])
+        assert predict(classifier, z[row], tau_model=0.5, noise=own).winners[0] == together.winners[draw]
 
 
-def test_scores_of_everyone_take_no_lever() -> None:
+def test_scores_of_all_classes_use_no_lever() -> None:
     classifier, z, noise = setting(race=RACE, label_gradient=LabelGradientSpec(2, 3))
     assert np.isfinite(scores(classifier, z, tau_model=0.5, noise=noise)).all()
 
@@ -218,7 +218,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_that_names_its_level() -> Non
         predict(classifier, np.zeros((2, 1, 2, 2)), tau_model=0.5, noise=noise)
 
 
-def test_combinations_that_cannot_be_are_refused() -> None:
+def test_impossible_combinations_are_refused() -> None:
     with pytest.raises(ValueError, match=r"one_path is for epndc and apndc on explicit grid\.levels"):
         DiffusionClassifier(two_gaussians(), "apndc-ensemble", grid=LEVELS, one_path=True)
     with pytest.raises(ValueError, match="one_path is for"):

@@ -8,7 +8,7 @@ from ndc_core.noise.grid import GridSpec
 
 
 def run(losses, *, threshold, keep):
-    """Who survives, with losses looked up in (step, draw, class), and what was asked for."""
+    """The classes that survive, with losses looked up in (step, draw, class), and the losses that were asked for."""
     steps, draws, classes = losses.shape
     asked: list[tuple[int, int, int]] = []
     sifting = sift(draws=draws, classes=classes, steps=steps, threshold=threshold, keep=keep)

@@ -26,7 +26,7 @@ def streams(draws: int = 3, steps: int = 5, **changes) -> StepStreams:
     return replace(StepStreams(keys, steps, SHAPE, REFINE), **changes)
 
 
-def test_a_step_has_the_same_noise_whenever_and_beside_whatever_it_is_drawn() -> None:
+def test_a_steps_noise_does_not_depend_on_when_or_with_what_it_is_drawn() -> None:
     draw, step = torch.tensor([2, 0, 2]), torch.tensor([4, 1, 0])
     some = streams(steps=9).draw(streams().key_words[draw], step)
     np.testing.assert_array_equal(some, streams().all()[draw, step])
@@ -36,11 +36,11 @@ def test_steps_of_a_draw_and_draws_of_a_step_are_independent() -> None:
     flat = streams(300, 200).all().reshape(300, 200, -1).numpy()
     assert abs(flat.mean()) < 0.01
     assert abs(flat.std() - 1) < 0.01
-    for one, other in ((flat[:, :-1], flat[:, 1:]), (flat[:-1], flat[1:]), (flat[..., :-1], flat[..., 1:])):
-        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.01
+    for first, second in ((flat[:, :-1], flat[:, 1:]), (flat[:-1], flat[1:]), (flat[..., :-1], flat[..., 1:])):
+        assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.01
 
 
-def test_what_nobody_asked_for_is_not_there() -> None:
+def test_noise_that_nobody_asked_for_is_not_drawn() -> None:
     noise = StepNoise(streams(), CPU)
     reach = noise.reach(4)  # a grid of four levels where there is noise for five
     reach(np.array([1, 1, 2]), np.array([0, 0, 3]))

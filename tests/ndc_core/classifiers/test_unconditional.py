@@ -14,9 +14,9 @@ def estimate(unconditional: Unconditional, *, sigma_model: float, rows_per_pass:
     z = torch.randn(7, *denoiser.image_shape, generator=torch.Generator().manual_seed(0))
     classifier = DiffusionClassifier(denoiser, "apndc", GridSpec(4, 9.0), unconditional=unconditional)
     scoring = _BatchScoring(classifier, [z.numpy()], (sigma_model,), None)
-    (found,) = answer(scoring.estimates(), rows_per_pass=rows_per_pass, device=torch.device("cpu"))
+    (target,) = answer(scoring.estimates(), rows_per_pass=rows_per_pass, device=torch.device("cpu"))
     assert scoring.cost.tolist() == [unconditional.evaluations] * 7
-    return found
+    return target
 
 
 def test_the_label_mean_is_the_mean_over_labels() -> None:

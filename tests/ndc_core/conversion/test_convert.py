@@ -53,12 +53,12 @@ def check_outputs(folder: Path, name: str) -> None:
 def test_edms_pickles_give_edms_outputs(name: str, marker: Path, tmp_path: Path) -> None:
     source = tmp_path / "edm.pkl"
     source.write_bytes(dumped(snapshot(edm_model(name, marker), marker)))
-    found = convert(source, tmp_path / "out")
+    description = convert(source, tmp_path / "out")
     check_outputs(tmp_path / "out", name)
-    assert found["notes"]["kind"] == "EDMPrecond"
-    assert found["notes"]["source"] == "edm.pkl"
-    assert found["knows_no_label"] == (name == "edm-song-ddpmpp-uncond")
-    assert "dropout" not in found["arguments"]
+    assert description["notes"]["kind"] == "EDMPrecond"
+    assert description["notes"]["source"] == "edm.pkl"
+    assert description["knows_no_label"] == (name == "edm-song-ddpmpp-uncond")
+    assert "dropout" not in description["arguments"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,10 +99,10 @@ def test_a_training_state_gives_its_raw_weights_and_says_so(legacy: bool, marker
     name = "edm-song-ddpmpp-cond"
     state = {"net": edm_model(name, marker), "optimizer_state": {"state": {0: {"step": torch.tensor(3.0)}}, "lr": 0.1}}
     (tmp_path / "training-state.pt").write_bytes(torch_saved(state, legacy=legacy))
-    found = convert(tmp_path / "training-state.pt", tmp_path / "out")
+    description = convert(tmp_path / "training-state.pt", tmp_path / "out")
     check_outputs(tmp_path / "out", name)
-    assert found["notes"]["taken"] == "net"
-    assert found["notes"]["remarks"][0] == "took net: no average (ema) stands beside it in the file"
+    assert description["notes"]["taken"] == "net"
+    assert description["notes"]["remarks"][0] == "took net: no average (ema) stands beside it in the file"
 
 
 def edm2_model(marker: Path, *, channels: int = 3) -> tuple[Persistent, EDM2UNet]:
@@ -127,18 +127,18 @@ def nn_layer(marker: Path) -> Persistent:
 def test_edm2s_pickles_are_taken_without_the_losss_head(marker: Path, tmp_path: Path) -> None:
     root, network = edm2_model(marker)
     (tmp_path / "edm2.pkl").write_bytes(dumped({"ema": root, "dataset_kwargs": {}}))
-    found = convert(tmp_path / "edm2.pkl", tmp_path / "out")
+    description = convert(tmp_path / "edm2.pkl", tmp_path / "out")
     denoiser = load_denoiser(tmp_path / "out")
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(
             denoiser.network(x, torch.zeros(2), torch.eye(10)[:2]), network(x, torch.zeros(2), torch.eye(10)[:2])
         )
-    assert found["network"] == "edm2"
-    assert not found["knows_no_label"]
+    assert description["network"] == "edm2"
+    assert not description["knows_no_label"]
 
 
-def test_models_that_certificates_cannot_speak_of_are_refused(marker: Path, tmp_path: Path) -> None:
+def test_models_that_do_not_fit_are_refused(marker: Path, tmp_path: Path) -> None:
     latent, _ = edm2_model(marker, channels=4)
     other = edm_model("edm-adm-cond", marker)
     other.class_name = "VPPrecond"
@@ -157,7 +157,7 @@ def test_models_that_certificates_cannot_speak_of_are_refused(marker: Path, tmp_
         assert not (tmp_path / "out").exists()
 
 
-def test_a_tree_of_modules_that_would_take_for_ever_to_walk_is_refused(marker: Path, tmp_path: Path) -> None:
+def test_a_tree_of_modules_that_would_take_forever_to_walk_is_refused(marker: Path, tmp_path: Path) -> None:
     model = edm_model("edm-adm-cond", marker)
     below: torch.nn.Module = Persistent("Layer", marker)
     for _ in range(40):
@@ -170,7 +170,7 @@ def test_a_tree_of_modules_that_would_take_for_ever_to_walk_is_refused(marker: P
         convert(tmp_path / "edm.pkl", tmp_path / "out")
 
 
-def test_what_is_no_model_is_refused_and_a_checkpoint_is_kept(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_is_refused_and_a_checkpoint_is_kept(tiny_model: Path, tmp_path: Path) -> None:
     source = tmp_path / "a.pt"
     for content, message in (
         (torch_saved({"weights": 3}), "no network that is known here is in it; it has weights"),

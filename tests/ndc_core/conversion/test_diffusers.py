@@ -40,15 +40,15 @@ def edit(path: Path, **changes: object) -> None:
 
 
 def check_clean_image(folder: Path, model: Any, kept: torch.Tensor, *, shape: tuple[int, ...] = (3, 16, 16)) -> None:
-    """What the checkpoint says of images without noise is what diffusers says, for a network that predicts noise."""
+    """The checkpoint predicts the same clean images as diffusers, for a network that predicts noise."""
     denoiser = load_denoiser(folder)
     step = torch.tensor([100, 300, 500, 700]) * len(kept) // 1000
     noisy = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     signal, noise = (part.sqrt().view(-1, 1, 1, 1) for part in (kept[step], 1 - kept[step]))
     with torch.no_grad():
         expected = (noisy - noise * model(noisy, step).sample) / signal
-        found = denoiser.unclipped(noisy / signal, ((1 - kept[step]) / kept[step]).sqrt(), torch.zeros(4, 0))
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+        denoised = denoiser.unclipped(noisy / signal, ((1 - kept[step]) / kept[step]).sqrt(), torch.zeros(4, 0))
+    torch.testing.assert_close(denoised, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -69,8 +69,8 @@ def test_the_clean_image_is_the_one_that_diffusers_predicts(prediction_type: str
         "sample": predicted,
     }[prediction_type]
     sigma = ((1 - kept[step]) / kept[step]).sqrt()
-    found = denoiser.unclipped(noisy / signal, sigma, torch.eye(10)[label])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    denoised = denoiser.unclipped(noisy / signal, sigma, torch.eye(10)[label])
+    torch.testing.assert_close(denoised, expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -83,8 +83,8 @@ def test_labels_are_mixed_and_an_unconditional_model_needs_none(tmp_path: Path) 
     halves[:, :2] = 0.5
     assert not torch.allclose(denoiser(z, sigma, halves), denoiser(z, sigma, torch.eye(10)[:2]))
     saved(tmp_path / "plain")
-    found = convert(tmp_path / "plain", tmp_path / "plain-out")
-    assert (found["num_classes"], found["knows_no_label"]) == (0, True)
+    description = convert(tmp_path / "plain", tmp_path / "plain-out")
+    assert (description["num_classes"], description["knows_no_label"]) == (0, True)
     assert load_denoiser(tmp_path / "plain-out")(z, sigma, torch.zeros(2, 0)).shape == z.shape
 
 
@@ -129,8 +129,8 @@ def test_without_diffusers_the_extra_is_named(tmp_path: Path, monkeypatch: pytes
 )
 def test_the_noise_of_a_timestep_is_that_of_the_scheduler(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     model, kept = saved(tmp_path / "unet", scheduler=getattr(diffusers, name)(**settings))
-    found = convert(tmp_path / "unet", tmp_path / "out")
-    assert f"({name}, {len(kept):,} steps), it predicts epsilon" in found["notes"]["remarks"][0]
+    description = convert(tmp_path / "unet", tmp_path / "out")
+    assert f"({name}, {len(kept):,} steps), it predicts epsilon" in description["notes"]["remarks"][0]
     check_clean_image(tmp_path / "out", model, kept)
 
 
@@ -214,7 +214,7 @@ def test_settings_of_a_network_that_are_not_understood_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_size_may_be_a_pair_that_is_no_square_and_the_middle_have_no_attention(tmp_path: Path) -> None:
+def test_a_size_may_be_an_unequal_pair_and_the_middle_may_lack_attention(tmp_path: Path) -> None:
     model, kept = saved(tmp_path / "unet", sample_size=(16, 16))
     assert convert(tmp_path / "unet", tmp_path / "out")["image_shape"] == [3, 16, 16]
     check_clean_image(tmp_path / "out", model, kept)
@@ -238,24 +238,24 @@ def test_old_names_of_attention_are_read(tmp_path: Path) -> None:
     check_clean_image(tmp_path / "out", model, kept)
 
 
-def test_weights_may_be_a_pickle_or_a_variant_and_it_is_said_which(tmp_path: Path) -> None:
+def test_weights_may_be_a_pickle_or_a_variant_and_the_notes_say_which(tmp_path: Path) -> None:
     model, kept = saved(tmp_path / "unet_x")
     whole = tmp_path / "unet_x/diffusion_pytorch_model.safetensors"
     weights = load_file(whole)
     whole.unlink()
     torch.save(weights, tmp_path / "unet_x/diffusion_pytorch_model.bin")
     shutil.copytree(tmp_path / "unet_x", tmp_path / "unet_x_ema")
-    found = convert(tmp_path / "unet_x", tmp_path / "out")
-    assert found["notes"]["taken"] == "diffusion_pytorch_model.bin"
-    assert "took diffusion_pytorch_model.bin" in found["notes"]["remarks"]
-    assert any("unet_x_ema beside it has their average" in remark for remark in found["notes"]["remarks"])
+    description = convert(tmp_path / "unet_x", tmp_path / "out")
+    assert description["notes"]["taken"] == "diffusion_pytorch_model.bin"
+    assert "took diffusion_pytorch_model.bin" in description["notes"]["remarks"]
+    assert any("unet_x_ema beside it has their average" in remark for remark in description["notes"]["remarks"])
     check_clean_image(tmp_path / "out", model, kept)
 
     (tmp_path / "unet_x/diffusion_pytorch_model.bin").unlink()
     half = {name: value.half() for name, value in weights.items()}
     save_file(half, tmp_path / "unet_x/diffusion_pytorch_model.fp16.safetensors")
-    found = convert(tmp_path / "unet_x", tmp_path / "half")
-    assert found["notes"]["taken"] == "diffusion_pytorch_model.fp16.safetensors"
+    description = convert(tmp_path / "unet_x", tmp_path / "half")
+    assert description["notes"]["taken"] == "diffusion_pytorch_model.fp16.safetensors"
     assert load_denoiser(tmp_path / "half").network.unet.conv_in.weight.dtype == torch.float32
     save_file(weights, tmp_path / "unet_x/diffusion_pytorch_model.non_ema.safetensors")
     with pytest.raises(DiffusersError, match=r"has the variants .*fp16\.safetensors, .*non_ema\.safetensors: rename"):

@@ -29,7 +29,7 @@ def tried(function: Callable[[Tensor, Tensor], Tensor]) -> float:
 
 
 def of_grey(x: Tensor, c_noise: Tensor) -> Tensor:
-    """What a perfect denoiser of grey images says: their noise, and nothing else."""
+    """The output of a perfect denoiser of grey images: their noise, and nothing else."""
     sigma = (4 * c_noise).exp().view(-1, 1, 1, 1)
     return -x * 0.5 / sigma
 
@@ -49,7 +49,7 @@ def test_a_network_that_knows_noise_is_told_from_one_that_does_not() -> None:
         (lambda x, c_noise: x.view(-1, 3, 5), "does not run on images of shape"),
     ],
 )
-def test_outputs_that_are_none_are_refused(function: Callable[[Tensor, Tensor], Tensor], message: str) -> None:
+def test_unusable_outputs_are_refused(function: Callable[[Tensor, Tensor], Tensor], message: str) -> None:
     with pytest.raises(TrialError, match=message):
         tried(function)
 

@@ -1,4 +1,4 @@
-"""Which weights are taken from a file of another program, and which files are refused because nobody can tell."""
+"""Which weights are taken from a file of another program, and which files are refused as ambiguous."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -39,8 +39,8 @@ def converted(content: Any, folder: Path) -> dict[str, Any]:
 
 
 def check_taken(content: Any, folder: Path, mean: Weights, *, taken: str, left: list[str]) -> None:
-    found = converted(content, folder)
-    assert (found["notes"]["taken"], found["notes"]["left"]) == (taken, left)
+    description = converted(content, folder)
+    assert (description["notes"]["taken"], description["notes"]["left"]) == (taken, left)
     weights = load_file(folder / "out/denoiser.safetensors")
     assert weights.keys() == mean.keys()
     assert all(torch.equal(weights[name], mean[name]) for name in mean)
@@ -55,8 +55,8 @@ def test_wrappers_around_a_network_are_taken_off_in_any_order(
     if suffix == "safetensors":
         save_file(weights, tmp_path / "a.safetensors")
         convert(tmp_path / "a.safetensors", tmp_path / "out")
-        found = load_file(tmp_path / "out/denoiser.safetensors")
-        assert all(torch.equal(found[name], mean[name]) for name in mean)
+        converted_weights = load_file(tmp_path / "out/denoiser.safetensors")
+        assert all(torch.equal(converted_weights[name], mean[name]) for name in mean)
     else:
         taken = prefix.replace("_orig_mod.", "").rstrip(".")
         check_taken(weights, tmp_path, mean, taken=taken, left=[])
@@ -111,9 +111,7 @@ TWO: dict[str, tuple[Callable[[Weights, Weights], Any], str, str]] = {
 
 
 @pytest.mark.parametrize("name", TWO)
-def test_of_two_sets_of_weights_the_average_is_taken_and_the_other_named(
-    name: str, mean: Weights, tmp_path: Path
-) -> None:
+def test_the_averaged_weights_are_taken_and_the_raw_ones_named(name: str, mean: Weights, tmp_path: Path) -> None:
     make, taken, left = TWO[name]
     check_taken(make(raw(mean), mean), tmp_path, mean, taken=taken, left=[left])
 
@@ -187,7 +185,7 @@ UNCLEAR: dict[str, tuple[Callable[[Weights, Weights], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", UNCLEAR)
-def test_weights_of_which_nobody_can_tell_what_they_mean_are_refused(name: str, mean: Weights, tmp_path: Path) -> None:
+def test_ambiguous_weights_are_refused(name: str, mean: Weights, tmp_path: Path) -> None:
     make, message = UNCLEAR[name]
     with pytest.raises(ConversionError, match=message):
         converted(make(raw(mean), mean), tmp_path)

@@ -105,16 +105,16 @@ def test_a_saved_model_with_heads_is_loaded_as_one(checkpoint: Path, tiny_model:
 def test_heads_run_in_other_precisions_and_layouts(checkpoint: Path, execution: Execution, tolerance: float) -> None:
     z, sigma = inputs()
     expected = load_denoiser(checkpoint).every_class(z, sigma)
-    found = load_denoiser(checkpoint, execution=execution).every_class(z, sigma)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    images = load_denoiser(checkpoint, execution=execution).every_class(z, sigma)
+    assert images.dtype == torch.float32
+    torch.testing.assert_close(images, expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.slow
 def test_compiled_heads_give_the_same(checkpoint: Path) -> None:
     z, sigma = inputs()
-    found = load_denoiser(checkpoint, execution=Execution(compile=True)).every_class(z, sigma)
-    torch.testing.assert_close(found, load_denoiser(checkpoint).every_class(z, sigma), rtol=0, atol=1e-5)
+    images = load_denoiser(checkpoint, execution=Execution(compile=True)).every_class(z, sigma)
+    torch.testing.assert_close(images, load_denoiser(checkpoint).every_class(z, sigma), rtol=0, atol=1e-5)
 
 
 def test_heads_trained_from_scratch_tell_classes_apart() -> None:
@@ -131,9 +131,9 @@ def test_heads_trained_from_scratch_tell_classes_apart() -> None:
 
 def test_heads_are_trained_from_the_command_line(tmp_path: Path) -> None:
     arguments = ["train", "--dataset", "digits", "--steps", "2", "--out", str(tmp_path / "heads"), "--heads"]
-    other = CliRunner().invoke(main, [*arguments, "pixels"])
-    assert other.exit_code == 2
-    assert "'pixels' is not 'classes'" in other.output
+    refused = CliRunner().invoke(main, [*arguments, "pixels"])
+    assert refused.exit_code == 2
+    assert "'pixels' is not 'classes'" in refused.output
     done = CliRunner().invoke(main, [*arguments, "classes"])
     assert done.exit_code == 0, done.output
     loaded = load_denoiser(tmp_path / "heads")

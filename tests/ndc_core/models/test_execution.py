@@ -91,7 +91,7 @@ LOADERS: dict[str, EntryPoint] = {
 
 
 @pytest.mark.parametrize("loads", LOADERS.values(), ids=list(LOADERS))
-def test_whoever_loads_a_network_sets_its_precision(
+def test_every_loader_of_a_network_sets_its_precision(
     loads: EntryPoint, tiny_model: Path, image_classifier: Path
 ) -> None:
     loads(tiny_model, image_classifier)
@@ -130,11 +130,11 @@ def test_nobody_else_puts_a_network_on_a_device() -> None:
 @torch.no_grad()
 def test_tf32_on_a_cpu_is_float32_bit_for_bit() -> None:
     x, sigma, label, _ = golden_inputs("edm-song-ddpmpp-cond")
-    found = []
+    outputs = []
     for precision in ("float32", "tf32"):
         network, _ = golden_network("edm-song-ddpmpp-cond")
-        found.append(Execution(precision).apply(network, device="cpu")(x, sigma.log() / 4, label))
-    assert torch.equal(*found)
+        outputs.append(Execution(precision).apply(network, device="cpu")(x, sigma.log() / 4, label))
+    assert torch.equal(*outputs)
 
 
 class Anywhere(torch.nn.Module):

@@ -26,8 +26,8 @@ class Doubling:
 
 
 def asker(denoiser, values: list[list[int]]):
-    """Asks for several lots of rows, one after the other; gives what it was answered."""
-    found = []
+    """Asks for several lots of rows, one after the other; returns the answers."""
+    answers = []
     for lot in values:
         z = torch.tensor(lot, dtype=torch.float32).view(-1, 1, 1, 1)
 
@@ -35,10 +35,10 @@ def asker(denoiser, values: list[list[int]]):
             return z[rows], torch.ones(len(z[rows])), torch.zeros(len(z[rows]), 2)
 
         answer = yield Ask(
-            "forward", denoiser, len(lot), inputs, lambda found, rows: found.flatten(1)[:, 0], on_host=True
+            "forward", denoiser, len(lot), inputs, lambda output, rows: output.flatten(1)[:, 0], on_host=True
         )
-        found.append(answer.tolist())
-    return found
+        answers.append(answer.tolist())
+    return answers
 
 
 @settings(max_examples=60, deadline=None)
@@ -55,16 +55,16 @@ def test_everyone_is_answered_in_full_and_passes_have_one_shape(lots, rows_per_p
         device=CPU,
         passes_ahead=passes_ahead,
     )
-    found = dict(tasks)
-    assert found == {index: [[2.0 * value for value in lot] for lot in one] for index, one in enumerate(lots)}
+    answers = dict(tasks)
+    assert answers == {index: [[2.0 * value for value in lot] for lot in own] for index, own in enumerate(lots)}
     assert set(denoiser.passes) <= {rows_per_pass}
 
 
 def test_rows_of_several_askers_share_passes() -> None:
     denoiser = Doubling()
     waiting = [(index, asker(denoiser, [[14] * 3] * 4)) for index in range(4)]
-    found = dict(gather(in_turn(waiting), rows_per_pass=6, device=CPU))
-    assert len(found) == 4
+    answers = dict(gather(in_turn(waiting), rows_per_pass=6, device=CPU))
+    assert len(answers) == 4
     assert len(denoiser.passes) == 4 * 4 * 3 // 6, "every pass was full"
 
 
@@ -85,9 +85,9 @@ def test_a_task_that_becomes_known_when_another_ends_is_run() -> None:
 def test_a_failing_pass_ends_those_who_asked_and_nobody_else() -> None:
     denoiser = Doubling()
     waiting = [("late", asker(denoiser, [[15, 16], [17]])), ("bad", asker(denoiser, [[13, 14]]))]
-    found = dict(gather(in_turn(waiting), rows_per_pass=2, device=CPU))
-    assert isinstance(found["bad"], RuntimeError)
-    assert found["late"] == [[30.0, 32.0], [34.0]]
+    answers = dict(gather(in_turn(waiting), rows_per_pass=2, device=CPU))
+    assert isinstance(answers["bad"], RuntimeError)
+    assert answers["late"] == [[30.0, 32.0], [34.0]]
 
 
 def test_gradients_reach_the_label_row_by_row() -> None:
@@ -104,10 +104,12 @@ def test_gradients_reach_the_label_row_by_row() -> None:
         return z[rows], torch.ones(len(z[rows])), torch.full((len(z[rows]), 3), 1 / 3)
 
     def task():
-        return (yield Ask("label_gradient", Linear(), 3, inputs, lambda found, rows: found.square().flatten(1).sum(1)))
+        return (
+            yield Ask("label_gradient", Linear(), 3, inputs, lambda output, rows: output.square().flatten(1).sum(1))
+        )
 
     waiting = [(None, task())]
     with torch.inference_mode():  # as in an actor
-        ((_, found),) = gather(in_turn(waiting), rows_per_pass=2, device=CPU)
+        ((_, gradients),) = gather(in_turn(waiting), rows_per_pass=2, device=CPU)
     h = z.flatten(1) + torch.tensor([2.0, 3.0])
-    np.testing.assert_allclose(found, 2 * h @ Linear.images.view(3, 2).T, rtol=1e-5)
+    np.testing.assert_allclose(gradients, 2 * h @ Linear.images.view(3, 2).T, rtol=1e-5)

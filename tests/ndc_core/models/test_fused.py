@@ -42,7 +42,7 @@ def test_an_addition_carries_the_sums_of_its_result() -> None:
     torch.testing.assert_close(total.sums, with_sums(total.x).sums)
 
 
-@pytest.mark.parametrize("channels", [(24,), (10, 14)])  # of the two parts, a group has channels of both
+@pytest.mark.parametrize("channels", [(24,), (10, 14)])  # with two parts, one group has channels of both
 def test_parts_are_normalised_as_their_concatenation(channels: tuple[int, ...]) -> None:
     parts, layer = activations(*channels), norm(24)
     whole = torch.cat([part.x for part in parts], dim=1)
@@ -50,12 +50,12 @@ def test_parts_are_normalised_as_their_concatenation(channels: tuple[int, ...]) 
     torch.testing.assert_close(normalised(layer, parts, silu=False), layer(whole), rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_added_before_and_the_modulation_are_the_blocks() -> None:
+def test_the_offset_and_the_modulation_are_those_of_the_block() -> None:
     (part,), layer = activations(12), norm(12)
     before, scale, shift = torch.randn(3, 3, 12, generator=torch.Generator().manual_seed(1)).unbind(0)
     expected = layer(part.x + before[:, :, None, None]) * (scale + 1)[:, :, None, None] + shift[:, :, None, None]
-    found = normalised(layer, [part], before=before, modulation=(scale, shift), silu=False)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    normed = normalised(layer, [part], before=before, modulation=(scale, shift), silu=False)
+    torch.testing.assert_close(normed, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("heads", [1, 4])
@@ -64,12 +64,12 @@ def test_attention_is_the_same_over_planes_and_over_tokens(heads: int) -> None:
     torch.manual_seed(0)
     qkv = ResampledConv(16, 48, 1).requires_grad_(False)
     tokens = x.permute(0, 2, 3, 1).reshape(-1, 16)
-    found = attended_tokens(tokens, qkv, heads=heads, rows=3).view(3, *PIXELS, 16).permute(0, 3, 1, 2)
-    torch.testing.assert_close(found, attended_planes(x, qkv, heads=heads))
+    attended = attended_tokens(tokens, qkv, heads=heads, rows=3).view(3, *PIXELS, 16).permute(0, 3, 1, 2)
+    torch.testing.assert_close(attended, attended_planes(x, qkv, heads=heads))
     # EDM's order of the 48: heads outermost, then the channels of a head, then query, key, value.
     query, key, value = qkv(x).reshape(3 * heads, 16 // heads, 3, -1).unbind(2)
     weights = torch.einsum("ncq,nck->nqk", query, key / (16 // heads) ** 0.5).softmax(dim=2)
-    torch.testing.assert_close(found, torch.einsum("nqk,nck->ncq", weights, value).reshape(x.shape))
+    torch.testing.assert_close(attended, torch.einsum("nqk,nck->ncq", weights, value).reshape(x.shape))
 
 
 @pytest.mark.parametrize("adaptive_scale", [True, False])
@@ -78,7 +78,7 @@ def test_attention_is_the_same_over_planes_and_over_tokens(heads: int) -> None:
 )
 @pytest.mark.parametrize("channels", [(16,), (32,), (16, 8)])
 @torch.no_grad()
-def test_a_block_is_the_same_in_fewer_trips(channels: tuple[int, ...], resampling: dict, adaptive_scale: bool) -> None:
+def test_a_fused_block_gives_the_same(channels: tuple[int, ...], resampling: dict, adaptive_scale: bool) -> None:
     torch.manual_seed(0)
     block = UNetBlock(
         sum(channels),
@@ -92,10 +92,10 @@ def test_a_block_is_the_same_in_fewer_trips(channels: tuple[int, ...], resamplin
         **resampling,
     )
     parts, embedding = activations(*channels), torch.randn(3, 6)
-    found = run_block(block, parts, embedding)
+    fused = run_block(block, parts, embedding)
     expected = block(torch.cat([part.x for part in parts], dim=1), embedding)
-    torch.testing.assert_close(found.x, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.sums, with_sums(expected).sums, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(fused.x, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fused.sums, with_sums(expected).sums, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02), ("float16", 0.003)])
@@ -107,9 +107,9 @@ def test_fused_outputs_are_edms(name: str, precision: Precision, tolerance: floa
     denoiser = denoiser_of(network, channels, label.shape[1], Execution(precision, channels_last=True))
     plain = denoiser.unclipped(x, sigma, label)
     network.fused = True
-    found = denoiser.unclipped(x, sigma, label)
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
-    assert not torch.equal(found, plain)  # it did run another way
+    output = denoiser.unclipped(x, sigma, label)
+    torch.testing.assert_close(output, expected, rtol=0, atol=tolerance)
+    assert not torch.equal(output, plain)  # the fused path did run
 
 
 @pytest.mark.parametrize("name", NAMES[:1] + NAMES[2:])
@@ -117,13 +117,13 @@ def test_gradients_of_the_label_are_the_networks(name: str) -> None:
     network, _ = golden_network(name)
     network.requires_grad_(False)
     x, sigma, label = (values[:2] for values in golden_inputs(name)[:3])
-    found = []
+    gradients = []
     for fused in (False, True):
         network.fused = fused
         wanted = label.clone().requires_grad_()
-        found.append(torch.autograd.grad(network(x, sigma, wanted).square().sum(), wanted)[0])
-    assert not torch.equal(*found)
-    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4 * found[0].abs().max().item())
+        gradients.append(torch.autograd.grad(network(x, sigma, wanted).square().sum(), wanted)[0])
+    assert not torch.equal(*gradients)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4 * gradients[0].abs().max().item())
 
 
 @pytest.mark.parametrize("silu", [True, False])
@@ -135,22 +135,22 @@ def test_gradients_of_a_norm_are_its_derivatives(modulated: bool, silu: bool) ->
     def loss(parts: list[torch.Tensor], before: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, *, fused: bool):
         if fused:
             given = (scale, shift) if modulated else None
-            found = normalised(layer, [with_sums(part) for part in parts], before=before, modulation=given, silu=silu)
+            normed = normalised(layer, [with_sums(part) for part in parts], before=before, modulation=given, silu=silu)
         else:
-            found = layer(torch.cat(parts, dim=1) + before[:, :, None, None])
+            normed = layer(torch.cat(parts, dim=1) + before[:, :, None, None])
             if modulated:
-                found = found * (scale + 1)[:, :, None, None] + shift[:, :, None, None]
-            found = F.silu(found) if silu else found
-        weights = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view(found.shape)
-        return (found * weights).sum()
+                normed = normed * (scale + 1)[:, :, None, None] + shift[:, :, None, None]
+            normed = F.silu(normed) if silu else normed
+        weights = torch.linspace(-1, 1, normed.numel(), dtype=torch.float64).view(normed.shape)
+        return (normed * weights).sum()
 
     gradients = []
     for fused in (False, True):
-        inputs = [one.double().requires_grad_() for one in (*sizes, *others)]
+        inputs = [tensor.double().requires_grad_() for tensor in (*sizes, *others)]
         total = loss(inputs[:2], *inputs[2:], fused=fused)
         gradients.append(torch.autograd.grad(total, inputs[: 5 if modulated else 3]))
-    for expected, found in zip(*gradients, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    for expected, gradient in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_averaging_and_doubling_are_the_filters_bit_for_bit() -> None:

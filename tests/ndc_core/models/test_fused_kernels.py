@@ -25,9 +25,9 @@ def parts_of(rows: int, channels: tuple[int, ...], side: int, dtype: torch.dtype
     return [part.to(dtype).contiguous(memory_format=torch.channels_last) for part in parts]
 
 
-def close(found: Tensor, expected: Tensor) -> None:
-    rough = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[found.dtype]
-    torch.testing.assert_close(found, expected, rtol=rough, atol=rough * max(1.0, expected.abs().mean().item()))
+def close(computed: Tensor, expected: Tensor) -> None:
+    rough = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[computed.dtype]
+    torch.testing.assert_close(computed, expected, rtol=rough, atol=rough * max(1.0, expected.abs().mean().item()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -41,9 +41,11 @@ def test_additions_and_sums(shape: tuple[int, tuple[int, ...], int], dtype: torc
                 continue
             other = fused_formulas.resampled(y, back)
             close(fused_kernels.resampled(y, back), other)
-            found = fused_kernels.add(x, other, bias, 0.7, resample=resample)
-            for one, expected in zip(found, fused_formulas.add(x, other, bias, 0.7, resample=resample), strict=True):
-                close(one, expected)
+            results = fused_kernels.add(x, other, bias, 0.7, resample=resample)
+            for result, expected in zip(
+                results, fused_formulas.add(x, other, bias, 0.7, resample=resample), strict=True
+            ):
+                close(result, expected)
 
 
 @pytest.mark.parametrize("before", ["nothing", "rows", "channels"])
@@ -81,7 +83,7 @@ def test_norms_and_their_gradients(
             fused_kernels.backward_sums(parts, factors, gradient, silu=silu),
             fused_formulas.backward_sums(parts, factors, gradient, silu=silu),
         )
-        found = fused_kernels.backward_apply(parts, factors, gradient, through, silu=silu)
+        gradients = fused_kernels.backward_apply(parts, factors, gradient, through, silu=silu)
         expected = fused_formulas.backward_apply(parts, factors, gradient, through, silu=silu)
-        for one, other in zip(found, expected, strict=True):
-            close(one, other)
+        for computed, formula in zip(gradients, expected, strict=True):
+            close(computed, formula)

@@ -67,14 +67,14 @@ def test_single_precision_loses_no_more_than_with_images_and_has_the_same_winner
     exact = losses_of_heads(phi, heads, z, target, scales)
     single = [x.float() for x in (phi, heads, z, target)]
     narrow = Preconditioning(*(scale.float() for scale in scales))
-    found = losses_of_heads(*single, narrow)
+    by_gram = losses_of_heads(*single, narrow)
     predicted = torch.einsum("kcf,rfp->rkcp", single[1], single[0]).unflatten(3, (32, 32))
     images = (narrow.c_skip * single[2])[:, None] + narrow.c_out[:, None] * predicted
     direct = explicit(images, single[3][:, None])[:, 0]
     # What decides a vote is how classes differ.
-    errors = [(losses - exact) - (losses - exact).mean(1, keepdim=True) for losses in (found, direct)]
+    errors = [(losses - exact) - (losses - exact).mean(1, keepdim=True) for losses in (by_gram, direct)]
     assert errors[0].abs().max() < errors[1].abs().max()
-    assert torch.equal(found.argmin(1), exact.argmin(1))
+    assert torch.equal(by_gram.argmin(1), exact.argmin(1))
 
 
 class LargestTensor(TorchDispatchMode):
@@ -131,7 +131,7 @@ def test_labels_pick_and_blend_heads_that_are_not_clipped() -> None:
     torch.testing.assert_close(denoiser.unclipped_heads(3 * z, sigma, chosen), heads[:, chosen])
 
 
-def test_what_is_not_finite_is_finite_for_no_class() -> None:
+def test_losses_of_a_broken_head_are_finite_for_no_class() -> None:
     denoiser = linear_heads()
     denoiser.network.heads[2, 0, -1] = float("inf")
     z, sigma, targets = inputs()
@@ -154,12 +154,12 @@ def test_a_saved_model_is_loaded_as_what_it_is(trunk: str, tmp_path: Path) -> No
 )
 def test_losses_in_other_precisions_and_layouts(tmp_path: Path, execution: Execution, tolerance: float) -> None:
     z, sigma, targets = inputs()
-    found = load_denoiser(saved(tmp_path / "heads"), execution=execution).every_loss(z, sigma, targets)
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, linear_heads().every_loss(z, sigma, targets), rtol=tolerance, atol=0)
+    losses = load_denoiser(saved(tmp_path / "heads"), execution=execution).every_loss(z, sigma, targets)
+    assert losses.dtype == torch.float64
+    torch.testing.assert_close(losses, linear_heads().every_loss(z, sigma, targets), rtol=tolerance, atol=0)
 
 
-def test_a_trunk_or_heads_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_an_unknown_trunk_and_impossible_heads_are_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path / "heads")
     description = (folder / "denoiser.json").read_text()
     for before, after, message in [

@@ -52,8 +52,8 @@ def denoiser_of(network: nn.Module, channels: int, classes: int, execution: Exec
 def test_outputs_are_edms(name: str) -> None:
     network, channels = golden_network(name)
     x, sigma, label, expected = golden_inputs(name)
-    found = denoiser_of(network, channels, label.shape[1], Execution()).unclipped(x, sigma, label)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    output = denoiser_of(network, channels, label.shape[1], Execution()).unclipped(x, sigma, label)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,11 @@ def test_outputs_are_edms(name: str) -> None:
 def test_every_way_to_run_a_network_stays_near_the_reference(name: str, execution: Execution, tolerance: float) -> None:
     network, channels = golden_network(name)
     x, sigma, label, expected = golden_inputs(name)
-    found = denoiser_of(network, channels, label.shape[1], execution).unclipped(x, sigma, label)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    output = denoiser_of(network, channels, label.shape[1], execution).unclipped(x, sigma, label)
+    assert output.dtype == torch.float32
+    torch.testing.assert_close(output, expected, rtol=0, atol=tolerance)
     if execution.precision != "float32":
-        assert (found - expected).abs().max() > 1e-5  # it did run in the other precision
+        assert (output - expected).abs().max() > 1e-5  # it did run in the other precision
 
 
 @pytest.mark.slow
@@ -82,8 +82,8 @@ def test_every_way_to_run_a_network_stays_near_the_reference(name: str, executio
 def test_a_compiled_network_gives_the_same() -> None:
     network, channels = golden_network("edm-song-ddpmpp-uncond")
     x, sigma, label, expected = golden_inputs("edm-song-ddpmpp-uncond")
-    found = denoiser_of(network, channels, 0, Execution(compile=True)).unclipped(x, sigma, label)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    output = denoiser_of(network, channels, 0, Execution(compile=True)).unclipped(x, sigma, label)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["edm-song-ddpmpp-cond", "edm-adm-cond"])
@@ -128,10 +128,10 @@ def test_full_size_networks_run(build: type, arguments: dict) -> None:
     network = build(in_channels=3, out_channels=3, **arguments).eval()
     side, classes = arguments["img_resolution"], arguments["label_dim"]
     x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    found = network(x, torch.zeros(2), torch.eye(classes)[:2])
-    assert found.shape == x.shape
-    assert found.isfinite().all()
-    assert found.std() > 0
+    output = network(x, torch.zeros(2), torch.eye(classes)[:2])
+    assert output.shape == x.shape
+    assert output.isfinite().all()
+    assert output.std() > 0
 
 
 @pytest.mark.parametrize(("channels", "millions"), [(128, 125), (192, 280), (256, 498), (320, 777)])
@@ -151,8 +151,8 @@ def test_edm2_keeps_magnitudes() -> None:
 
     a, b = normalize(a, dims=[1]), normalize(b, dims=[1, 2, 3])
     normal = torch.randn(10**6, generator=generator)
-    for found in (size(a), size(b), size(mixed(a, b, share=0.3)), size(joined(a, b[:, :2], share=0.5))):
-        assert found == pytest.approx(1, abs=0.01)
+    for magnitude in (size(a), size(b), size(mixed(a, b, share=0.3)), size(joined(a, b[:, :2], share=0.5))):
+        assert magnitude == pytest.approx(1, abs=0.01)
     assert size(silu(normal)) == pytest.approx(1, abs=0.01)
     torch.manual_seed(0)
     network = EDM2UNet(
@@ -160,5 +160,5 @@ def test_edm2_keeps_magnitudes() -> None:
     )
     network.out_gain.fill_(1)
     x = torch.randn(8, 3, 16, 16, generator=generator)
-    found = network(x, torch.zeros(8), torch.from_numpy(np.eye(10, dtype=np.float32)[:8]))
-    assert size(found) == pytest.approx(1, abs=0.25)
+    output = network(x, torch.zeros(8), torch.from_numpy(np.eye(10, dtype=np.float32)[:8]))
+    assert size(output) == pytest.approx(1, abs=0.25)

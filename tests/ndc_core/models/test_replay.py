@@ -1,4 +1,4 @@
-"""What is launched in one go gives what the calls would give."""
+"""A replayed capture gives what the calls would give."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ class OnTheHost:
 
     def __call__(self, function: Function, inputs: tuple[Tensor, ...]) -> Recording:
         self.captures += 1
-        held = tuple(one.clone() for one in inputs)
+        held = tuple(tensor.clone() for tensor in inputs)
         output = function(*held)
         return Recording(held, lambda: output.copy_(function(*held)), output)
 
@@ -36,12 +36,12 @@ def test_calls_of_one_shape_are_captured_at_the_third_and_replayed() -> None:
     for index in range(6):
         results.append(replays(doubled, torch.full((3,), float(index))))
         assert capture.captures == int(index >= 2)
-    # None of them was changed by the calls after it.
-    assert [one.tolist() for one in results] == [[2.0 * index] * 3 for index in range(6)]
+    # No result is changed by a later call.
+    assert [result.tolist() for result in results] == [[2.0 * index] * 3 for index in range(6)]
 
 
 @torch.inference_mode()
-def test_another_shape_is_called_as_it_is_and_starts_again() -> None:
+def test_another_shape_is_called_directly_and_starts_the_count_again() -> None:
     capture = OnTheHost()
     replays = Replays(capture)
     for rows in (3, 3, 3, 3, 5, 3, 5, 3, 5):
@@ -85,7 +85,7 @@ def test_what_autograd_follows_is_never_captured() -> None:
 
 
 @torch.inference_mode()
-def test_a_capture_that_fails_is_said_once_and_the_calls_go_on() -> None:
+def test_a_capture_that_fails_is_reported_once_and_the_calls_go_on() -> None:
     tries = []
 
     def failing(function: Function, inputs: tuple[Tensor, ...]) -> Recording:

@@ -33,9 +33,9 @@ def test_rates_are_rows_over_seconds_and_end_where_a_pass_takes_too_long(monkeyp
     def one_pass(rows: int) -> None:
         clock[0] += rows / 100
 
-    found = list(measured(one_pass))
-    assert [rate.rows for rate in found] == [16, 32, 64, 128, 256]
-    assert all(rate.rows_per_second == pytest.approx(100) for rate in found)
+    measured_rates = list(measured(one_pass))
+    assert [rate.rows for rate in measured_rates] == [16, 32, 64, 128, 256]
+    assert all(rate.rows_per_second == pytest.approx(100) for rate in measured_rates)
 
 
 def test_the_rate_of_long_passes_is_that_of_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ def test_a_size_for_which_there_is_no_memory_ends_the_search_and_leaves_room_bel
         choose(measured(pass_up_to(8)))
 
 
-def test_other_errors_of_a_pass_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_of_a_pass_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(rows: int) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 

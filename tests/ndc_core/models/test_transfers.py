@@ -1,4 +1,4 @@
-"""What goes to a device and comes back, shown with a device whose answers come late."""
+"""Transfers to a device and back, tested with a device whose answers come late."""
 
 import numpy as np
 import pytest
@@ -40,11 +40,11 @@ def test_an_answer_is_read_when_it_has_come_and_no_sooner(monkeypatch: pytest.Mo
     denoiser = Doubling()
     lots = [[[number, number + 1], [number]] for number in range(20, 60)]
     waiting = list(enumerate(lots))
-    found = gather(
+    answers = gather(
         lambda: (lambda named: (named[0], asker(denoiser, named[1])))(waiting.pop()) if waiting else None,
         rows_per_pass=2,
         device=CPU,
         passes_ahead=passes_ahead,
     )
-    assert dict(found) == {number: [[2.0 * value for value in lot] for lot in of] for number, of in enumerate(lots)}
+    assert dict(answers) == {number: [[2.0 * value for value in lot] for lot in own] for number, own in enumerate(lots)}
     assert max(ahead) == passes_ahead, "so many passes are launched before the first one's answers are waited for"

@@ -58,7 +58,7 @@ def test_grids_that_cannot_rise_are_refused() -> None:
         build_grid(GridSpec(points=9, sigma_model_max=1, spacing="log"), tau_model=0.0)
 
 
-def test_of_explicit_levels_those_above_tau_count() -> None:
+def test_explicit_levels_above_tau_count() -> None:
     spec = GridSpec(levels=(0.3, 0.4, 0.55, 0.8, 1.2))
     assert build_grid(spec, tau_model=0.25).level.tolist() == [0.4, 0.55, 0.8, 1.2]
     above = build_grid(spec, tau_model=0.4)

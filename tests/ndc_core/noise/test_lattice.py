@@ -1,4 +1,4 @@
-"""Noise of DC's steps on lattices that contain the 8-bit grid: its law, and what the certificate may say of it."""
+"""Noise of DC's steps on lattices that contain the 8-bit grid: its law, and what the certificate may claim."""
 
 from dataclasses import dataclass, replace
 
@@ -96,14 +96,14 @@ def test_a_network_that_reads_low_bits_is_not_certified_beyond_an_image_where_it
 
 
 def test_the_score_of_an_8_bit_image_is_a_function_of_whole_numbers() -> None:
-    """What is seen of one image is seen of every other, moved by whole steps, bit for bit."""
+    """Noise moved by whole steps turns one image's noisy version into another's, bit for bit."""
     for sigma in (0.01, 0.6, 2.0):
         level = LatticeNoise(sigma)
         noise = level.draw(np.random.default_rng(0), (1000,))
         for k, moved in ((0, 255), (100, 101), (37, 200)):
-            one, other = (np.full(1000, value, np.uint8) for value in (k, moved))
+            image, moved_image = (np.full(1000, value, np.uint8) for value in (k, moved))
             steps = (moved - k) << level.bits
-            np.testing.assert_array_equal(level.add(other, noise), level.add(one, noise + steps))
+            np.testing.assert_array_equal(level.add(moved_image, noise), level.add(image, noise + steps))
         nothing = np.zeros(256, int)
         np.testing.assert_allclose(
             level.add(np.arange(256).astype(np.uint8), nothing), pixels_to_model(np.arange(256) / 255), atol=1e-15
@@ -172,8 +172,8 @@ def test_no_two_8_bit_images_have_margins_further_apart_than_the_constant_allows
     networks = [step, generator.choice([-1.0, 1.0], len(sums)), np.where(sums % 2, 1.0, -1.0), np.sin(sums / scale)]
     constant = margin_constant_pixel(np.array([sigma]), np.ones(1), dimension=1, loss_cap=cap)
     grey, largest = np.arange(256) / 255, 0.0
-    for one in networks:
-        scores = OfOnePixel(np.stack([one, -one])).scores(sigma, cap)
+    for outputs in networks:
+        scores = OfOnePixel(np.stack([outputs, -outputs])).scores(sigma, cap)
         margin = scores[0] - scores[1]
         with np.errstate(invalid="ignore", divide="ignore"):
             slopes = abs(margin[:, None] - margin[None]) / abs(grey[:, None] - grey[None])

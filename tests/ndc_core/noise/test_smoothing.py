@@ -63,13 +63,13 @@ def test_shifting_an_image_on_the_grid_shifts_its_noisy_versions_exactly(shift: 
 def test_floating_point_noise_leaks_the_image_and_integer_noise_does_not() -> None:
     """The attack of the literature in one line: x + n rounds differently for different x, at the same sum."""
     drawn = FloatNoise(0.25).draw(np.random.default_rng(0), (10_000, 1, 1, 1))
-    one, other = (np.full((1, 1, 1), level, np.uint8) for level in (1, 200))
-    undone = FloatNoise.add(one, drawn) - FloatNoise.add(one, 0 * drawn) == 2 * drawn
+    dark, bright = (np.full((1, 1, 1), level, np.uint8) for level in (1, 200))
+    undone = FloatNoise.add(dark, drawn) - FloatNoise.add(dark, 0 * drawn) == 2 * drawn
     assert 0.05 < undone.mean() < 0.95, "the last bits tell whether the noise was added to this image"
     whole = IntegerNoise(0.25).draw(np.random.default_rng(0), (10_000, 1, 1, 1))
     np.testing.assert_array_equal(
-        np.rint((IntegerNoise(0.25).add(one, whole) + 1) / 2 * 255) - 1,
-        np.rint((IntegerNoise(0.25).add(other, whole) + 1) / 2 * 255) - 200,
+        np.rint((IntegerNoise(0.25).add(dark, whole) + 1) / 2 * 255) - 1,
+        np.rint((IntegerNoise(0.25).add(bright, whole) + 1) / 2 * 255) - 200,
     )
 
 

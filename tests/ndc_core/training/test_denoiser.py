@@ -52,11 +52,11 @@ def test_a_trained_denoiser_classifies_what_it_was_trained_on() -> None:
 def test_training_is_reproducible_and_depends_on_its_seed() -> None:
     images, labels = stripes()
     spec = TrainingSpec(steps=10, batch=16, channels=8)
-    one, two = (train_denoiser(images, labels, num_classes=2, spec=spec) for _ in range(2))
+    first, second = (train_denoiser(images, labels, num_classes=2, spec=spec) for _ in range(2))
     other = train_denoiser(images, labels, num_classes=2, spec=TrainingSpec(steps=10, batch=16, channels=8, seed=1))
-    for name, weight in one.state_dict().items():
-        assert torch.equal(weight, two.state_dict()[name])
-    assert any(not torch.equal(weight, other.state_dict()[name]) for name, weight in one.state_dict().items())
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, second.state_dict()[name])
+    assert any(not torch.equal(weight, other.state_dict()[name]) for name, weight in first.state_dict().items())
 
 
 def test_training_ends_at_its_time_limit() -> None:
@@ -82,13 +82,13 @@ def test_flips_and_shifts_move_whole_pixels_and_reflect_borders() -> None:
     moved = flip_and_shift(image.repeat(300, 1, 1, 1), torch.Generator().manual_seed(0), share=0.5)
     padded = torch.nn.functional.pad(image, (1, 1, 1, 1), mode="reflect")[0, 0]
     crops = [padded[down : down + 8, right : right + 8] for down in range(3) for right in range(3)]
-    possible = {tuple(crop.flatten().tolist()) for one in crops for crop in (one, one.flip(1))}
-    seen = [tuple(one.flatten().tolist()) for one in moved]
+    possible = {tuple(variant.flatten().tolist()) for crop in crops for variant in (crop, crop.flip(1))}
+    seen = [tuple(sample.flatten().tolist()) for sample in moved]
     assert set(seen) == possible
-    mirrored = sum(one[0] > one[7] for one in seen) / 300
-    unshifted = sum(min(one[0], one[7]) == 0 and max(one[0], one[7]) == 7 for one in seen) / 300
+    mirrored = sum(row[0] > row[7] for row in seen) / 300
+    unshifted = sum(min(row[0], row[7]) == 0 and max(row[0], row[7]) == 7 for row in seen) / 300
     assert 0.4 < mirrored < 0.6
-    assert 0.45 < unshifted < 0.67  # half, and a ninth of the others
+    assert 0.45 < unshifted < 0.67  # half of them, and a ninth of the shifted ones
 
 
 def test_time_left_is_that_of_the_nearer_end() -> None:

@@ -1,4 +1,4 @@
-"""Distillation: heads learn what a conditional denoiser says of every class."""
+"""Distillation: heads learn a conditional denoiser's output for every class."""
 
 import json
 import shutil
@@ -95,7 +95,7 @@ def test_a_known_teacher_is_learned_with_the_differences_of_its_classes() -> Non
 
 @torch.no_grad()
 def error_of_differences(teacher: PointMasses, student: HeadsDenoiser) -> float:
-    """Of how classes differ, as a share of how they do."""
+    """The error of the differences between classes, as a share of the true ones."""
     z, sigma = noisy(teacher.images)
     every, truth = student.every_class(z, sigma), teacher.images.expand(len(z), -1, -1, -1, -1)
     difference, true_difference = (outputs - outputs.mean(dim=1, keepdim=True) for outputs in (every, truth))
@@ -133,9 +133,9 @@ def test_the_teacher_is_asked_for_few_of_many_classes_seldom_and_in_full_passes(
     assert teacher.rows_asked in ([4 * (5 + 1)], [4 * (5 + 1)] * 2)  # the second answer, if a step drew it
     teacher.rows_asked.clear()
     z = torch.zeros(100, 1, 4, 4)
-    found = asked_in_full_passes(teacher, z, torch.ones(100), torch.eye(1000)[:6])
+    outputs = asked_in_full_passes(teacher, z, torch.ones(100), torch.eye(1000)[:6])
     assert teacher.rows_asked == [200] * 3
-    assert torch.equal(found, teacher.images[:6].expand(100, -1, -1, -1, -1))
+    assert torch.equal(outputs, teacher.images[:6].expand(100, -1, -1, -1, -1))
 
 
 def test_answers_are_a_function_of_their_number() -> None:
@@ -148,12 +148,12 @@ def test_answers_are_a_function_of_their_number() -> None:
     generator, known, late = torch.Generator().manual_seed(0), answers(), answers()
     for step in range(12):
         before = generator.get_state()
-        one = known.for_step(step, generator)
+        answer = known.for_step(step, generator)
         if step >= 7:
             generator.set_state(before)
-            other = late.for_step(step, generator)
-            assert torch.equal(one.z, other.z)
-            assert torch.equal(one.outputs, other.outputs)
+            repeated = late.for_step(step, generator)
+            assert torch.equal(answer.z, repeated.z)
+            assert torch.equal(answer.outputs, repeated.outputs)
     assert sorted(known.recent) == [4, 5]  # no others are kept
 
 
@@ -167,9 +167,9 @@ def test_a_teacher_whose_output_is_not_finite_teaches_nothing() -> None:
 def test_distillation_is_reproducible() -> None:
     teacher, images = teacher_and_images()
     spec = DistillationSpec(steps=5, batch=4, channels=8)
-    one, two = (distilled(teacher, images, spec=spec) for _ in range(2))
-    for name, weight in one.state_dict().items():
-        assert torch.equal(weight, two.state_dict()[name])
+    first, second = (distilled(teacher, images, spec=spec) for _ in range(2))
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, second.state_dict()[name])
 
 
 def test_a_student_of_its_own_kind_starts_as_the_teacher_without_a_label(tiny_model: Path) -> None:

@@ -88,7 +88,7 @@ def test_sampled_scores_average_to_those_that_vote(kind: str, name: str) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tuning_makes_votes_right_that_were_not(kind: str) -> None:
+def test_tuning_makes_wrong_votes_right(kind: str) -> None:
     images, labels = squares()
     seen: list[Judgement] = []
     spec = TuningSpec(steps=60, batch=24, max_seconds=None, learning_rate=5e-3, steps_to_judge=20)
@@ -96,14 +96,14 @@ def test_tuning_makes_votes_right_that_were_not(kind: str) -> None:
     weights = copy.deepcopy(before.state_dict())
     tuned = tune(classifier_of(before), images, labels, sigma_pixel=(0.1, 0.2), spec=spec, on_judgement=seen.append)
     assert list(tuned.judgements) == seen
-    assert [one.step for one in seen] == [0, 20, 40, 60]
+    assert [judgement.step for judgement in seen] == [0, 20, 40, 60]
     assert seen[-1].loss < 0.5 * seen[0].loss
     assert seen[0].accuracy < 0.7 < 0.95 < seen[-1].accuracy
-    # The parent is as it was.
+    # The parent is unchanged.
     assert all(torch.equal(weight, weights[name]) for name, weight in before.state_dict().items())
 
 
-def test_the_best_of_the_judged_is_kept_and_tuning_ends_when_nothing_gets_better() -> None:
+def test_the_best_judged_heads_are_kept_and_tuning_ends_when_nothing_gets_better() -> None:
     images, labels = squares()
     wrong = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
     spec = TuningSpec(steps=400, batch=24, max_seconds=None, learning_rate=0.02, steps_to_judge=4, patience=2)
@@ -111,7 +111,7 @@ def test_the_best_of_the_judged_is_kept_and_tuning_ends_when_nothing_gets_better
     mixed = wrong.clone()
     mixed[held_out] = labels[held_out]
     tuned = tune(classifier_of(heads()), images, mixed, sigma_pixel=(0.2,), spec=spec)
-    losses = [one.loss for one in tuned.judgements]
+    losses = [judgement.loss for judgement in tuned.judgements]
     assert tuned.judgements[-1].step < 400
     best = int(np.argmin(losses))
     again = tune(
@@ -124,10 +124,10 @@ def test_the_best_of_the_judged_is_kept_and_tuning_ends_when_nothing_gets_better
 def test_tuning_is_reproducible() -> None:
     images, labels = squares()
     spec = TuningSpec(steps=5, batch=12, max_seconds=None)
-    one, two = (tune(classifier_of(heads()), images, labels, sigma_pixel=(0.2,), spec=spec) for _ in range(2))
-    assert one.judgements == two.judgements
-    for name, weight in one.denoiser.state_dict().items():
-        assert torch.equal(weight, two.denoiser.state_dict()[name])
+    first, second = (tune(classifier_of(heads()), images, labels, sigma_pixel=(0.2,), spec=spec) for _ in range(2))
+    assert first.judgements == second.judgements
+    for name, weight in first.denoiser.state_dict().items():
+        assert torch.equal(weight, second.denoiser.state_dict()[name])
 
 
 def test_held_out_images_are_not_learned_from() -> None:
@@ -144,7 +144,7 @@ def test_a_thousand_images_judge_however_many_there_are() -> None:
     assert not set(held_out.tolist()) & set(learned.tolist())
 
 
-def test_an_unknown_augmentation_is_refused_for_whatever_is_trained() -> None:
+def test_an_unknown_augmentation_is_refused_by_every_training() -> None:
     for spec in (TuningSpec, ClassifierSpec, TrainingSpec, DistillationSpec):
         with pytest.raises(ValueError, match="augment 'mirror' is unknown; there are: none, jitter, flip-and-shift"):
             spec(augment="mirror")

@@ -61,7 +61,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("suffix", ["pkl", "pt", "safetensors", "bin"])
-def test_what_stands_in_the_place_of_a_model_is_called_what_it_is(name: str, suffix: str, tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_a_model_is_called_what_it_is(name: str, suffix: str, tmp_path: Path) -> None:
     content, kind = KINDS[name]
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(content)
@@ -76,7 +76,7 @@ def test_what_stands_in_the_place_of_a_model_is_called_what_it_is(name: str, suf
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_models_are_taken_for_nothing_else(name: str, tmp_path: Path) -> None:
+def test_models_are_not_mistaken_for_other_files(name: str, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(MODELS[name])
     assert foreign_kind(tmp_path / "a") is None
 
@@ -89,33 +89,33 @@ def classifier(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["lfs", "html", "nothing"])
-def test_a_clone_without_its_large_files_is_called_that_at_every_door(name: str, tmp_path: Path, tiny_model) -> None:
+def test_a_clone_without_its_large_files_is_named_by_every_loader(name: str, tmp_path: Path, tiny_model) -> None:
     content, kind = KINDS[name]
     folder, weights = tmp_path / "a", "denoiser.safetensors"
     folder.mkdir()
     (folder / "denoiser.json").write_bytes((tiny_model / "denoiser.json").read_bytes())
     (folder / weights).write_bytes(content)
-    other = classifier(tmp_path / "b")
-    (other / "classifier.safetensors").write_bytes(content)
-    for door in (
+    classifier_folder = classifier(tmp_path / "b")
+    (classifier_folder / "classifier.safetensors").write_bytes(content)
+    for load_model in (
         lambda: load_denoiser(folder),
         lambda: local_checkpoint(str(folder)),
         lambda: load_pair(str(tiny_model), str(folder), classifier="apndc", device="cpu"),
     ):
         with pytest.raises(CheckpointError, match=rf"a/{weights} is {kind}"):
-            door()
+            load_model()
     for load in (load_classifier, lambda where: local_classifier(str(where))):
         with pytest.raises(CheckpointError, match=rf"b/classifier\.safetensors is {kind}"):
-            load(other)
+            load(classifier_folder)
     (folder / "denoiser.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"a/denoiser\.json is {kind}"):
         load_denoiser(folder)
-    (other / CLASSIFIER_DESCRIPTION).write_bytes(content)
+    (classifier_folder / CLASSIFIER_DESCRIPTION).write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"b/classifier\.json is {kind}"):
-        load_classifier(other)
+        load_classifier(classifier_folder)
 
 
-def test_a_pointer_in_an_object_store_is_called_that(
+def test_a_pointer_in_an_object_store_is_named(
     s3: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -133,9 +133,9 @@ def test_a_file_where_a_folder_belongs_is_answered_with_the_command_or_its_folde
     tiny_model: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "lfs.pkl").write_bytes(LFS)
-    for door in (local_checkpoint, local_classifier):
+    for load in (local_checkpoint, local_classifier):
         with pytest.raises(CheckpointError, match=r"lfs\.pkl is a git-lfs pointer"):
-            door(str(tmp_path / "lfs.pkl"))
+            load(str(tmp_path / "lfs.pkl"))
     (tmp_path / "a.pt").write_bytes(MODELS["zip"])
     with pytest.raises(CheckpointError, match=r"run `ndc convert .*a\.pt models/a` and use that folder"):
         local_checkpoint(str(tmp_path / "a.pt"))

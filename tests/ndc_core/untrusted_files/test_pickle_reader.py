@@ -48,12 +48,12 @@ def test_numbers_of_numpy_come_back_as_they_were_written(protocol: int) -> None:
         "none": np.zeros((0, 3)),
         "long": np.arange(10_000),
     }
-    found = load_numeric_pickle(pickle.dumps({**arrays, "scalar": np.sqrt(0.5), "set": {1}}, protocol))
+    loaded = load_numeric_pickle(pickle.dumps({**arrays, "scalar": np.sqrt(0.5), "set": {1}}, protocol))
     for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array)
-        assert found[name].dtype == array.dtype
-    assert found["scalar"] == np.sqrt(0.5)
-    assert found["set"] == [1]
+        np.testing.assert_array_equal(loaded[name], array)
+        assert loaded[name].dtype == array.dtype
+    assert loaded["scalar"] == np.sqrt(0.5)
+    assert loaded["set"] == [1]
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -69,12 +69,12 @@ def test_tensors_come_back_as_views_of_the_file(legacy: bool, tmp_path: Path) ->
         "empty": torch.zeros(0, 3),
     }
     (tmp_path / "a.pt").write_bytes(torch_saved(collections.OrderedDict(tensors), legacy=legacy))
-    found = read_pickle(tmp_path / "a.pt")
+    stored = read_pickle(tmp_path / "a.pt")
     for name, tensor in tensors.items():
-        assert isinstance(found[name], StoredTensor)
-        assert torch.equal(found[name].tensor(), tensor)
-        assert found[name].tensor().dtype == tensor.dtype
-    assert found["whole"].storage is found["view"].storage
+        assert isinstance(stored[name], StoredTensor)
+        assert torch.equal(stored[name].tensor(), tensor)
+        assert stored[name].tensor().dtype == tensor.dtype
+    assert stored["whole"].storage is stored["view"].storage
 
 
 def touch(marker: Path) -> str:
@@ -234,10 +234,10 @@ def test_source_code_in_a_pickle_is_dropped_unread(tmp_path: Path) -> None:
     model = Persistent("EDMPrecond", marker, img_resolution=8)
     (tmp_path / "a.pkl").write_bytes(dumped({"ema": model}))
     assert b"os.system" in (tmp_path / "a.pkl").read_bytes()
-    found = read_pickle(tmp_path / "a.pkl")["ema"]
-    assert isinstance(found, Instance)
-    assert found.class_name == "EDMPrecond"
-    assert "os.system" not in str(found.state)
+    instance = read_pickle(tmp_path / "a.pkl")["ema"]
+    assert isinstance(instance, Instance)
+    assert instance.class_name == "EDMPrecond"
+    assert "os.system" not in str(instance.state)
     assert not marker.exists()
 
 

@@ -43,12 +43,12 @@ def test_images_that_all_took_the_same_tell_what_the_others_take() -> None:
 
 
 def test_an_image_under_way_needs_more_than_it_has() -> None:
-    """Half of the decided took 100 draws, half 500: one that has 100 and is not decided is of the second half."""
+    """Half of the decided took 100 draws, half 500: one with 100 draws and no decision is in the second half."""
     left = work_of([(100, True), (500, True)] * 50 + [(100, False)], cells=101).evaluations_left()
     assert left.expected == pytest.approx(3 * 400)
 
 
-def test_one_that_has_had_more_than_any_may_need_nothing_or_all() -> None:
+def test_an_image_with_more_draws_than_any_decided_one_may_need_none_or_all() -> None:
     left = work_of([(100, True)] * 10 + [(300, False)], cells=11).evaluations_left()
     assert (left.low, left.expected, left.high) == pytest.approx((0, 3 * 350, 3 * 700))
 
@@ -93,7 +93,7 @@ def test_large_runs_take_no_time() -> None:
     assert time.process_time() - began < 2
 
 
-def test_what_receipts_say_and_what_the_evidence_says_are_the_same(tiny_model, tmp_path) -> None:
+def test_receipts_and_evidence_say_the_same(tiny_model, tmp_path) -> None:
     changes = ["certificate.method=sequential", "certificate.radii=[0.0, 0.1]", "votes.estimation=200"]
     config = small_config(tiny_model, "dataset.limit=3", "votes.per_unit=50", *changes)
     run = declared(config, tmp_path / "run")

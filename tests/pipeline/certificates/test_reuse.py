@@ -43,13 +43,13 @@ def law_for(*assignments: str, model: str = "m") -> dict:
 
 
 def declared(folder: Path, law: Declaration, votes: Votes | None = None) -> RunStore:
-    """A run with the votes that a function gives for each unit; without one, none are there."""
+    """A run with the votes that a function gives for each unit; without a function it has none."""
     store, fingerprint = RunStore(location(folder)), law.fingerprint
     manifest = {"law": law.to_json(), "fingerprint": fingerprint, "plan": {"classes": CLASSES}}
     store.declare(manifest, config_toml="", records=LISTING.records, examples=iter(EXAMPLES))
     for unit in plan_units(law, LISTING.records) if votes else ():
-        if found := votes(unit):
-            store.publish(Evidence(unit, found, 3 * unit.draws, 2.0, 7.0, "cpu"), fingerprint=fingerprint)
+        if counts := votes(unit):
+            store.publish(Evidence(unit, counts, 3 * unit.draws, 2.0, 7.0, "cpu"), fingerprint=fingerprint)
     return store
 
 
@@ -73,7 +73,7 @@ def borrowed(store: RunStore, donor: RunStore) -> tuple[int, int]:
         ["sigma_pixel=[0.25, 0.5]", "certificate.maximum_over_sigmas=true"],
     ],
 )
-def test_what_decides_no_single_vote_leaves_it_shared(assignments: list[str]) -> None:
+def test_settings_that_change_no_single_vote_keep_it_shared(assignments: list[str]) -> None:
     assert vote_key(law_for(*assignments)) == vote_key(law_for())
 
 
@@ -89,7 +89,7 @@ def test_what_decides_no_single_vote_leaves_it_shared(assignments: list[str]) ->
         ["compute.threads_per_actor=2"],
     ],
 )
-def test_what_decides_a_vote_keeps_runs_apart(assignments: list[str]) -> None:
+def test_settings_that_change_a_vote_keep_runs_apart(assignments: list[str]) -> None:
     assert vote_key(law_for(*assignments)) != vote_key(law_for())
 
 
@@ -100,7 +100,7 @@ def test_other_models_data_and_versions_keep_runs_apart() -> None:
         Declaration({**law.recorded, "vote_version": 0}),
         Declaration({**law.recorded, "dataset": {**law.recorded["dataset"], "sha256": "0"}}),
     ]
-    assert len({vote_key(one) for one in [law, *changed]}) == 4
+    assert len({vote_key(declaration) for declaration in [law, *changed]}) == 4
 
 
 def test_on_one_path_and_for_scores_runs_share_less() -> None:
@@ -123,11 +123,13 @@ def test_a_run_takes_over_what_it_lacks_at_the_cost_that_it_had(tmp_path: Path) 
     law = law_for(ends, "votes.selection=4", "votes.estimation=20", "certificate.alpha=0.1")
     store = declared(tmp_path / "borrower", law)
     assert borrowed(store, donor) == (48, 144)
-    found = evidence_of(store)
-    assert {item.unit for item in found} == set(plan_units(law, LISTING.records))
-    assert {(item.evaluations / item.unit.draws, item.seconds, item.finished_unix) for item in found} == {(3, 2.0, 7.0)}
+    evidence = evidence_of(store)
+    assert {item.unit for item in evidence} == set(plan_units(law, LISTING.records))
+    assert {(item.evaluations / item.unit.draws, item.seconds, item.finished_unix) for item in evidence} == {
+        (3, 2.0, 7.0)
+    }
     assert borrowed(store, donor) == (0, 0)
-    pairs = [(one.declaration(), evidence_of(one)) for one in (donor, store)]
+    pairs = [(run.declaration(), evidence_of(run)) for run in (donor, store)]
     assert drawn_once(pairs) == (200, 600)
 
 
@@ -155,7 +157,7 @@ def test_a_unit_of_the_same_beginning_and_another_end_is_not_cut(tmp_path: Path)
 
 
 def selects(few: int, all_of_them: int) -> Votes:
-    """The first 4 selection votes are for one class, the others for another, as is all of estimation."""
+    """The first 4 selection votes are for one class; all others, estimation included, are for another."""
     return lambda unit: {few if unit.phase == "selection" and unit.draw_stop <= 4 else all_of_them: unit.draws}
 
 
@@ -180,7 +182,7 @@ def test_votes_about_an_unknown_class_are_not_lent(tmp_path: Path) -> None:
     assert borrowed(declared(tmp_path / "borrower", law_for(RACE, "certificate.alpha=0.1")), donor) == (0, 0)
 
 
-def test_on_one_path_a_class_selected_otherwise_at_one_level_keeps_all_levels_apart(tmp_path: Path) -> None:
+def test_on_one_path_a_different_selected_class_at_one_level_keeps_all_levels_apart(tmp_path: Path) -> None:
     law = law_for(*ONE_PATH, RACE, "votes.ends=[4]")
     at_one = lambda unit: (selects(2, 1) if unit.sigma_pixel == 0.125 else for_class(1))(unit)  # noqa: E731
     donor = declared(tmp_path / "donor", law, at_one)
@@ -197,11 +199,11 @@ def test_a_run_that_stops_early_takes_no_vote_beyond_its_stop(tmp_path: Path) ->
     store = declared(tmp_path / "borrower", law)
     votes, _ = borrowed(store, donor)
     assert 2 * 10 < votes < 2 * 2010
-    found = certify_images(
+    certified = certify_images(
         evidence_of(store), store.images(), declaration=law, num_classes=CLASSES, alpha=None, resume_with="nothing"
     )
-    assert [item.certificate.predicted for item in found] == [1, 1]
-    assert votes == sum(10 + item.certificate.votes for item in found)
+    assert [item.certificate.predicted for item in certified] == [1, 1]
+    assert votes == sum(10 + item.certificate.votes for item in certified)
 
 
 def test_damaged_votes_are_not_lent(tmp_path: Path) -> None:

@@ -27,10 +27,10 @@ def item(phase: str, start: int, stop: int, *, wrong: int = 0) -> Evidence:
 
 
 def cell(*items: Evidence, method=Sequential(TERMS)) -> Cell:  # noqa: B008 - frozen
-    found = Cell("a", 0.25, method, 10, 3)
-    for one in items:
-        found.take(one)
-    return found
+    filled = Cell("a", 0.25, method, 10, 3)
+    for evidence in items:
+        filled.take(evidence)
+    return filled
 
 
 def test_the_first_wave_is_selection_and_the_first_look() -> None:
@@ -53,14 +53,16 @@ def test_unanimous_votes_are_decided_at_the_first_look_that_proves_the_largest_r
     assert (state.decided, state.needed) == (True, 507)
 
 
-def test_standing_depends_on_the_evidence_and_not_on_how_it_came() -> None:
+def test_the_state_depends_on_the_evidence_and_not_on_its_order() -> None:
     pieces = [item(*piece, wrong=5 if piece[0] == "estimation" else 0) for piece in draw_ranges(LAW, 0.25)]
     step_by_step = cell()
-    for one in pieces:
-        if one.unit.phase == "estimation" and one.unit.draw_stop > step_by_step.state().needed:
+    for evidence in pieces:
+        if evidence.unit.phase == "estimation" and evidence.unit.draw_stop > step_by_step.state().needed:
             break
-        step_by_step.take(one)
-    again = cell(*[one for phase in ("estimation", "selection") for one in step_by_step.evidence[phase].values()][::-1])
+        step_by_step.take(evidence)
+    again = cell(
+        *[evidence for phase in ("estimation", "selection") for evidence in step_by_step.evidence[phase].values()][::-1]
+    )
     assert again.state() == step_by_step.state()
     assert again.state().decided
 

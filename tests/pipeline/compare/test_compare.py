@@ -32,8 +32,8 @@ def unanimous(sigma_pixel: float, *, alpha: float = 0.001, votes: int = 40) -> f
 
 
 def fall(comparison: Comparison) -> dict[tuple[str, str], tuple[float, ...]]:
-    """Where each curve falls."""
-    return {(one.method, one.level): one.curve.radii for one in comparison.entries}
+    """The radii at which each curve falls."""
+    return {(entry.method, entry.level): entry.curve.radii for entry in comparison.entries}
 
 
 def test_tables_of_a_run_say_what_its_votes_do(tmp_path: Path, out: Path) -> None:
@@ -67,9 +67,9 @@ def test_numbers_intervals_and_sources_are_in_the_json(tmp_path: Path, out: Path
     run = finished_run(tmp_path / "a", WINS, "certificate.radii=[0.1]")
     (tmp_path / "rs.tsv").write_text(log_text(LOG))
     compared(run, f"RS@0.25={tmp_path / 'rs.tsv'}", out=out)
-    found = json.loads((out / "compare.json").read_text())
-    assert (found["alpha"], found["images"], found["radii"]) == (0.001, 4, [0.1])
-    own, log = found["methods"]
+    comparison = json.loads((out / "compare.json").read_text())
+    assert (comparison["alpha"], comparison["images"], comparison["radii"]) == (0.001, 4, [0.1])
+    own, log = comparison["methods"]
     level = own["levels"][0]
     assert level["certified_accuracy"]["0.1"] == {"right": 2, "share": 0.5, "interval": list(interval_of(2, 4))}
     assert level["certify"] == {"votes": 40, "evaluations": 170, "seconds": 5}
@@ -92,8 +92,8 @@ def test_a_missing_time_is_missing_and_not_0(tmp_path: Path, out: Path) -> None:
     for name, lines in logs.items():
         (tmp_path / f"{name}.tsv").write_text("\n".join(lines))
     written = compared(run, *(f"{name}@0.25={tmp_path / name}.tsv" for name in logs), out=out)
-    found = json.loads((out / "compare.json").read_text())["methods"][1:]
-    assert [method["levels"][0]["certify"]["seconds"] for method in found] == [None, None, 10.5]
+    methods = json.loads((out / "compare.json").read_text())["methods"][1:]
+    assert [method["levels"][0]["certify"]["seconds"] for method in methods] == [None, None, 10.5]
     assert [row[-3] for row in written.tables[1].rows[3:]] == ["", "", "10.5"]
     assert "The log of none, some does not tell the time of each image: its seconds are unknown." in (
         written.comparison.remarks
@@ -143,12 +143,12 @@ def test_a_runs_own_log_gives_its_own_curves(tmp_path: Path, out: Path) -> None:
     run = finished_run(tmp_path / "a", wins, "dataset.offset=5", "dataset.every=2")
     reduce_and_report(RunStore(run), alpha=None, radii=(0.1,), folder=location(run))
     written = compared(run, f"Log={run / 'certificates.tsv'}", out=out)
-    found = fall(written.comparison)
+    radii = fall(written.comparison)
     for level in ("0.125", "0.25"):
-        own, read = found["APNDC-ensemble", level], found["Log", level]
+        own, read = radii["APNDC-ensemble", level], radii["Log", level]
         assert read == pytest.approx(own, abs=1e-6)
         assert all(a <= b for a, b in zip(read, own, strict=True))
-    assert len(found["Log", "0.25"]) == 3
+    assert len(radii["Log", "0.25"]) == 3
     assert not any("may round up" in remark for remark in written.comparison.remarks)
 
 
@@ -243,7 +243,7 @@ def test_a_maximum_over_sigmas_is_no_noise_level(tmp_path: Path, out: Path) -> N
     assert [row[1] for row in cost.rows] == ["0.125", "0.25", "all levels together"]
 
 
-def test_devices_that_differ_are_warned_of(tmp_path: Path, out: Path) -> None:
+def test_devices_that_differ_give_a_warning(tmp_path: Path, out: Path) -> None:
     slow, fast = (finished_run(tmp_path / name, SOME, device=name) for name in ("cpu", "cuda"))
     said = compared(f"A={slow}", f"B={fast}", out=out).comparison.remarks
     assert "Warning: seconds are of different or unknown devices, and do not compare (A: cpu; B: cuda)." in said

@@ -9,18 +9,18 @@ from tests.support.comparisons import LOG, SOME, compared
 from tests.support.finished_runs import EXAMPLES, example, finished_run, log_text
 
 
-def test_what_runs_share_is_compared_when_it_is_asked_for(tmp_path: Path, out: Path) -> None:
-    one = finished_run(tmp_path / "a", {0.25: [20, 40, 40, 40]})
-    other = finished_run(tmp_path / "b", {0.25: [40, 40]}, examples=[EXAMPLES[3], EXAMPLES[1]])
+def test_shared_images_are_compared_on_request(tmp_path: Path, out: Path) -> None:
+    first = finished_run(tmp_path / "a", {0.25: [20, 40, 40, 40]})
+    second = finished_run(tmp_path / "b", {0.25: [40, 40]}, examples=[EXAMPLES[3], EXAMPLES[1]])
     with pytest.raises(OtherImagesError) as caught:
-        compared(f"A={one}", f"B={other}", out=out)
+        compared(f"A={first}", f"B={second}", out=out)
     assert str(caught.value) == (
-        f"these are not over the same images: {one} has 4, {other} has 2; all share 2; image-0 is in {one} only. "
+        f"these are not over the same images: {first} has 4, {second} has 2; all share 2; image-0 is in {first} only. "
         "--intersect compares them on what they share"
     )
-    written = compared(f"A={one}", f"B={other}", out=out, intersect=True)
+    written = compared(f"A={first}", f"B={second}", out=out, intersect=True)
     assert [row[2] for row in written.tables[0].rows] == ["50.0 %", "50.0 %"]
-    assert f"These are the images that all share; {one} has 4" in written.comparison.remarks[1]
+    assert f"These are the images that all share; {first} has 4" in written.comparison.remarks[1]
 
 
 def other_pixels(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Logs of other tools: what is read of them, and what is wrong with them."""
+"""Logs of other tools: what is read from them, and what is wrong with them."""
 
 import re
 from datetime import timedelta
@@ -48,10 +48,13 @@ def test_columns_may_come_in_any_order_and_lines_may_end_as_on_windows(tmp_path:
     assert read_text(tmp_path, text).levels == {None: [LogRow(7, 1, 1, 0.5, 60.0)]}
 
 
-def test_a_column_of_noise_levels_parts_the_rows(tmp_path: Path) -> None:
+def test_a_column_of_noise_levels_splits_the_rows(tmp_path: Path) -> None:
     rows = ["0\t1\t1\t0.5\t1\t0:00:01\t0.25", "0\t1\t2\t0.5\t0\t0:00:01\t0.5"]
     log = read_text(tmp_path, "\n".join([HEADER + "\tsigma_pixel", *rows]))
-    assert {level: [row.predicted for row in found] for level, found in log.levels.items()} == {0.25: [1], 0.5: [2]}
+    assert {level: [row.predicted for row in rows_of_level] for level, rows_of_level in log.levels.items()} == {
+        0.25: [1],
+        0.5: [2],
+    }
     assert log.own
 
 
@@ -96,11 +99,11 @@ def test_any_other_disagreement_of_correct_is_refused(tmp_path: Path, correct: t
 def test_every_running_column_that_differs_from_its_rows_is_found(
     tmp_path_factory: pytest.TempPathFactory, right: list[bool], digits: int, count: bool
 ) -> None:
-    rows = [(i, 1, int(one), 0.5) for i, one in enumerate(right)]
+    rows = [(i, 1, int(correct), 0.5) for i, correct in enumerate(right)]
     sums = [sum(right[: k + 1]) for k in range(len(right))]
     column = [str(s) if count else f"{s / (k + 1):.{digits}f}" for k, s in enumerate(sums)]
     log = written(tmp_path_factory.mktemp("log"), tuple(column), rows)
-    same = all(float(text) == one for text, one in zip(column, right, strict=True))
+    same = all(float(text) == correct for text, correct in zip(column, right, strict=True))
     assert (log.remark is None) == same
     assert [row.right for row in log.levels[None]] == right
 

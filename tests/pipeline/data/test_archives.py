@@ -44,20 +44,20 @@ def test_resharded_tars_are_the_same_set(here: UPath) -> None:
     assert sorted(observed(whole)) == sorted(observed(here / "three"))
 
 
-def test_what_systems_leave_in_class_folders_is_no_image(root: UPath) -> None:
+def test_system_files_in_class_folders_are_no_images(root: UPath) -> None:
     folder = write_folder(root)
     before = observed(folder)
     for name in JUNK:
         put(folder / name, ENCODED[0])
     assert observed(folder) == before
     assert open_source(folder, format=None, split="test").class_names == NAMES
-    # Of the three leftover folders beside the classes only the names are read. Two files are of the writer.
+    # Only the names of the three leftover folders beside the classes are read. Two files come from the writer.
     note = notes_of(folder)
     assert "passed over as no images: 13 (" in note
     assert "2 ._*, 2 .ipynb_checkpoints/, 2 @eaDir/" in note
 
 
-def test_what_systems_leave_in_a_zip_is_no_image(root: UPath) -> None:
+def test_system_files_in_a_zip_are_no_images(root: UPath) -> None:
     before = observed(write_edm(root))
     with zipfile.ZipFile(io.BytesIO((root / "edm.zip").read_bytes())) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
@@ -68,7 +68,7 @@ def test_what_systems_leave_in_a_zip_is_no_image(root: UPath) -> None:
     assert "1 *.txt" in notes_of(put(root / "b.zip", zip_of(files | {"readme.txt": b""})))
 
 
-def test_what_systems_leave_in_tars_is_no_sample(root: UPath) -> None:
+def test_system_files_in_tars_are_no_samples(root: UPath) -> None:
     before = observed(write_tars(root))
     # macOS's tar writes `._name` before each name, between the parts of a sample too.
     doubled = {
@@ -106,7 +106,7 @@ def test_keys_that_restart_in_each_shard_are_told_apart_by_the_shards_names(root
     assert sorted((label, pixels) for _, label, pixels in whole) == EXPECTED
     assert observed(location / "*.t*", "webdataset") == whole
     first = next(open_source(location, format=None, split="test").entries())
-    assert first.image_id == "a/00"  # also of a pass that stays in the first shard
+    assert first.image_id == "a/00"  # also in a pass that stays in the first shard
     assert "keys restart in the shards (00 comes again): ids are the shard's name and the key" in notes_of(location)
     assert observed(location / "a.tar")[0][0] == "00"
     assert "restart" not in notes_of(write_tars(root))

@@ -87,10 +87,10 @@ def test_downsampled_imagenet_counts_as_the_devkit_and_models_as_sorted_wnids(tm
 
 
 def test_every_class_of_the_devkit_has_a_place_of_its_own(tmp_path: Path) -> None:
-    found = labels_of(DatasetSpec(imagenet(tmp_path, list(range(1, 1001)))))
-    assert sorted(found) == list(range(1000))
-    assert [sorted(devkit_wnids())[label] for label in found] == list(devkit_wnids())
-    assert sum(label == number for number, label in enumerate(found)) < 5  # `label - 1` is wrong for nearly all
+    labels = labels_of(DatasetSpec(imagenet(tmp_path, list(range(1, 1001)))))
+    assert sorted(labels) == list(range(1000))
+    assert [sorted(devkit_wnids())[label] for label in labels] == list(devkit_wnids())
+    assert sum(label == number for number, label in enumerate(labels)) < 5  # `label - 1` is wrong for nearly all
 
 
 def test_another_order_of_imagenets_labels_is_declared_in_any_format_without_names(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_folders_whose_order_is_open_are_refused_until_it_is_declared(tmp_path: 
         ("Boeing 737", "Cessna 172"),
     ],
 )
-def test_names_of_which_all_orders_agree_need_no_word(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_names_that_all_orders_agree_on_need_no_declaration(tmp_path: Path, names: tuple[str, ...]) -> None:
     spec = DatasetSpec(folders(tmp_path, names))
     check(spec, len(names))
     assert names_of(spec) == {name: label for label, name in enumerate(sorted(names))}
@@ -247,10 +247,10 @@ def test_a_file_of_names_is_read_once_and_kept_by_the_run(tmp_path: Path) -> Non
 
 def test_a_run_says_and_keeps_which_class_is_which(tmp_path: Path, tiny_model: Path) -> None:
     images = folders(tmp_path / "set", ONE_TO_TEN)
-    asked = [f"dataset.name={images}", "dataset.limit=10"]
+    settings = [f"dataset.name={images}", "dataset.limit=10"]
     with pytest.raises(DataError, match="the order of its classes is open"):
-        prepare(small_config(tiny_model, *asked), location(tmp_path / "run"))
-    run = prepare(small_config(tiny_model, *asked, "dataset.classes=numeric"), location(tmp_path / "run"))
+        prepare(small_config(tiny_model, *settings), location(tmp_path / "run"))
+    run = prepare(small_config(tiny_model, *settings, "dataset.classes=numeric"), location(tmp_path / "run"))
     assert "classes, as dataset.classes declares: 0 = 1, 1 = 2, " in "\n".join(run.remarks)
     kept = {"format": "image-folder", "label_order": None, "classes": ONE_TO_TEN}
     assert run.manifest()["data"] == kept
@@ -260,7 +260,7 @@ def test_a_run_says_and_keeps_which_class_is_which(tmp_path: Path, tiny_model: P
     before = {key: value for key, value in run.manifest().items() if key not in OPTIONAL}
     (tmp_path / "run/run.json").write_text(json.dumps(before))
     assert RunStore(tmp_path / "run").manifest() == before | OPTIONAL
-    other = prepare(small_config(tiny_model, *asked, "dataset.classes=sorted"), location(tmp_path / "other"))
+    other = prepare(small_config(tiny_model, *settings, "dataset.classes=sorted"), location(tmp_path / "other"))
     assert other.fingerprint != run.fingerprint
 
 
@@ -268,8 +268,8 @@ def test_a_diagnosis_reads_labels_as_a_run_does_and_distillation_needs_none(tmp_
     images, denoiser, said = folders(tmp_path / "set", ONE_TO_TEN), load_denoiser(tiny_model), []
     with pytest.raises(DataError, match="the order of its classes is open"):
         spread_images(DatasetSpec(images), denoiser, say=said.append)
-    found = spread_images(DatasetSpec(images, classes="numeric"), denoiser, say=said.append)
-    assert {example.image_id: example.label for example in found}["10/a.png"] == 9
+    examples = spread_images(DatasetSpec(images, classes="numeric"), denoiser, say=said.append)
+    assert {example.image_id: example.label for example in examples}["10/a.png"] == 9
     assert said == ["classes, as dataset.classes declares: " + listed(ONE_TO_TEN)]
     assert len(fitting_images(DatasetSpec(images), denoiser, said.append)) == 10
 

@@ -71,22 +71,22 @@ def test_a_list_of_ids_may_come_from_any_editor() -> None:
         ids_in(b"caf\xe9", where="ids.txt")
 
 
-def test_what_was_decided_about_the_data_is_said_once_for_the_images_of_a_run(folder: Path) -> None:
+def test_decisions_about_the_data_are_noted_once_for_the_images_of_a_run(folder: Path) -> None:
     assert listed(DatasetSpec(str(folder))).notes == ()
     (folder / "cat" / "Thumbs.db").write_bytes(b"")
     Image.new("RGBA", (8, 8)).save(folder / "dog" / "0.png")
     dogs = DatasetSpec(str(folder), offset=6)
     source = source_of(dogs)
     for _ in range(2):
-        found = list_images(dogs, source, image_shape=(3, 8, 8), num_classes=2, noise="integer")
-        assert found.notes == (
+        listing = list_images(dogs, source, image_shape=(3, 8, 8), num_classes=2, noise="integer")
+        assert listing.notes == (
             "passed over as no images: 1 (1 Thumbs.db)",
             "images that are transparent somewhere, which is dropped and not blended: 1",
         )
     assert listed(DatasetSpec(str(folder), limit=6)).notes == ("passed over as no images: 1 (1 Thumbs.db)",)
 
 
-def test_data_of_which_all_is_passed_over_are_empty_and_say_why(tmp_path: Path) -> None:
+def test_data_that_are_all_passed_over_are_empty_and_say_why(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as shard:
         shard.addfile(tarfile.TarInfo("._a.png"))
     with pytest.raises(DataError, match=r"empty: there is nothing to certify; passed over as no images: 1 \(1 \._\*\)"):
@@ -149,12 +149,12 @@ def test_corrupt_images_are_named_and_counted_or_left_out_on_request(
         path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError, match=r"2 of 12 images cannot be decoded: cat/1.png \(.*dog/5.png .*--skip-corrupt"):
         listed(DatasetSpec(str(folder)))
-    found = listed(DatasetSpec(str(folder), skip_corrupt=True))
-    assert len(found.records) == 10
-    assert [line.split()[0] for line in found.corrupt] == ["cat/1.png", "dog/5.png"]
-    assert [record.index for record in found.records] == list(range(10))
+    listing = listed(DatasetSpec(str(folder), skip_corrupt=True))
+    assert len(listing.records) == 10
+    assert [line.split()[0] for line in listing.corrupt] == ["cat/1.png", "dog/5.png"]
+    assert [record.index for record in listing.records] == list(range(10))
     whole = list(examples_of(DatasetSpec(str(folder)), source_of(DatasetSpec(str(folder))), channels=3, corrupt=[]))
-    assert [example.record(index) for index, example in enumerate(whole)] == found.records
+    assert [example.record(index) for index, example in enumerate(whole)] == listing.records
 
 
 def test_an_id_that_occurs_twice_and_no_images_at_all_are_refused(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def as_stored(raw: bytes | np.ndarray, channels: int = 3) -> np.ndarray:
 
 
 def losses(raw: bytes) -> list[str]:
-    """What is said to be lost."""
+    """The losses that are reported."""
     lost: list[str] = []
     decode(raw, channels=3, size=None, resample=None, on_loss=lost.append)
     return lost
@@ -99,7 +99,7 @@ def test_cmyk_becomes_red_green_and_blue() -> None:
 
 def test_an_orientation_in_exif_is_not_applied() -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by a quarter
+    exif[0x0112] = 6  # to be shown rotated by 90 degrees
     np.testing.assert_array_equal(as_stored(encoded(COLOUR, exif=exif)), COLOUR.transpose(2, 0, 1))
 
 
@@ -146,7 +146,7 @@ def test_a_tiff_of_16_bits_is_refused_whatever_its_channels(kind: int, samples: 
         assert as_stored(tiff_of(bits=8, samples=samples, kind=kind)).shape == (3, 2, 2)
 
 
-def test_what_an_image_loses_is_said() -> None:
+def test_what_an_image_loses_is_reported() -> None:
     plain, other = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), (9, 9, 9))
     for kind in ("PNG", "GIF", "WEBP", "TIFF"):
         assert losses(encoded(plain, kind)) == []

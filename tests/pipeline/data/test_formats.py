@@ -1,4 +1,4 @@
-"""What every format has in common: the same images come through each, and each is known by its signs."""
+"""What every format has in common: the same images come through each, and each is recognised by its files."""
 
 import io
 import zipfile
@@ -57,8 +57,8 @@ def test_every_format_is_written_and_read_by_these_tests() -> None:
 def test_passes_over_one_source_do_not_disturb_each_other(here: UPath) -> None:
     for write in WRITERS:
         source = open_source(write(here / write.__name__), format=None, split="test")
-        one, other = source.entries(), source.entries()
-        for entry, same in zip(one, other, strict=True):
+        first, second = source.entries(), source.entries()
+        for entry, same in zip(first, second, strict=True):
             assert entry.image_id == same.image_id
             assert np.array_equal(entry.read(), same.read())  # type: ignore[arg-type]
 
@@ -156,7 +156,7 @@ def test_a_location_of_no_known_format_says_how_to_name_one(root: UPath) -> None
         observed(root / "arrays", "numpy")
 
 
-def test_a_location_where_nothing_is_does_not_exist(root: UPath) -> None:
+def test_a_location_with_nothing_at_it_is_reported_as_missing(root: UPath) -> None:
     for format in (None, *FORMATS):
         with pytest.raises(DataError, match=r"nowhere.npz does not exist"):
             observed(root / "nowhere.npz", format)

@@ -43,7 +43,7 @@ def images_of(name: str, **chosen: object) -> list[tuple[str, int, tuple[int, ..
     return [(e.image_id, e.label, e.image.shape, int(e.image[0, 0, 0])) for e in examples]
 
 
-def test_images_labels_and_names_come_through_and_are_chosen_as_of_any_data(write: Write) -> None:
+def test_images_labels_and_names_come_through_and_are_chosen_as_from_any_data(write: Write) -> None:
     write("mine.py", """
 import numpy as np
 def data(split):

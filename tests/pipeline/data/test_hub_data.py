@@ -104,7 +104,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be_taken_says_why(hub: FakeHub, name: str) -> None:
+def test_a_set_that_cannot_be_read_says_why(hub: FakeHub, name: str) -> None:
     files, message = WRONG[name]
     push(hub, files)
     with pytest.raises(DataError, match=message):

@@ -63,9 +63,9 @@ def test_an_image_that_occurs_with_two_labels_keeps_its_ids_in_either_order(here
             put(folder / "1.parquet", parquet_of([0], paths=False, labels=[second]))
             yield observed(folder)
 
-    one, other = both_orders()
-    assert sorted(one) == sorted(other)
-    assert len({image_id for image_id, _, _ in one}) == 2
+    one_order, other_order = both_orders()
+    assert sorted(one_order) == sorted(other_order)
+    assert len({image_id for image_id, _, _ in one_order}) == 2
 
 
 def test_rows_without_a_path_do_not_change_the_ids_of_others(here: UPath) -> None:
@@ -95,7 +95,7 @@ def test_a_file_that_names_no_split_beside_others_that_do_is_not_passed_over(her
         observed(here / "hub")
 
 
-def test_what_systems_leave_beside_shards_is_no_shard(root: UPath) -> None:
+def test_system_files_beside_shards_are_no_shards(root: UPath) -> None:
     hub = write_parquet(root)
     before = observed(hub)
     for name in ("_SUCCESS", ".part-0.crc", "_x.parquet", "._test-00000-of-00002.parquet", ".test.parquet"):
@@ -131,7 +131,7 @@ def test_paths_that_repeat_in_parquet_become_ids_that_do_not(here: UPath) -> Non
     assert all(len(image_id) == len("0.png-") + 20 and image_id.startswith("0.png-") for image_id in ids[::2])
     assert sorted(observed(basenames(here, rows[3:], rows[2::-1]))) == sorted(whole)
     first = next(open_source(location, format=None, split="test").entries())
-    assert first.image_id == ids[0]  # also of a pass that does not come to the others
+    assert first.image_id == ids[0]  # also in a pass that does not reach the others
     note = "images that share their path with others (such as 0.png): 3; their ids are the path and a digest of label"
     assert notes_of(location).startswith(note)
     assert notes_of(basenames(here, rows[:2])) == ""

@@ -1,4 +1,4 @@
-"""What an attack may cost: said before it starts, kept to, and no larger than the budget."""
+"""What an attack may cost: stated before it starts, not exceeded, and no larger than the budget."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from pipeline.workers.attack_settings import CONFIRM_FACTOR, AttackCosts, Attack
 
 
 @pytest.mark.parametrize(("budget", "images"), [(0.3, 1), (0.5, 2), (0.59, 2), (0.6, 3), (9.0, 3)])
-def test_as_many_images_are_attacked_as_the_budget_is_enough_for(budget: float, images: int) -> None:
+def test_as_many_images_are_attacked_as_the_budget_allows(budget: float, images: int) -> None:
     plan = plan_attack([300, 200, 100], evaluations_of_run=1000, budget=budget)
     assert plan.images == images
     assert plan.evaluations == sum([300, 200, 100][:images])
@@ -50,7 +50,7 @@ def test_the_most_that_a_cell_takes_is_every_ascent_its_judges_and_every_confirm
     assert AttackCosts(AttackSettings(2, 3, 5, 7, source="there"), vote=11, scores=13).ascent == 2 * 4 * 3
 
 
-def test_results_of_before_there_were_several_attacks_are_found_again() -> None:
+def test_results_from_before_there_were_several_attacks_are_found_again() -> None:
     """The folder of the plain ascent has the name that it always had; others have others."""
     settings = AttackSettings(restarts=4, steps=10, draws=4, votes=64)
     assert settings.folder("f") == "6c29cb76ebbc"

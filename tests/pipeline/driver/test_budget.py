@@ -1,4 +1,4 @@
-"""A run with a budget: images in an order that was drawn, of which the complete ones are always the first."""
+"""A run with a budget: images in a random order, of which the complete ones are always the first."""
 
 import itertools
 import time
@@ -38,7 +38,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time goes on by a second whenever somebody looks at it."""
+    """Time advances by a second each time it is read."""
     clock = itertools.count(1_700_000_000)
     fake = SimpleNamespace(time=lambda: float(next(clock)), perf_counter=time.perf_counter)
     for module in (certify, vote_actor):
@@ -83,7 +83,7 @@ def test_what_a_budget_leaves_complete_is_a_sample_and_the_run_goes_on_to_the_sa
     assert votes_in(tmp_path / "run") == votes_in(tmp_path / "other"), "the order decides no vote"
 
 
-def test_mlflow_is_told_that_a_run_with_a_budget_has_ended(
+def test_mlflow_shows_that_a_run_with_a_budget_has_ended(
     tiny_model: Path, workplace_without_ray: Path, ticks: None
 ) -> None:
     from mlflow import MlflowClient
@@ -104,7 +104,7 @@ def test_a_run_that_was_begun_without_a_budget_takes_none(tiny_model: Path, tmp_
         certified(config.model_copy(update={"order": "random"}), tmp_path / "run", budget_seconds=1)
 
 
-def test_a_budget_is_of_a_whole_run(tmp_path: Path) -> None:
+def test_a_budget_is_for_a_whole_run(tmp_path: Path) -> None:
     for other in (["--shard", "1/2"], ["--retry-failed"]):
         result = CliRunner().invoke(main, ["certify", "demo", "--run", str(tmp_path), "--budget-hours", "1", *other])
         assert result.exit_code == 2

@@ -22,7 +22,7 @@ SEQUENTIAL = ("certificate.method=sequential", "votes.estimation=60", "votes.per
 
 
 def votes_of(store: RunStore) -> dict:
-    """Votes by what they are about, whatever the run's fingerprint."""
+    """Votes by unit, independent of the run's fingerprint."""
     evidence = store.all_evidence(fingerprint=store.manifest()["fingerprint"])
     return {item.unit: item.votes for item in evidence}
 
@@ -64,11 +64,11 @@ def test_a_run_that_grew_twice_ends_as_one_that_never_had_to(tiny_model: Path, t
     assert "<li>3 images at sigma_pixel 0.25: declared 20" in page
     said: list[str] = []
     verify_run(store.folder, redraw=4, say=said.append)
-    assert "ok       run.json, images.parquet: 3 laws, each the growth of the one before" in said
+    assert "ok       run.json, images.parquet: 3 declarations, each the growth of the one before" in said
     assert any("equal bit for bit" in line for line in said)
 
 
-def test_what_was_declared_when_is_kept(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_history_of_declarations_is_kept(tiny_model: Path, tmp_path: Path) -> None:
     runs = [declared(small_config(tiny_model, f"dataset.limit={limit}"), tmp_path) for limit in (2, 3, 4)]
     manifest = RunStore(tmp_path).manifest()
     assert [law["law"]["dataset"]["images"] for law in manifest["earlier"]] == [2, 3]

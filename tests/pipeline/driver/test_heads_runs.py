@@ -27,7 +27,7 @@ def ndc(*arguments: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For digits; a few steps each, which tell classes apart at random."""
+    """Tuned heads for digits; a few steps each, so they tell classes apart no better than chance."""
     place = tmp_path_factory.mktemp("models")
     small = {"model_channels": 8, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": []}
     arguments = {"img_resolution": 8, "in_channels": 1, "out_channels": 1, "label_dim": 10, **small}

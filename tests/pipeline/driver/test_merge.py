@@ -1,4 +1,4 @@
-"""Runs that were made apart become one that is as if it had been made at once, or are refused."""
+"""Runs that were made separately merge into one that equals a single run, or are refused."""
 
 import json
 import shutil

@@ -52,11 +52,11 @@ def test_the_range_of_a_sequential_run_holds_its_true_expected_cost(monkeypatch:
     held = 0
     for _ in range(20):
         cells = [sampled(rng.choice(probabilities), 60, rng) for _ in range(8)]
-        found, evaluations = _amounts(run, cells)
-        assert found.low <= found.expected <= found.high <= found.most
-        held += found.low <= IMAGES * truth <= found.high
+        vote_amount, evaluations = _amounts(run, cells)
+        assert vote_amount.low <= vote_amount.expected <= vote_amount.high <= vote_amount.most
+        held += vote_amount.low <= IMAGES * truth <= vote_amount.high
         spent = IMAGES * SELECTION
-        assert evaluations.expected == pytest.approx(20 * spent + 10 * (found.expected - spent))
+        assert evaluations.expected == pytest.approx(20 * spent + 10 * (vote_amount.expected - spent))
     assert held >= 14, "of 20 ranges that hold nine times in ten of eight images"
 
 
@@ -66,28 +66,28 @@ def stated(config, folder: Path, rate: float):
 
 def test_a_stated_rate_gives_hours_price_and_time_by_arithmetic(tiny_model: Path, tmp_path: Path) -> None:
     run = stated(small_config(tiny_model, "compute.gpus_per_actor=0.5"), tmp_path, 10.0)
-    found = plan_of(run, EvidenceTable([]), gpus=4, gpus_per_actor=0.5, price_per_hour=2.0)
-    assert found.evaluations == Amount.exactly(200 * 15)
-    assert found.hours.expected == pytest.approx(0.5 * 3000 / 10 / 3600)
-    assert found.wall_hours.expected == pytest.approx(found.hours.expected / 4)
-    assert found.price is not None
-    assert found.price.expected == pytest.approx(2.0 * found.hours.expected)
-    assert found.storage_bytes > 4 * 64 + 12 * 1000
-    assert "GPU hours" in "\n".join(plan_lines(found))
-    assert found.device == ""
+    plan = plan_of(run, EvidenceTable([]), gpus=4, gpus_per_actor=0.5, price_per_hour=2.0)
+    assert plan.evaluations == Amount.exactly(200 * 15)
+    assert plan.hours.expected == pytest.approx(0.5 * 3000 / 10 / 3600)
+    assert plan.wall_hours.expected == pytest.approx(plan.hours.expected / 4)
+    assert plan.price is not None
+    assert plan.price.expected == pytest.approx(2.0 * plan.hours.expected)
+    assert plan.storage_bytes > 4 * 64 + 12 * 1000
+    assert "GPU hours" in "\n".join(plan_lines(plan))
+    assert plan.device == ""
     assert not [line for line in run.remarks if "rows a forward pass" in line], "nothing was measured"
 
 
 def test_measuring_finds_rows_rate_and_votes_without_ray(tiny_model: Path) -> None:
     config = fast_config(tiny_model)
     images = tuple((example.image_id, example.image) for example in digits("test", limit=2))
-    found = measure(MeasurementRequest(config, images, 60))
-    assert (found.device, found.rows_per_pass) == ("cpu", 32)
-    assert found.evaluations_per_second > 10
-    assert len(found.cells) == 4
-    assert all(0 <= cell.candidate_votes <= cell.draws for cell in found.cells)
-    dear = measure(MeasurementRequest(config, images, 10**9))
-    assert dear.cells == (), "votes that would take long are not tried"
+    cost = measure(MeasurementRequest(config, images, 60))
+    assert (cost.device, cost.rows_per_pass) == ("cpu", 32)
+    assert cost.evaluations_per_second > 10
+    assert len(cost.cells) == 4
+    assert all(0 <= cell.candidate_votes <= cell.draws for cell in cost.cells)
+    expensive = measure(MeasurementRequest(config, images, 10**9))
+    assert expensive.cells == (), "votes that would take long are not tried"
     passes = measure(MeasurementRequest(config, (), 60))
     assert passes.cells == ()
 
@@ -104,7 +104,7 @@ def test_a_unit_takes_two_to_five_minutes_where_votes_allow_it(per_second: float
         ({"phase": 10_000, "run": 10**7, "of_a_pass": 30}, 5_000),  # half of the phase
         ({"phase": 10_000, "run": 40_000, "of_a_pass": 30}, 400),  # a hundredth of the run
         ({"phase": 10_000, "run": 1_000, "of_a_pass": 30}, 30),  # a full pass
-        ({"phase": 20, "run": 1_000, "of_a_pass": 30}, 20),  # as many as there are
+        ({"phase": 20, "run": 1_000, "of_a_pass": 30}, 20),  # all votes of the phase
     ],
 )
 def test_units_of_a_short_run_are_smaller_but_fill_a_pass(votes: dict[str, int], draws: int) -> None:
@@ -140,9 +140,9 @@ def test_a_plan_measures_votes_that_are_not_the_runs(tiny_model: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure_module, "VoteRequest", Noted)
-        found = measure(MeasurementRequest(config, images, 15))
-    assert isinstance(found, MeasuredCost)
-    assert {poll_phase for _, poll_phase in seeds} == {"selection", "estimation"}
+        cost = measure(MeasurementRequest(config, images, 15))
+    assert isinstance(cost, MeasuredCost)
+    assert {phase for _, phase in seeds} == {"selection", "estimation"}
     assert config.seed not in {seed for seed, _ in seeds}
 
 
@@ -154,41 +154,41 @@ def test_what_no_vote_can_change_is_known_without_a_sample(tiny_model: Path, tmp
     known = {}
     for name, config in (("full", full), ("sifted", sifted), ("raced", raced)):
         run = stated(config, tmp_path / name, 10.0)
-        found = plan_of(run, EvidenceTable([]), gpus=1, gpus_per_actor=0.0, price_per_hour=None)
-        known[name] = (found.votes_known, found.evaluations_known)
-        assert ("evaluations  at most" in "\n".join(plan_lines(found))) != found.evaluations_known
+        plan = plan_of(run, EvidenceTable([]), gpus=1, gpus_per_actor=0.0, price_per_hour=None)
+        known[name] = (plan.votes_known, plan.evaluations_known)
+        assert ("evaluations  at most" in "\n".join(plan_lines(plan))) != plan.evaluations_known
     assert known == {"full": (True, True), "sifted": (True, False), "raced": (False, False)}
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[MeasurementRequest]:
-    """What is measured, in place of measuring it."""
-    found: list[MeasurementRequest] = []
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[MeasurementRequest]:
+    """The requests for measurements, of which none is carried out."""
+    measured: list[MeasurementRequest] = []
 
-    def run_once(function, asked: MeasurementRequest, **where) -> MeasuredCost:
-        found.append(asked)
+    def run_once(function, request: MeasurementRequest, **where) -> MeasuredCost:
+        measured.append(request)
         return MeasuredCost("cpu", 32, 1000.0, ())
 
     monkeypatch.setattr(prepare_module, "run_once", run_once)
-    return found
+    return measured
 
 
 def test_a_run_whose_sizes_are_set_measures_nothing_and_the_driver_needs_no_gpu(
-    tiny_model: Path, tmp_path: Path, asked: list[MeasurementRequest]
+    tiny_model: Path, tmp_path: Path, requests: list[MeasurementRequest]
 ) -> None:
     run = prepare(small_config(tiny_model, "compute.gpus_per_actor=1"), location(tmp_path))
-    assert (run.measured, asked) == (None, [])
+    assert (run.measured, requests) == (None, [])
 
 
 @pytest.mark.parametrize(
     ("images", "places"), [(3, [0, 1, 2]), (15, [0, 1, 3, 5, 7, 9, 11, 13]), (80, range(0, 80, 10))]
 )
 def test_votes_are_tried_on_images_from_all_over_the_data(
-    tiny_model: Path, tmp_path: Path, asked: list[MeasurementRequest], images: int, places: list[int]
+    tiny_model: Path, tmp_path: Path, requests: list[MeasurementRequest], images: int, places: list[int]
 ) -> None:
     prepare(small_config(tiny_model, f"dataset.limit={images}"), location(tmp_path), plan=CostSample())
     ids = [example.image_id for example in digits("test", limit=images)]
-    assert [image_id for image_id, _ in asked[0].images] == [ids[place] for place in places]
+    assert [image_id for image_id, _ in requests[0].images] == [ids[place] for place in places]
 
 
 def plan_lines_said(model: Path, folder: Path) -> list[str]:
@@ -197,7 +197,7 @@ def plan_lines_said(model: Path, folder: Path) -> list[str]:
     return said
 
 
-def test_a_plan_says_of_folder_tracking_model_and_data_that_a_run_could_use_them_and_leaves_nothing(
+def test_a_plan_checks_folder_tracking_model_and_data_and_leaves_nothing(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -230,7 +230,7 @@ def test_what_would_end_a_run_at_its_start_ends_its_plan_before_anything_is_meas
     tiny_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    asked: list[MeasurementRequest],
+    requests: list[MeasurementRequest],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking)
@@ -238,7 +238,7 @@ def test_what_would_end_a_run_at_its_start_ends_its_plan_before_anything_is_meas
     config = small_config(Path(model or tiny_model))
     with pytest.raises(error, match=message):
         plan_run(config, location(tmp_path / folder), say=lambda line: None)
-    assert asked == []
+    assert requests == []
 
 
 def test_amounts_scale() -> None:

@@ -1,4 +1,4 @@
-"""Several drivers on one run: their counts are those of one, whoever is stopped or killed."""
+"""Several drivers on one run: their counts are those of a single driver, even if some are stopped or killed."""
 
 import random
 import subprocess
@@ -80,12 +80,12 @@ def test_status_shows_all_shards(tiny_model: Path, tmp_path: Path) -> None:
     settings = ("dataset.limit=8",)
     work(tiny_model, tmp_path, "1/2", *settings)
     with held(location(tmp_path), force=False, say=print, name="2-of-2"):
-        found = status_of(location(tmp_path))
-        first, second = found.shards
+        status = status_of(location(tmp_path))
+        first, second = status.shards
         assert (first.shard, first.decided, first.driver) == ("1/2", first.to_decide, None)
         assert second.decided == 0
         assert first.to_decide + second.to_decide == 8
-        lines = "\n".join(status_lines(found))
+        lines = "\n".join(status_lines(status))
         assert f"shard 1/2: {first.decided} of {first.to_decide} decided; done" in lines
         assert "shard 2/2: 0 of " in lines
         assert "decided; `ndc certify --shard 2/2` on " in lines
@@ -120,11 +120,11 @@ def test_a_driver_waits_for_another_that_declares_and_takes_its_sizes(
         said.append(line)
         waits.set()
 
-    other = threading.Thread(target=declare)
-    other.start()
+    declaring = threading.Thread(target=declare)
+    declaring.start()
     assert declares.wait(60)
     run = prepare_together(sized, folder, say=say)
-    other.join()
+    declaring.join()
     assert run.declaration.votes_per_unit == 20
     assert len(said) == 1
     assert "waiting for `ndc certify` on " in said[0]

@@ -41,22 +41,22 @@ def test_status_counts_units_votes_rate_and_time_left(store: RunStore) -> None:
     publish(store, 0, finished=1002.0)
     publish(store, 10, finished=1004.0)
     store.record_failure(WorkUnit("img", 2, 0.25, "estimation", 20, 30), "NaN at draw 20", fingerprint=LAW)
-    found = status_of(store.folder, now_unix=1010.0)
-    assert (found.units_done, found.votes_done, found.evaluations) == (3, 22, 1600)
-    assert found.evaluations_per_second == pytest.approx(160)
-    assert found.seconds_left.expected == pytest.approx(20 * (1600 / 22) / 160)  # the selection's draws cost nothing
-    assert found.as_json()["seconds_left"] == found.seconds_left.expected
-    lines = status_lines(found)
+    status = status_of(store.folder, now_unix=1010.0)
+    assert (status.units_done, status.votes_done, status.evaluations) == (3, 22, 1600)
+    assert status.evaluations_per_second == pytest.approx(160)
+    assert status.seconds_left.expected == pytest.approx(20 * (1600 / 22) / 160)  # the selection's draws cost nothing
+    assert status.as_json()["seconds_left"] == status.seconds_left.expected
+    lines = status_lines(status)
     assert "0 of 1 images and noise levels decided; 3 of 5 units, 22 of 42 votes" in lines[0]
     assert lines[1] == "160 evaluations/s, 0:09 left"
-    assert [failure["error"] for failure in found.failures] == ["NaN at draw 20"]
+    assert [failure["error"] for failure in status.failures] == ["NaN at draw 20"]
 
 
 def test_a_node_whose_clock_is_a_minute_ahead_makes_no_rate_absurd(store: RunStore) -> None:
     publish(store, 0, finished=1062.0)
     publish(store, 10, finished=1064.0)
-    found = status_of(store.folder, now_unix=1004.0)
-    assert found.evaluations_per_second == pytest.approx(1600 / 4)
+    status = status_of(store.folder, now_unix=1004.0)
+    assert status.evaluations_per_second == pytest.approx(1600 / 4)
 
 
 def test_a_run_that_stands_still_says_how_to_go_on(store: RunStore) -> None:

@@ -85,15 +85,15 @@ def test_a_count_changed_in_its_file_is_found(run: RunStore) -> None:
     changed = another_count(replace(item))
     row |= {"class_id": sorted(changed.votes), "votes": [changed.votes[c] for c in sorted(changed.votes)]}
     pq.write_table(type(table).from_pylist([row], schema=table.schema), path)
-    found = problems_of(run)
-    assert f"{path}: its checksum does not fit its content: it was changed after it was written" in found
+    problems = problems_of(run)
+    assert f"{path}: its checksum does not fit its content: it was changed after it was written" in problems
 
 
 def test_a_count_forged_with_its_checksum_does_not_fit_the_certificates(run: RunStore) -> None:
     item = next(item for item in evidence_of(run) if item.unit.phase == "estimation")
     forge(run, another_count(item))
-    found = problems_of(run)
-    assert "certificates.parquet: the evidence is not the one that it was made from" in found
+    problems = problems_of(run)
+    assert "certificates.parquet: the evidence is not the one that it was made from" in problems
 
 
 def test_a_forgery_that_was_reported_anew_is_found_by_drawing_again(run: RunStore) -> None:
@@ -101,9 +101,9 @@ def test_a_forgery_that_was_reported_anew_is_found_by_drawing_again(run: RunStor
     forge(run, another_count(item))
     reduce_and_report(run, alpha=None, radii=(0.0, 0.1), folder=run.folder)
     verify_run(run.folder, redraw=0, say=lambda line: None)
-    found = problems_of(run, redraw=99)
-    assert f"{item.unit}: votes" in found
-    assert "the model gives" in found
+    problems = problems_of(run, redraw=99)
+    assert f"{item.unit}: votes" in problems
+    assert "the model gives" in problems
 
 
 def test_a_dropped_range_is_found(run: RunStore) -> None:
@@ -135,8 +135,8 @@ def test_a_changed_certificate_is_named_with_its_column(run: RunStore) -> None:
     rows = table.to_pylist()
     rows[0]["radius"] += 0.1
     pq.write_table(type(table).from_pylist(rows, schema=table.schema), path)
-    found = problems_of(run)
-    assert f"image {rows[0]['image_id']}, sigma_pixel 0.25: radius: {rows[0]['radius']} -> " in found
+    problems = problems_of(run)
+    assert f"image {rows[0]['image_id']}, sigma_pixel 0.25: radius: {rows[0]['radius']} -> " in problems
 
 
 def test_a_changed_table_is_found(run: RunStore) -> None:
@@ -150,12 +150,12 @@ def test_a_changed_law_is_found(run: RunStore) -> None:
     manifest = json.loads(path.read_text())
     manifest["law"]["certificate"]["alpha"] = 0.0001
     path.write_text(json.dumps(manifest))
-    assert "the law was changed after the run was declared" in problems_of(run)
+    assert "the declaration was changed after the run was declared" in problems_of(run)
     manifest["fingerprint"] = fingerprint_of(manifest["law"])
     path.write_text(json.dumps(manifest))
-    found = problems_of(run)
-    assert "certificate.alpha: 0.0001 -> 0.001" in found
-    assert "evidence of another run" in found
+    problems = problems_of(run)
+    assert "certificate.alpha: 0.0001 -> 0.001" in problems
+    assert "evidence of another run" in problems
 
 
 def test_a_swapped_model_is_found(run: RunStore, finished: Path, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_swapped_pixels_are_found(run: RunStore) -> None:
     assert f"image {rows[1]['image_id']} is not the one that the run was declared with" in problems_of(run)
 
 
-# What another device computed
+# Evidence of another device
 
 H100 = DeviceRecord("cuda", "NVIDIA H100", "2.11.0", "12.8", "91002", Exactness(0.0, 9e-4, 0.0))
 
@@ -226,9 +226,9 @@ def test_counts_that_another_device_cannot_explain_are_found(run: RunStore) -> N
 
     made_on(run, H100, shuffled)
     verify_run(run.folder, redraw=0, say=lambda line: None)
-    found = problems_of(run, redraw=99)
-    assert "votes that were drawn again differ, more than near-ties explain" in found
-    assert "the model gives" in found
+    problems = problems_of(run, redraw=99)
+    assert "votes that were drawn again differ, more than near-ties explain" in problems
+    assert "the model gives" in problems
 
 
 def test_one_unit_whose_counts_are_wrong_is_found_among_many(run: RunStore) -> None:
@@ -246,20 +246,22 @@ def test_bits_are_compared_on_the_same_kind_of_device_only() -> None:
     assert bits_can_be_equal(exact, exact)
     assert not bits_can_be_equal(H100, exact)
     assert not bits_can_be_equal(exact, H100)
-    for other in ({"name": "NVIDIA H200"}, {"torch": "2.12.0"}, {"cuda": "13.0"}, {"cudnn": "9"}):
-        assert not bits_can_be_equal(replace(exact, **other), exact)
+    for change in ({"name": "NVIDIA H200"}, {"torch": "2.12.0"}, {"cuda": "13.0"}, {"cudnn": "9"}):
+        assert not bits_can_be_equal(replace(exact, **change), exact)
     assert not bits_can_be_equal(DeviceRecord("cpu"), DeviceRecord("cpu"))  # evidence without versions
 
 
 def test_several_devices_are_named_with_their_units(run: RunStore) -> None:
     item = evidence_of(run)[0]
     forge(run, replace(item, device=H100.text()))
-    found = status_of(run.folder)
-    assert any("NVIDIA H100, torch 2.11.0, CUDA 12.8, cuDNN 91002 (1 units): not exact" in x for x in found.devices)
-    assert any("(5 units): exact" in line for line in found.devices)
-    assert set(found.devices) <= set(status_lines(found))
+    status = status_of(run.folder)
+    assert any(
+        "NVIDIA H100, torch 2.11.0, CUDA 12.8, cuDNN 91002 (1 units): not exact" in line for line in status.devices
+    )
+    assert any("(5 units): exact" in line for line in status.devices)
+    assert set(status.devices) <= set(status_lines(status))
     report = reduce_and_report(run, alpha=None, radii=(0.0, 0.1), folder=run.folder)
-    assert report.provenance.devices == found.devices
+    assert report.provenance.devices == status.devices
     page = (run.folder / "report.html").read_text()
     assert "Computed on NVIDIA H100, torch 2.11.0, CUDA 12.8, cuDNN 91002 (1 units): not exact" in page
 
@@ -307,17 +309,17 @@ def problems_among(pairs: Sequence[tuple[Evidence, VoteCounts]], precision: Prec
     return judged(pairs, precision, str, of=len(pairs), why="on another device").problems
 
 
-def test_as_many_flips_as_near_ties_make_pass_and_more_fail() -> None:
+def test_flips_that_near_ties_explain_pass_and_more_fail() -> None:
     evidence, few, many = unit_of({1: 900, 2: 100}), {1: 899, 2: 100, 3: 1}, {1: 880, 2: 120}
     assert flipped(evidence.votes, few) == 1
     assert flipped(evidence.votes, many) == 20
     assert not problems_among([(evidence, drawn_again(few))])
-    assert len(problems_among([(evidence, drawn_again(many))])) == 2  # the unit, and all of them
+    assert len(problems_among([(evidence, drawn_again(many))])) == 2  # of the unit, and of all units together
     assert not problems_among([(evidence, drawn_again(many))], "bfloat16")
     assert problems_among([(evidence, drawn_again({1: 100, 2: 900}))], "bfloat16")
 
 
-def test_a_few_votes_too_many_in_every_unit_are_found_in_all_together() -> None:
+def test_a_few_votes_too_many_in_every_unit_are_found_in_the_sum() -> None:
     pair = unit_of({1: 900, 2: 100}), drawn_again({1: 896, 2: 104})
     assert not problems_among([pair])
     assert problems_among([pair] * 20) == [

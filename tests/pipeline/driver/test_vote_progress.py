@@ -60,7 +60,7 @@ def test_where_certificates_may_stop_early_the_time_left_has_a_range_once_images
     assert bar.work.decided == 20
 
 
-def test_with_a_budget_what_is_left_of_it_counts_unless_the_work_ends_before(monkeypatch) -> None:
+def test_with_a_budget_the_time_left_is_the_rest_of_it_unless_the_work_ends_before(monkeypatch) -> None:
     now = [1.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(time, "time", lambda: 1e9 + now[0])

@@ -29,7 +29,7 @@ def test_a_useful_classifier_is_warned_of_once_in_a_hundred_runs_at_most(
     assert stats.binom.cdf(max(counts, default=-1), images, accuracy) <= 0.01
 
 
-def test_what_is_above_chance_is_no_reason_to_warn_however_poor() -> None:
+def test_a_poor_result_above_chance_is_no_reason_to_warn() -> None:
     guesses = [(0, 0)] * 80 + [(0, 1)] * 420  # 16 % of 10 classes
     assert above_chance(guesses, 10)
     assert chance_warning({"1": guesses}, classes=10) is None
@@ -79,7 +79,7 @@ def test_an_order_is_read_where_luck_would_not_make_one() -> None:
     assert taken_for(blurred, 10) == dict(order)
 
 
-def test_of_many_classes_some_are_named() -> None:
+def test_only_some_of_many_classes_are_named() -> None:
     warning = chance_warning({"0.25": guesses_of([*range(1, 100), 0], 3)}, classes=100)
     assert warning is not None
     assert "0 -> 1, 1 -> 2, " in warning

@@ -174,13 +174,13 @@ def test_a_server_is_asked_with_the_name_or_the_token_of_the_environment(monkeyp
 
 
 @pytest.mark.parametrize("answer", [(404, "no such page"), (200, "<html>welcome</html>")])
-def test_another_kind_of_server_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str]) -> None:
+def test_another_kind_of_server_is_reported_as_one(monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str]) -> None:
     with server(lambda request: answer) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         assert "as an MLflow server does" in refusal()
 
 
-def test_a_server_that_is_ill_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_reports_an_error_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with server(lambda request: (500, "oops")) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         assert f"the MLflow server {uri} answers with an error (too many 500 error responses); see its log" in refusal()
@@ -252,6 +252,6 @@ def test_a_port_is_not_taken_for_a_servers_answer() -> None:
     assert "does not answer" in str(explained(error, "http://127.0.0.1:40155"))
 
 
-def test_whatever_mlflow_raises_becomes_one_line() -> None:
+def test_any_error_of_mlflow_becomes_one_line() -> None:
     said = str(explained(RuntimeError("first\nsecond"), "sqlite:///x.db"))
     assert said.startswith("MLflow cannot use sqlite:///x.db (RuntimeError: first); check MLFLOW_TRACKING_URI")

@@ -53,7 +53,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def workplace(empty: Path, mlflow_database: Path) -> Path:
-    """The same with a database in it."""
+    """The same, with a database in it."""
     shutil.copy(mlflow_database, empty)
     return empty
 
@@ -61,15 +61,15 @@ def workplace(empty: Path, mlflow_database: Path) -> Path:
 OTHER_LAW = {**LAW, "seed": 9}
 
 
-def tracker(folder: str = "runs/a", law: dict = LAW, **changes: str) -> Tracker:
+def tracker_of(folder: str = "runs/a", law: dict = LAW, **changes: str) -> Tracker:
     config = load_config("demo").model_copy(update=changes)
     return Tracker(config, folder=location(folder), declaration=Declaration(law))
 
 
-def finish(found: Tracker, folder: Path) -> None:
+def finish(tracker: Tracker, folder: Path) -> None:
     artifact = location(folder / "table.md")
     artifact.write_text("table")
-    found.finish(report(folder), [artifact])
+    tracker.finish(report(folder), [artifact])
 
 
 def report(folder: Path, empirical: Empirical | None = None) -> Report:
@@ -77,28 +77,28 @@ def report(folder: Path, empirical: Empirical | None = None) -> Report:
     return Report(summary, LEVELS, location(folder), Provenance((("Model", "models/my_model, small"),)))
 
 
-def history(found: Tracker, metric: str) -> list[tuple[int, float]]:
-    return [(point.step, point.value) for point in found.client.get_metric_history(found.run_id, metric)]
+def history(tracker: Tracker, metric: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in tracker.client.get_metric_history(tracker.run_id, metric)]
 
 
 def test_a_run_has_parameters_scalars_curve_artifacts_and_the_datas_digest(workplace: Path) -> None:
-    found = tracker()
-    finish(found, workplace)
-    client = found.client
-    run = client.get_run(found.run_id)
+    tracker = tracker_of()
+    finish(tracker, workplace)
+    client = tracker.client
+    run = client.get_run(tracker.run_id)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "denoise: a"
     assert run.data.params["votes.selection"] == "10"
     assert run.inputs.dataset_inputs[0].dataset.digest == ("ab" * 32)[:32]
-    assert [artifact.path for artifact in client.list_artifacts(found.run_id)] == ["certified.json", "table.md"]
-    assert dict(history(found, "curve/sigma_0.25"))[250] == 0.5
+    assert [artifact.path for artifact in client.list_artifacts(tracker.run_id)] == ["certified.json", "table.md"]
+    assert dict(history(tracker, "curve/sigma_0.25"))[250] == 0.5
     assert (workplace / "mlflow.db").is_file()
 
 
 def test_metrics_come_in_few_sections_and_name_no_method(workplace: Path) -> None:
-    found = tracker()
-    finish(found, workplace)
-    metrics = found.client.get_run(found.run_id).data.metrics
+    tracker = tracker_of()
+    finish(tracker, workplace)
+    metrics = tracker.client.get_run(tracker.run_id).data.metrics
     assert {name.partition("/")[0] for name in metrics} == {"cost", "curve", "radius", "sigma_0.25", "sigma_0.5"}
     assert {name for name in metrics if name.startswith("curve/")} == {
         "curve/best_sigma",
@@ -123,18 +123,18 @@ def test_charts_show_every_name_whole() -> None:
     attacked = {level: Attacked(4, {0.25: 0.75}, confirmed=True) for level in ("0.0625", LARGEST)}
     levels = {"0.0625": ITEMS, LARGEST: ITEMS}
     summary = summarise(levels, alpha=0.001, radii=(0.0, 0.25), empirical=attacked)
-    told = [*scalars(summary), *partial_scalars(summary), *attacked_scalars(summary)]
-    names = {*told, *(name for name, _, _ in curve_points(levels))}
+    scalar_names = [*scalars(summary), *partial_scalars(summary), *attacked_scalars(summary)]
+    names = {*scalar_names, *(name for name, _, _ in curve_points(levels))}
     assert len(names) > 15
     assert [name for name in names if len(name) > 24] == []
 
 
-def test_a_run_says_who_called_what_and_which_model_it_is_of(workplace: Path, monkeypatch) -> None:
+def test_a_run_says_who_ran_which_command_on_which_model(workplace: Path, monkeypatch) -> None:
     monkeypatch.setattr("sys.argv", ["/bin/ndc", "certify", "runs/a"])
     monkeypatch.setattr("getpass.getuser", lambda: "me")
     tags = model_tags({"network": "small", "parameters": 12}, 2, ("ant", "bee"))
-    found = Tracker(load_config("demo"), folder=location("runs/a"), declaration=Declaration(LAW), tags=tags)
-    kept = found.client.get_run(found.run_id)
+    tracker = Tracker(load_config("demo"), folder=location("runs/a"), declaration=Declaration(LAW), tags=tags)
+    kept = tracker.client.get_run(tracker.run_id)
     assert (
         kept.data.tags.items()
         >= {
@@ -152,29 +152,29 @@ def test_a_run_says_who_called_what_and_which_model_it_is_of(workplace: Path, mo
 
 def test_files_that_are_too_large_are_left_out_and_named(workplace: Path, monkeypatch) -> None:
     monkeypatch.setattr(mlflow_tracker, "MOST_ARTIFACT_BYTES", 4)
-    found = tracker()
-    finish(found, workplace)
-    assert [artifact.path for artifact in found.client.list_artifacts(found.run_id)] == ["certified.json"]
-    said = "Too large for the artifacts, and in the run's folder: table.md (0 MB)"
-    assert said in found.client.get_run(found.run_id).data.tags["mlflow.note.content"]
-    found.attacked(report(workplace), [])
-    assert said in found.client.get_run(found.run_id).data.tags["mlflow.note.content"]
+    tracker = tracker_of()
+    finish(tracker, workplace)
+    assert [artifact.path for artifact in tracker.client.list_artifacts(tracker.run_id)] == ["certified.json"]
+    note = "Too large for the artifacts, and in the run's folder: table.md (0 MB)"
+    assert note in tracker.client.get_run(tracker.run_id).data.tags["mlflow.note.content"]
+    tracker.attacked(report(workplace), [])
+    assert note in tracker.client.get_run(tracker.run_id).data.tags["mlflow.note.content"]
 
 
 def test_a_run_that_an_earlier_program_logged_gets_the_names_of_this_one_and_no_point_twice(workplace: Path) -> None:
-    found = tracker()
-    found._log_points([("curve/sigma_0.25", 0, 1.0)], milliseconds=1)
-    found.client.set_tag(found.run_id, "ndc.reported", "true")
+    tracker = tracker_of()
+    tracker._log_points([("curve/sigma_0.25", 0, 1.0)], milliseconds=1)
+    tracker.client.set_tag(tracker.run_id, "ndc.reported", "true")
     for _ in range(2):
-        finish(tracker(), workplace)
-    assert history(found, "curve/sigma_0.25") == [(0, 1.0)]
-    assert history(found, "cost/evaluations") == [(0, 200)]
-    assert len(history(found, "curve/best_sigma")) == len(dict(history(found, "curve/best_sigma"))) > 1
+        finish(tracker_of(), workplace)
+    assert history(tracker, "curve/sigma_0.25") == [(0, 1.0)]
+    assert history(tracker, "cost/evaluations") == [(0, 200)]
+    assert len(history(tracker, "curve/best_sigma")) == len(dict(history(tracker, "curve/best_sigma"))) > 1
 
 
 def test_runs_are_found_by_method_certificate_levels_and_sweep(workplace: Path) -> None:
-    found = tracker(sweep="first")
-    tags = found.client.get_run(found.run_id).data.tags
+    tracker = tracker_of(sweep="first")
+    tags = tracker.client.get_run(tracker.run_id).data.tags
     assert {key: value for key, value in tags.items() if not key.startswith(("ndc.", "mlflow.", "command"))} == {
         "method": "denoise",
         "certificate": "cohen",
@@ -187,20 +187,20 @@ def test_runs_are_found_by_method_certificate_levels_and_sweep(workplace: Path) 
         "sweep": "first",
     }
     query = "tags.method = 'denoise' and tags.sweep = 'first'"
-    assert [run.info.run_id for run in found.client.search_runs([found.experiment_id], query)] == [found.run_id]
-    assert "sweep" not in tracker("runs/b").client.get_run(tracker("runs/b").run_id).data.tags
-    moved = tracker(sweep="second")
-    assert moved.run_id == found.run_id
+    assert [run.info.run_id for run in tracker.client.search_runs([tracker.experiment_id], query)] == [tracker.run_id]
+    assert "sweep" not in tracker_of("runs/b").client.get_run(tracker_of("runs/b").run_id).data.tags
+    moved = tracker_of(sweep="second")
+    assert moved.run_id == tracker.run_id
     assert moved.client.get_run(moved.run_id).data.tags["sweep"] == "second"
 
 
 def test_the_description_says_how_to_go_on_and_then_what_was_proved(workplace: Path) -> None:
-    found = tracker()
-    first = found.client.get_run(found.run_id).data.tags["mlflow.note.content"]
+    tracker = tracker_of()
+    first = tracker.client.get_run(tracker.run_id).data.tags["mlflow.note.content"]
     assert first == f"Not finished. To go on: `ndc certify {workplace}/runs/a`\n"
-    finish(found, workplace)
+    finish(tracker, workplace)
     header, _, best, quarter, half, _, command, *rest = (
-        found.client.get_run(found.run_id).data.tags["mlflow.note.content"].replace("&emsp;", "").splitlines()
+        tracker.client.get_run(tracker.run_id).data.tags["mlflow.note.content"].replace("&emsp;", "").splitlines()
     )
     assert rest == ["", "Model: models/my\\_model, small"]
     assert header == "| sigma | r = 0 | r = 0.25 |"
@@ -220,68 +220,68 @@ def test_a_description_stays_short_enough_for_mlflow() -> None:
 
 
 def test_the_best_sigmas_curve_is_the_highest_at_each_radius(workplace: Path) -> None:
-    found = tracker()
-    finish(found, workplace)
-    best, *levels = (dict(history(found, f"curve/{name}")) for name in ("best_sigma", "sigma_0.25", "sigma_0.5"))
+    tracker = tracker_of()
+    finish(tracker, workplace)
+    best, *levels = (dict(history(tracker, f"curve/{name}")) for name in ("best_sigma", "sigma_0.25", "sigma_0.5"))
     assert all(best[step] == max(level.get(step, 0) for level in levels) for step in best)
     assert set(best) == set(levels[0]) | set(levels[1])
     assert levels[0] != levels[1]
 
 
 def test_a_resumed_run_continues_its_mlflow_run_and_logs_its_curves_once(workplace: Path) -> None:
-    first = tracker()
+    first = tracker_of()
     first.stopped(failed=False)
-    second = tracker()
+    second = tracker_of()
     assert second.run_id == first.run_id
     finish(second, workplace)
     once = history(second, "curve/sigma_0.25")
-    finish(tracker(), workplace)
+    finish(tracker_of(), workplace)
     assert history(second, "curve/sigma_0.25") == once
     assert len({step for step, _ in once}) == len(once)
 
 
 def test_a_driver_killed_while_it_logs_leaves_no_point_twice(workplace: Path) -> None:
-    found = tracker()
-    finish(found, workplace)
-    once = history(found, "curve/best_sigma"), table_rows(found)
-    found.client.delete_tag(found.run_id, "ndc.reported")  # as if the driver had been killed just before it
-    finish(tracker(), workplace)
-    assert (history(found, "curve/best_sigma"), table_rows(found)) == once
+    tracker = tracker_of()
+    finish(tracker, workplace)
+    once = history(tracker, "curve/best_sigma"), table_rows(tracker)
+    tracker.client.delete_tag(tracker.run_id, "ndc.reported")  # as if the driver had been killed just before it
+    finish(tracker_of(), workplace)
+    assert (history(tracker, "curve/best_sigma"), table_rows(tracker)) == once
 
 
-def table_rows(found: Tracker) -> list[list[object]]:
-    path = found.client.download_artifacts(found.run_id, "certified.json")
+def table_rows(tracker: Tracker) -> list[list[object]]:
+    path = tracker.client.download_artifacts(tracker.run_id, "certified.json")
     return json.loads(Path(path).read_text())["data"]
 
 
 def test_the_table_artifact_has_a_row_for_each_level_and_radius(workplace: Path) -> None:
-    found = tracker()
-    finish(found, workplace)
-    rows = table_rows(found)
+    tracker = tracker_of()
+    finish(tracker, workplace)
+    rows = table_rows(tracker)
     assert len(rows) == 6
     assert rows[1] == ["best sigma, chosen on this data, r = 0.25", 0.5, "best sigma, chosen on this data", 0.25]
-    assert "certified.json" in found.client.get_run(found.run_id).data.tags["mlflow.loggedArtifacts"]
+    assert "certified.json" in tracker.client.get_run(tracker.run_id).data.tags["mlflow.loggedArtifacts"]
 
 
 def test_attacks_are_added_to_level_and_description(workplace: Path) -> None:
-    found = tracker()
-    finish(found, workplace)
-    found.attacked(report(workplace, {"0.25": Attacked(4, {0.25: 0.75}, confirmed=True)}), [])
-    assert found.client.get_run(found.run_id).data.metrics["sigma_0.25/attack_0.25"] == 0.75
+    tracker = tracker_of()
+    finish(tracker, workplace)
+    tracker.attacked(report(workplace, {"0.25": Attacked(4, {0.25: 0.75}, confirmed=True)}), [])
+    assert tracker.client.get_run(tracker.run_id).data.metrics["sigma_0.25/attack_0.25"] == 0.75
 
 
 def test_another_folder_or_law_is_another_run(workplace: Path) -> None:
-    assert len({found.run_id for found in (tracker(), tracker("runs/b"), tracker(law=OTHER_LAW))}) == 3
+    assert len({tracker.run_id for tracker in (tracker_of(), tracker_of("runs/b"), tracker_of(law=OTHER_LAW))}) == 3
 
 
 def test_the_link_opens_on_charts_and_says_how_to_serve_it(workplace: Path) -> None:
-    found = tracker()
-    assert found.link == f"http://127.0.0.1:5000/#/experiments/{found.experiment_id}/runs?{CHARTS}"
-    assert found.how_to_open == f"mlflow ui --backend-store-uri sqlite:///{workplace}/mlflow.db"
+    tracker = tracker_of()
+    assert tracker.link == f"http://127.0.0.1:5000/#/experiments/{tracker.experiment_id}/runs?{CHARTS}"
+    assert tracker.how_to_open == f"mlflow ui --backend-store-uri sqlite:///{workplace}/mlflow.db"
 
 
 def declared(folder: Path, law: dict = LAW) -> UPath:
-    """What of a run folder says which MLflow run is its own."""
+    """A run folder, with only the files that identify its MLflow run."""
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"fingerprint": "f", "law": law, "plan": {}}))
     (folder / "run.toml").write_text(load_config("demo").to_toml())
@@ -289,16 +289,16 @@ def declared(folder: Path, law: dict = LAW) -> UPath:
 
 
 def test_the_link_of_a_logged_run_is_the_trackers(workplace: Path) -> None:
-    found = tracker()
-    assert link_of_run(declared(workplace / "runs/a")) == (found.link, found.how_to_open)
+    tracker = tracker_of()
+    assert link_of_run(declared(workplace / "runs/a")) == (tracker.link, tracker.how_to_open)
 
 
-def test_a_run_is_found_by_whichever_path_its_folder_is_reached(workplace: Path) -> None:
-    found = tracker()
+def test_a_run_is_found_by_any_path_to_its_folder(workplace: Path) -> None:
+    tracker = tracker_of()
     declared(workplace / "runs/a")
     (workplace / "link").symlink_to(workplace / "runs")
-    assert link_of_run(location("runs/../runs/a"))[0] == found.link
-    assert tracker("link/a").run_id == found.run_id
+    assert link_of_run(location("runs/../runs/a"))[0] == tracker.link
+    assert tracker_of("link/a").run_id == tracker.run_id
 
 
 def test_asking_for_the_link_of_a_run_that_was_never_logged_creates_nothing(empty: Path, mlflow_database: Path) -> None:
@@ -308,14 +308,14 @@ def test_asking_for_the_link_of_a_run_that_was_never_logged_creates_nothing(empt
         link_of_run(folder)
     assert [path.name for path in workplace.iterdir()] == ["runs"]
     shutil.copy(mlflow_database, workplace)
-    found = tracker("runs/b")
+    tracker = tracker_of("runs/b")
     with pytest.raises(TrackingError, match="log it there: `ndc certify"):
         link_of_run(folder)
-    assert len(found.client.search_runs([found.experiment_id])) == 1
+    assert len(tracker.client.search_runs([tracker.experiment_id])) == 1
     (workplace / "runs/a/run.toml").write_text(load_config("demo", ["experiment=new"]).to_toml())
     with pytest.raises(TrackingError, match="experiment 'new'"):
         link_of_run(folder)
-    assert found.client.get_experiment_by_name("new") is None
+    assert tracker.client.get_experiment_by_name("new") is None
 
 
 @pytest.mark.parametrize("uri", ["https://mlflow.example.org", "https://user:secret@mlflow.example.org/mlflow/"])
@@ -326,12 +326,12 @@ def test_a_link_keeps_a_servers_path_and_drops_a_password(uri: str) -> None:
 
 
 def test_a_run_that_was_stopped_has_its_progress_and_goes_on_with_it(workplace: Path) -> None:
-    first = tracker()
+    first = tracker_of()
     first.progress({"progress/votes": 20, "progress/images_begun": 1}, step=20)
     first.stopped(failed=False)
     run = first.client.get_run(first.run_id)
     assert (run.info.status, run.data.metrics["progress/votes"]) == ("KILLED", 20)
-    second = tracker()
+    second = tracker_of()
     second.progress({"progress/votes": 50, "progress/images_begun": 4}, step=50)
     second.stopped(failed=True)
     run = second.client.get_run(first.run_id)
@@ -340,20 +340,20 @@ def test_a_run_that_was_stopped_has_its_progress_and_goes_on_with_it(workplace: 
 
 
 def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(workplace: Path) -> None:
-    found = tracker()
-    found.client.delete_experiment(found.experiment_id)
-    restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+    tracker = tracker_of()
+    tracker.client.delete_experiment(tracker.experiment_id)
+    restore = f"mlflow experiments restore --experiment-id {tracker.experiment_id}"
     with pytest.raises(TrackingError, match=rf"'ndc' at sqlite.* was deleted; restore it with `{restore}`"):
-        tracker()
+        tracker_of()
     with pytest.raises(TrackingError, match="--set experiment=NAME"):
         check_tracking(load_config("demo"))
-    assert tracker(experiment="other").experiment_id != found.experiment_id
+    assert tracker_of(experiment="other").experiment_id != tracker.experiment_id
 
 
 def test_a_server_that_does_not_answer_is_an_error_at_once(workplace: Path, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(TrackingError, match=r"does not answer.*unset MLFLOW_TRACKING_URI"):
-        tracker()
+        tracker_of()
 
 
 def test_names_are_flattened_with_dots_and_curves_have_integer_steps() -> None:

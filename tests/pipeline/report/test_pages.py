@@ -55,14 +55,14 @@ def right_of(shown: dict, radius: float) -> int:
 @given(
     radii=st.lists(st.floats(0, 3), max_size=40),
     wrong=st.integers(0, 5),
-    asked=st.floats(0, 3),
+    radius=st.floats(0, 3),
     most=st.integers(1, 50),
 )
 def test_the_page_never_shows_more_than_a_curve_certifies(
-    radii: list[float], wrong: int, asked: float, most: int
+    radii: list[float], wrong: int, radius: float, most: int
 ) -> None:
     curve = Curve(len(radii) + wrong + 1, tuple(sorted(radii)), 0, "m", "0.25")
-    assert right_of(curve_data(curve, most_steps=most), asked) <= curve.right_at(asked)
+    assert right_of(curve_data(curve, most_steps=most), radius) <= curve.right_at(radius)
 
 
 def test_the_data_block_agrees_with_the_curves() -> None:
@@ -77,9 +77,9 @@ def test_the_data_block_agrees_with_the_curves() -> None:
     assert [c["evaluations"] for c in shown] == [1000, 2000]
     assert shown[0]["attacked"] == [[0.25, 0.5], [0.5, 0.25]]
     assert (shown[0]["attackedImages"], shown[1]["attacked"]) == (10, [])
-    for curve, found in zip(curves, shown, strict=True):
+    for curve, data in zip(curves, shown, strict=True):
         for radius in np.linspace(0, 2, 333):
-            assert right_of(found, radius) == curve.right_at(radius)
+            assert right_of(data, radius) == curve.right_at(radius)
 
 
 def test_intervals_stand_beside_every_step_and_are_rounded_outwards() -> None:
@@ -104,7 +104,7 @@ def test_a_page_needs_no_other_file() -> None:
         assert "default-src 'none'" in page
 
 
-def test_what_data_say_never_becomes_markup() -> None:
+def test_text_from_the_data_never_becomes_markup() -> None:
     items = [replace(item, image_id=HOSTILE + item.image_id) for item in certified_images(2)]
     page = report_page(items, random_images(items, (1, 8, 8)), title=HOSTILE)
     assert HOSTILE not in page
@@ -113,7 +113,7 @@ def test_what_data_say_never_becomes_markup() -> None:
     assert "innerHTML" not in page
 
 
-def test_cards_tell_what_was_found() -> None:
+def test_cards_show_the_results() -> None:
     items = certified_images(4)
     gallery = page_data(report_page(items, random_images(items, (1, 8, 8))))["gallery"]
     for item, card in zip(items, gallery["cards"], strict=True):
@@ -139,8 +139,8 @@ def test_pictures_are_the_noise_of_the_first_vote_to_the_rounding_that_the_note_
         sigma, noise = item.certificate.sigma_pixel, (decoded(code, 3).astype(float) - 128) / UNITS_OF_A_SIGMA
         wanted, inside = noisy_pixels(item, image.pixels, declaration=Declaration(LAW))[thin], abs(noise) < 3
         rounding = coding.step / 2 / UNITS_OF_A_SIGMA * sigma
-        found = image.pixels[thin] / 255 + sigma * noise
-        np.testing.assert_allclose(found[inside], wanted[inside], atol=rounding + 1e-6)
+        noisy = image.pixels[thin] / 255 + sigma * noise
+        np.testing.assert_allclose(noisy[inside], wanted[inside], atol=rounding + 1e-6)
     if coding.quality is None:
         np.testing.assert_array_equal(decoded(pictures["clean"][0], 3), image.pixels)
 
@@ -200,7 +200,7 @@ def test_five_hundred_random_colour_images_at_three_levels_stay_under_two_megaby
     assert shown["pictures"]["note"] in page
 
 
-def test_of_more_images_a_spread_is_shown_and_the_page_says_so() -> None:
+def test_more_images_are_shown_as_a_spread_and_the_page_says_so() -> None:
     items = certified_images(700, (0.25,))
     page = report_page(items, random_images(items, (1, 4, 4)))
     assert f"{MOST_IMAGES} of 700 images are shown, spread evenly over the data" in " ".join(page.split())
@@ -233,7 +233,7 @@ def test_curves_of_fifty_thousand_images_are_thinned() -> None:
     assert right_of(shown, 0.5) == pytest.approx(curves[0].right_at(0.5), abs=50)
 
 
-def test_what_was_declared_is_told_in_words() -> None:
+def test_the_declaration_is_described_in_words() -> None:
     declared = {
         "votes": {"selection": 50, "ends": None},
         "sigma_pixel": [0.25, 0.5],

@@ -1,4 +1,4 @@
-"""Reports of runs that are not complete: certificates of what is, in the order of the data, and labelled everywhere."""
+"""Reports of incomplete runs: certificates of the complete images, in the order of the data, labelled everywhere."""
 
 import json
 from dataclasses import replace
@@ -46,7 +46,7 @@ def runs(tmp_path: Path) -> tuple[Report, Report]:
 
 
 def test_a_certificate_of_a_partial_report_is_that_of_the_whole_run(runs) -> None:
-    whole, partial = (read_certificates(one.folder / "certificates.parquet")[0] for one in runs)
+    whole, partial = (read_certificates(run_report.folder / "certificates.parquet")[0] for run_report in runs)
     assert [(row["image_id"], row["sigma_pixel"]) for row in partial] == [
         (image_id, sigma) for sigma in WINS for image_id in ("image-1", "image-3")
     ]
@@ -68,7 +68,7 @@ def test_every_file_of_a_partial_report_says_what_it_is(runs) -> None:
     assert [row.split("\t")[0] for row in rows] == ["1", "3"] * 2, "places are those among all images"
 
 
-def test_a_partial_log_is_taken_for_no_whole_one(runs) -> None:
+def test_a_partial_log_is_not_taken_for_a_whole_one(runs) -> None:
     with pytest.raises(LogError, match="is marked: partial: 2 of 4 images; finish the run"):
         read_log(runs[1].folder / "certificates.tsv")
 
@@ -79,7 +79,7 @@ def test_without_partial_an_incomplete_run_has_no_report(runs) -> None:
         report(store, partial=False)
 
 
-def test_of_a_complete_run_the_partial_report_is_the_whole_one(tmp_path: Path) -> None:
+def test_the_partial_report_of_a_complete_run_is_the_whole_one(tmp_path: Path) -> None:
     store = RunStore(location(finished_run(tmp_path, WINS)))
     whole, partial = report(store, partial=False, folder="a"), report(store, partial=True, folder="b")
     for name in FILES:
@@ -105,14 +105,14 @@ def test_the_command_leaves_the_runs_own_report_alone(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "partial" / "alpha-0.01" / "report.html").is_file()
 
 
-def test_mlflow_is_told_of_the_complete_images(tmp_path: Path) -> None:
+def test_mlflow_gets_the_complete_images(tmp_path: Path) -> None:
     store = without(finished_run(tmp_path, WINS), ("image-3", 0.5))
-    told = partial_scalars(summary_so_far(store, radii=RADII))
-    assert told["partial/images"] == 3
-    assert told["partial/0.25_at_0"] == told["partial/0.25_at_0.1"] == pytest.approx(2 / 3)
-    assert told["partial/0.5_at_0.1"] == 1.0
-    assert set(told) == {"partial/images"} | {
-        f"partial/{sigma:g}_{what}" for sigma in WINS for what in ("at_0", "at_0.1")
+    metrics = partial_scalars(summary_so_far(store, radii=RADII))
+    assert metrics["partial/images"] == 3
+    assert metrics["partial/0.25_at_0"] == metrics["partial/0.25_at_0.1"] == pytest.approx(2 / 3)
+    assert metrics["partial/0.5_at_0.1"] == 1.0
+    assert set(metrics) == {"partial/images"} | {
+        f"partial/{sigma:g}_{name}" for sigma in WINS for name in ("at_0", "at_0.1")
     }
 
 
@@ -124,7 +124,7 @@ def test_images_that_grew_or_not_are_complete_one_after_the_other(tiny_model: Pa
     voted(declared(few, tmp_path))
     run = declared(many, tmp_path)
     store = RunStore(run.folder)
-    found = report(store, partial=True)
-    assert found.summary.so_far == "2 of 3 images"
+    partial = report(store, partial=True)
+    assert partial.summary.so_far == "2 of 3 images"
     voted(run)
     assert replace(report(store, partial=True).summary, warnings=()).missing == 0

@@ -46,7 +46,7 @@ def test_votes_of_a_label_are_means_over_its_images_whatever_their_number() -> N
         assert sum(cell.share for cell in row) == pytest.approx(1)
 
 
-def test_of_very_many_classes_the_least_certified_and_the_largest_confusions_are_listed() -> None:
+def test_with_very_many_classes_the_least_certified_and_the_largest_confusions_are_listed() -> None:
     classes = 3 * MOST_CLASSES
     rng = np.random.default_rng(0)
     items = [

@@ -1,4 +1,4 @@
-"""The head of a report: where its result comes from, also of runs that earlier programs began."""
+"""The head of a report: where its result comes from, also for runs that earlier versions began."""
 
 import json
 import webbrowser
@@ -26,7 +26,7 @@ def facts_of(store: RunStore, **options: float | None) -> dict[str, str]:
     return dict(report.provenance.facts)
 
 
-def test_a_report_says_of_which_model_data_and_program_it_is(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_report_names_its_model_data_and_program(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
     argv = ["/opt/bin/ndc", "certify", "demo", "--set", "model=s3://me:secret@host/m"]
     monkeypatch.setattr("sys.argv", argv)
     store = computed(small_config(tiny_model), tmp_path)
@@ -67,7 +67,7 @@ def test_a_checkpoints_notes_say_where_it_comes_from() -> None:
     assert list(origins({})) == []
 
 
-def test_of_many_classes_some_are_named() -> None:
+def test_only_some_of_many_classes_are_named() -> None:
     assert classes_text(2, ["ant", "bee"]) == "2: ant, bee"
     assert classes_text(100, [f"c{i}" for i in range(100)]).endswith("c10, c11, ...")
     assert classes_text(2, ["0", "1"]) == classes_text(2, ()) == "2, called by their numbers"

@@ -60,7 +60,7 @@ def test_a_plurality_of_a_few_votes_is_no_fall_until_fresh_ones_confirm_it(tmp_p
     assert not (tmp_path / "broken").exists(), "an image beyond the radius breaks no certificate"
 
 
-def test_fresh_votes_are_none_of_the_attacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fresh_votes_are_not_those_of_the_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[str, int]] = []
     actor = smoothed(0.35, tmp_path)
     draw = actor._draw
@@ -74,7 +74,7 @@ def test_fresh_votes_are_none_of_the_attacks(tmp_path: Path, monkeypatch: pytest
     assert drawn == [("attack 0 at 0.0", 20), ("confirmation at 0.0", 20 * CONFIRM_FACTOR)]
 
 
-def test_within_a_radius_the_class_is_broken_if_it_has_not_half_of_the_votes(tmp_path: Path) -> None:
+def test_within_the_radius_a_class_without_half_of_the_votes_is_broken(tmp_path: Path) -> None:
     claims = {"predicted": 0, "certified_radius": 0.1}
     verdict = smoothed(0.35, tmp_path).strike(row(0, **claims), EXAMPLE.image, target=0, radius=0.0)
     assert verdict.confirmed
@@ -113,6 +113,6 @@ def test_an_abstention_is_shown_wrong_before_it_counts_as_such(
 
     certificate = Certificate("cohen", 0.25, 0.001, predicted, 0.0 if predicted is None else 0.05, 0.6, 1, 10, "all")
     item = CertifiedImage("digits", 0, certificate, counts, 1, 1.0)
-    found = cell_row(item, EXAMPLE.record(0), (0.0, 0.1))
-    assert found["radii"] == radii
-    assert found["right"] == (predicted in (None, 0))
+    cell = cell_row(item, EXAMPLE.record(0), (0.0, 0.1))
+    assert cell["radii"] == radii
+    assert cell["right"] == (predicted in (None, 0))

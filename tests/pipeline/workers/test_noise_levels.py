@@ -1,4 +1,4 @@
-"""Every noise law, with every choice of levels that are polled: each level has its own noise, and the same votes."""
+"""Every noise law, with every choice of requested levels: each level has its own noise, and the same votes."""
 
 from dataclasses import dataclass, field
 from itertools import chain, combinations
@@ -34,19 +34,19 @@ NOISE_LAWS = ("integer", "float")
 def counts_of(
     classifier: DiffusionClassifier, image: np.ndarray, sigmas: tuple[float, ...], noise: str, draws: range
 ) -> list[VoteCounts]:
-    """Votes of levels that are polled together, in a run of all."""
+    """Votes of levels that are requested together, in a run that has all levels."""
     together = [sigmas] if classifier.one_path else [(sigma,) for sigma in sigmas]
     waiting = [
         (sigma, VoteRequest(image, "x", sigma, noise, 0, "estimation", draws, all_sigmas=RUN))
         for sigma in reversed(together)
     ]
-    found = dict(stream_votes(classifier, in_turn(waiting)))
-    return [counts for sigma in together for counts in found[sigma]]
+    counts_by_request = dict(stream_votes(classifier, in_turn(waiting)))
+    return [counts for sigma in together for counts in counts_by_request[sigma]]
 
 
 @dataclass
 class Recorder:
-    """Notes what it is asked to denoise, by level: without a label, the noisy image itself."""
+    """Records its inputs by level; without a label the input is the noisy image itself."""
 
     image_shape: tuple[int, int, int] = (1, 4, 8)
     num_classes: int = 2
@@ -61,7 +61,7 @@ class Recorder:
 @pytest.mark.parametrize("sigmas", SUBSETS, ids=str)
 @pytest.mark.parametrize("one_path", [True, False], ids=["path", "apart"])
 @pytest.mark.parametrize("noise", NOISE_LAWS)
-def test_the_noise_of_each_level_has_its_own_sigma_whichever_levels_are_polled(
+def test_the_noise_of_each_level_has_its_own_sigma_for_any_choice_of_levels(
     noise: str, one_path: bool, sigmas: tuple[float, ...]
 ) -> None:
     recorder, draws = Recorder(), 600
@@ -81,9 +81,7 @@ def test_the_noise_of_each_level_has_its_own_sigma_whichever_levels_are_polled(
 @pytest.mark.parametrize("race", [None, RaceSpec(1.5)], ids=["all", "raced"])
 @pytest.mark.parametrize("one_path", [True, False], ids=["path", "apart"])
 @pytest.mark.parametrize("noise", NOISE_LAWS)
-def test_a_level_has_the_same_votes_whichever_levels_are_polled_with_it(
-    noise: str, one_path: bool, race: RaceSpec | None
-) -> None:
+def test_a_level_has_the_same_votes_with_any_other_levels(noise: str, one_path: bool, race: RaceSpec | None) -> None:
     denoiser = many_gaussians(4, dimension=6, seed=3)
     classifier = DiffusionClassifier(
         denoiser, "epndc", grid=LEVELS, one_path=one_path, race=race, rows_per_pass=64, weight="edm"
@@ -92,8 +90,8 @@ def test_a_level_has_the_same_votes_whichever_levels_are_polled_with_it(
     together = dict(zip(RUN, counts_of(classifier, image, RUN, noise, range(80)), strict=True))
     assert len({tuple(counts.votes) for counts in together.values()}) == 3, "levels differ, so a mix-up would show"
     for sigmas in SUBSETS:
-        for sigma, found in zip(sigmas, counts_of(classifier, image, sigmas, noise, range(80)), strict=True):
-            np.testing.assert_array_equal(found.votes, together[sigma].votes, err_msg=f"{sigma} of {sigmas}")
+        for sigma, subset_counts in zip(sigmas, counts_of(classifier, image, sigmas, noise, range(80)), strict=True):
+            np.testing.assert_array_equal(subset_counts.votes, together[sigma].votes, err_msg=f"{sigma} of {sigmas}")
     parts = [counts_of(classifier, image, (0.6,), noise, part)[0].votes for part in (range(33), range(33, 80))]
     np.testing.assert_array_equal(sum(parts), together[0.6].votes)
 
@@ -114,7 +112,7 @@ class FarFromGrey:
 
 @pytest.mark.parametrize("noise", NOISE_LAWS)
 def test_a_class_with_less_than_half_of_the_votes_is_not_certified_when_the_other_levels_are_done(noise: str) -> None:
-    """Level 0.6 is polled alone after the others: with their noise, its share of 0.47 was certified at 0.16."""
+    """Level 0.6 is requested alone after the others: with their noise, its share of 0.47 was certified at 0.16."""
     share = 0.47
     denoiser = FarFromGrey(reach=-2 * 0.6 * float(ndtri(share / 2)))
     classifier = DiffusionClassifier(denoiser, "apndc", grid=LEVELS, one_path=True, rows_per_pass=256)
@@ -135,8 +133,8 @@ class BySum:
 
     def __call__(self, z: Tensor, sigma_model: Tensor, label: Tensor) -> Tensor:
         above = torch.where(z.sum(dim=(1, 2, 3)) > self.edge, 1.0, -1.0)
-        found = torch.where(label.any(dim=1), label[:, 0] - label[:, 1], above)
-        return found.view(-1, 1, 1, 1).expand_as(z)
+        shade = torch.where(label.any(dim=1), label[:, 0] - label[:, 1], above)
+        return shade.view(-1, 1, 1, 1).expand_as(z)
 
 
 @pytest.mark.parametrize("one_path", [True, False], ids=["path", "apart"])
@@ -174,6 +172,6 @@ def test_resumed_and_redrawn_units_have_the_votes_of_the_undisturbed_run(
         assert evidence() == whole
     pixels = store.pictures.pixels(run.records[0])
     for item in items:
-        about = cells[item.unit.cell].candidate if item.unit.phase == "estimation" else NO_CLASS
-        again = votes_of_unit(actor.classifier, config, item.unit, run.records[0], pixels, candidate=about)
+        candidate = cells[item.unit.cell].candidate if item.unit.phase == "estimation" else NO_CLASS
+        again = votes_of_unit(actor.classifier, config, item.unit, run.records[0], pixels, candidate=candidate)
         assert {c: v for c, v in enumerate(again.votes.tolist()) if v} == item.votes, str(item.unit)

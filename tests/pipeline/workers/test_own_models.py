@@ -1,4 +1,4 @@
-"""Networks of users' functions: what takes a model takes them, or says why not; what they are made of is declared."""
+"""Networks from users' functions: commands that take a model take them or say why not; their contents are declared."""
 
 import sys
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from tests.support.commands import ndc
 from tests.support.plugged_in import Write, users_folder
 from tests.support.small_runs import computed, small_config
 
-# Of the tiny model's weights, and one whose classes are constant images, as any user might write them.
+# One with the tiny model's weights, and one whose classes are constant images, written as a user would.
 TINY = """
 import torch
 from ndc_core import load_denoiser
@@ -202,7 +202,7 @@ def test_tools_take_functions_or_say_why_not(write: Write) -> None:
         assert message in done.stderr, done.stderr
 
 
-def test_what_is_missing_is_said_before_any_vote(write: Write) -> None:
+def test_missing_parts_are_reported_before_any_vote(write: Write) -> None:
     with pytest.raises(CheckpointError, match=r"never trained without a label.*let what it returns have"):
         load_models(small_config("mine:plain"), device="cpu")
     gradient = ["classifier.name=epndc", "classifier.label_gradient={steps=2, keep=2}"]

@@ -1,4 +1,4 @@
-"""Which device votes, and how many actors there are: decided from what Ray's nodes say, and said."""
+"""The device that votes and the number of actors: chosen by what Ray's nodes have, and reported."""
 
 import pytest
 
@@ -7,50 +7,50 @@ from pipeline.store.devices import DeviceRecord
 from pipeline.workers.pools import Node, NoGpuError, Pool, as_begun, kinds_of, pool_of
 
 
-def pool(nodes: list[Node], *, why: str = "", **compute) -> Pool:
+def pool_on(nodes: list[Node], *, why: str = "", **compute) -> Pool:
     looked: list[float] = []
 
     def why_no_cuda(gpus: float) -> str:
         looked.append(gpus)
         return why
 
-    found = pool_of(ComputeConfig(**compute), nodes, why_no_cuda=why_no_cuda)
+    pool = pool_of(ComputeConfig(**compute), nodes, why_no_cuda=why_no_cuda)
     assert len(looked) <= 1
-    return found
+    return pool
 
 
-def test_without_gpus_every_cpu_but_one_has_an_actor_and_nothing_is_said() -> None:
-    assert pool([Node(3, 0)]) == Pool("cpu", 0.0, 1, 2, 2)
-    assert pool([Node(5, 0)], threads_per_actor=2) == Pool("cpu", 0.0, 2, 2, 2)
-    assert pool([Node(1, 0)]).most == 1
-    assert pool([Node(3, 0)], actors=(1, 64)) == Pool("cpu", 0.0, 1, 1, 64)
+def test_without_gpus_every_cpu_but_one_has_an_actor_without_a_remark() -> None:
+    assert pool_on([Node(3, 0)]) == Pool("cpu", 0.0, 1, 2, 2)
+    assert pool_on([Node(5, 0)], threads_per_actor=2) == Pool("cpu", 0.0, 2, 2, 2)
+    assert pool_on([Node(1, 0)]).most == 1
+    assert pool_on([Node(3, 0)], actors=(1, 64)) == Pool("cpu", 0.0, 1, 1, 64)
 
 
 def test_auto_takes_the_gpus_that_ray_sees_and_says_so() -> None:
-    assert pool([Node(3, 1)]) == Pool("cuda", 1.0, 1, 1, 1, ("1 GPU, 1 actor",))
-    found = pool([Node(9, 4), Node(9, 4), Node(4, 0)])
-    assert (found.device, found.most, found.remarks) == ("cuda", 8, ("8 GPUs, 8 actors",))
+    assert pool_on([Node(3, 1)]) == Pool("cuda", 1.0, 1, 1, 1, ("1 GPU, 1 actor",))
+    pool = pool_on([Node(9, 4), Node(9, 4), Node(4, 0)])
+    assert (pool.device, pool.most, pool.remarks) == ("cuda", 8, ("8 GPUs, 8 actors",))
 
 
 def test_actors_may_share_a_gpu_and_none_lies_on_two() -> None:
-    found = pool([Node(9, 2)], gpus_per_actor=0.5)
-    assert (found.most, found.remarks) == (4, ("2 GPUs, 4 actors, 0.5 of a GPU each",))
-    assert pool([Node(9, 2)], gpus_per_actor=0.4).most == 4
-    assert pool([Node(9, 2)], gpus_per_actor=0.7).most == 2
-    assert pool([Node(30, 1)], gpus_per_actor=0.1).most == 10
+    pool = pool_on([Node(9, 2)], gpus_per_actor=0.5)
+    assert (pool.most, pool.remarks) == (4, ("2 GPUs, 4 actors, 0.5 of a GPU each",))
+    assert pool_on([Node(9, 2)], gpus_per_actor=0.4).most == 4
+    assert pool_on([Node(9, 2)], gpus_per_actor=0.7).most == 2
+    assert pool_on([Node(30, 1)], gpus_per_actor=0.1).most == 10
     with pytest.raises(ValueError, match="less than or equal to 1"):
         ComputeConfig(gpus_per_actor=2)
 
 
-def test_no_gpu_waits_for_cpus_which_are_shared_and_that_is_said() -> None:
-    found = pool([Node(3, 8)])
-    assert (found.most, found.cpus_per_actor) == (8, 0.25)
-    assert 8 * found.cpus_per_actor <= 2
-    assert found.remarks[0] == "8 GPUs, 8 actors"
-    assert found.remarks[1].startswith("too few CPUs for compute.threads_per_actor = 1 of each actor: they share")
-    assert pool([Node(9, 2)], threads_per_actor=8).cpus_per_actor == 4
-    assert pool([Node(1, 1)]).cpus_per_actor == 0
-    assert pool([Node(8, 0), Node(4, 1)], threads_per_actor=4).remarks == ("1 GPU, 1 actor",)
+def test_no_gpu_waits_for_cpus_which_are_shared_with_a_remark() -> None:
+    pool = pool_on([Node(3, 8)])
+    assert (pool.most, pool.cpus_per_actor) == (8, 0.25)
+    assert 8 * pool.cpus_per_actor <= 2
+    assert pool.remarks[0] == "8 GPUs, 8 actors"
+    assert pool.remarks[1].startswith("too few CPUs for compute.threads_per_actor = 1 of each actor: they share")
+    assert pool_on([Node(9, 2)], threads_per_actor=8).cpus_per_actor == 4
+    assert pool_on([Node(1, 1)]).cpus_per_actor == 0
+    assert pool_on([Node(8, 0), Node(4, 1)], threads_per_actor=4).remarks == ("1 GPU, 1 actor",)
 
 
 @pytest.mark.parametrize(
@@ -63,14 +63,14 @@ def test_no_gpu_waits_for_cpus_which_are_shared_and_that_is_said() -> None:
         ({"why": "torch 2 sees no CUDA device"}, "2 GPUs idle, the actors take CPUs: torch 2 sees no CUDA device"),
     ],
 )
-def test_no_gpu_is_idle_without_a_word(compute: dict, said: str) -> None:
-    assert any(remark.startswith(said) for remark in pool([Node(5, 2)], **compute).remarks)
+def test_no_gpu_is_idle_without_a_remark(compute: dict, said: str) -> None:
+    assert any(remark.startswith(said) for remark in pool_on([Node(5, 2)], **compute).remarks)
 
 
-def test_on_cpus_gpus_are_only_counted_where_actors_shall_hold_some() -> None:
-    found = pool([Node(3, 2)], device="cpu", gpus_per_actor=1, why="never asked")
-    assert (found.device, found.gpus_per_actor, found.most) == ("cpu", 1, 2)
-    assert found.remarks[1] == "GPUs are only counted, and votes drawn on CPUs: compute.device is 'cpu'"
+def test_on_cpus_gpus_are_only_counted_where_actors_are_to_hold_some() -> None:
+    pool = pool_on([Node(3, 2)], device="cpu", gpus_per_actor=1, why="never asked")
+    assert (pool.device, pool.gpus_per_actor, pool.most) == ("cpu", 1, 2)
+    assert pool.remarks[1] == "GPUs are only counted, and votes drawn on CPUs: compute.device is 'cpu'"
 
 
 @pytest.mark.parametrize(
@@ -87,20 +87,20 @@ def test_on_cpus_gpus_are_only_counted_where_actors_shall_hold_some() -> None:
         ({"gpus_per_actor": 0.5, "why": "it is AMD"}, [Node(3, 1)], "above 0, but it is AMD; .* or set it to 0"),
     ],
 )
-def test_a_gpu_that_cannot_be_had_is_an_error_in_a_line(compute: dict, nodes: list[Node], problem: str) -> None:
+def test_an_unavailable_gpu_is_an_error_in_a_line(compute: dict, nodes: list[Node], problem: str) -> None:
     with pytest.raises(NoGpuError, match=problem) as caught:
-        pool(nodes, **compute)
+        pool_on(nodes, **compute)
     assert "\n" not in str(caught.value)
 
 
-def test_gpu_nodes_that_are_to_come_are_waited_for() -> None:
-    found = pool([Node(2, 0)], gpus_per_actor=1, actors=(1, 64))
-    assert (found.device, found.fewest, found.most) == ("cuda", 1, 64)
-    assert found.remarks == ("no GPU yet: waiting for nodes with one",)
-    assert pool([Node(2, 1)], device="cuda", actors=(1, 64)).most == 64
+def test_gpu_nodes_that_will_come_are_waited_for() -> None:
+    pool = pool_on([Node(2, 0)], gpus_per_actor=1, actors=(1, 64))
+    assert (pool.device, pool.fewest, pool.most) == ("cuda", 1, 64)
+    assert pool.remarks == ("no GPU yet: waiting for nodes with one",)
+    assert pool_on([Node(2, 1)], device="cuda", actors=(1, 64)).most == 64
 
 
-def test_cuda_without_gpus_of_rays_is_a_contradiction() -> None:
+def test_cuda_without_gpus_for_actors_is_a_contradiction() -> None:
     with pytest.raises(ValueError, match="device 'cuda' needs GPUs, and gpus_per_actor is 0"):
         ComputeConfig(device="cuda", gpus_per_actor=0)
 

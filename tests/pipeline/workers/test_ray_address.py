@@ -1,4 +1,4 @@
-"""Where no Ray can be joined or started, that is said within seconds, with the remedy."""
+"""Where no Ray can be joined or started, an error says so within seconds, with the remedy."""
 
 import os
 import re
@@ -44,7 +44,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def server(answer: bytes | None) -> Iterator[str]:
-    """Something that listens, and answers so, or not at all."""
+    """A listener that gives this answer, or none."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -127,7 +127,7 @@ def test_auto_asks_the_cluster_that_was_started_here_last(monkeypatch: pytest.Mo
         check_cluster("auto")
 
 
-def test_what_joining_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_joining_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**_: object) -> None:
         raise RuntimeError("Version mismatch:\n    Ray 2.40 and 2.60\n    Python 3.11 and 3.12")
 
@@ -142,26 +142,28 @@ def test_what_joining_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
         cluster.connect_ray(ComputeConfig(), say=print)
 
 
-DEAF = """
+BLOCKED = """
 import ctypes, signal, sys
 from pipeline.workers.signals import heard
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 mutex = ctypes.create_string_buffer(64)
 with heard(within_seconds=float(sys.argv[1]), doing="waiting for a lock"):
     print("began", flush=True)
-    for _ in range(2):  # the second never ends, and hears no signal
+    for _ in range(2):  # the second never ends, and blocks signals
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a lock of glibc")
 @pytest.mark.parametrize(("seconds", "number", "code"), [("60", 2, 130), ("60", 15, 130), ("0.2", None, 1)])
-def test_a_process_that_a_library_keeps_deaf_ends_within_seconds(seconds: str, number: int | None, code: int) -> None:
+def test_a_process_in_a_library_that_blocks_signals_ends_within_seconds(
+    seconds: str, number: int | None, code: int
+) -> None:
     pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-c", DEAF, seconds], stdout=pipe, stderr=pipe, text=True)
+    process = subprocess.Popen([sys.executable, "-c", BLOCKED, seconds], stdout=pipe, stderr=pipe, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "began\n"
-    time.sleep(1)  # until it is deaf
+    time.sleep(1)  # until it is blocked
     began = time.monotonic()
     if number:
         process.send_signal(number)
@@ -171,7 +173,7 @@ def test_a_process_that_a_library_keeps_deaf_ends_within_seconds(seconds: str, n
     assert "waiting for a lock" in errors
 
 
-def test_the_signals_of_a_library_that_hears_are_left_alone() -> None:
+def test_signals_reach_a_process_that_no_library_blocks() -> None:
     code = (
         "import os\nfrom pipeline.workers.signals import heard\n"
         "try:\n  with heard(within_seconds=60, doing='x'):\n    os.kill(os.getpid(), 2)\n    while True: pass\n"
@@ -192,7 +194,7 @@ def test_a_folder_too_long_for_sockets_is_refused_with_a_length_that_is_not(monk
     assert ray_folder().name == "ray"
 
 
-def test_a_folder_that_is_not_to_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     short = tempfile.mkdtemp(dir="/tmp")
     monkeypatch.setenv("RAY_TMPDIR", short)
     check_folder()

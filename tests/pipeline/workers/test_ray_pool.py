@@ -1,4 +1,4 @@
-"""What Ray hands over of an actor's error, in words."""
+"""An actor's error as Ray passes it on, in words."""
 
 from pipeline.workers.ray_pool import last_words
 

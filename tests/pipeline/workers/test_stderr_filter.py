@@ -1,4 +1,4 @@
-"""Lines that are left out of standard error, whoever writes them."""
+"""Lines that are left out of standard error, no matter who writes them."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ def test_only_lines_with_the_bytes_are_left_out() -> None:
     assert done.stderr == "before\nkept\nsaid\na child\nno end of line after\n"
 
 
-def test_what_a_failure_says_is_not_lost() -> None:
+def test_the_message_of_a_failure_is_not_lost() -> None:
     failing = "from pipeline.workers.stderr_filter import without_lines\nwith without_lines(b'x'):\n    1 / 0"
     done = subprocess.run([sys.executable, "-c", failing], capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -39,7 +39,7 @@ def test_ray_does_not_say_that_tasks_of_dead_actors_are_tried_again(capsys: pyte
     from pipeline.workers.ray_cluster import _keep_retries_off_the_terminal
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)  # as it is now, back again afterwards
+        patch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)  # restored afterwards
         _keep_retries_off_the_terminal.cache_clear()
         _keep_retries_off_the_terminal()
         retry = "Task submit failed. There are infinite retries remaining, so the task will be retried."

@@ -1,4 +1,4 @@
-"""What actors take of their machines: sampled seldom, summed over actors, and never in the way of a vote."""
+"""The resources that actors use: sampled rarely, summed over actors, and never delaying a vote."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from pipeline.workers.rows import Receipt
 from pipeline.workers.usage import ActorsUsage, Usage, UsageMeter, usage
 
 
-def test_a_process_knows_what_it_takes() -> None:
+def test_a_process_knows_its_usage() -> None:
     before = usage("cpu")
     ended = time.process_time() + 0.2
     while time.process_time() < ended:
@@ -26,7 +26,7 @@ def test_a_process_knows_what_it_takes() -> None:
     assert Usage.parse(after.text()) == after
 
 
-def test_samples_are_seldom_and_a_system_that_tells_nothing_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_are_rare_and_a_system_that_reports_nothing_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     meter = UsageMeter("cpu")
     assert meter.text()
     assert meter.text() == ""
@@ -62,13 +62,13 @@ def test_actors_are_summed_by_their_last_samples_and_forgotten_when_they_are_sil
     assert actors.metrics(now_unix=10_000) == {}
 
 
-def test_mlflow_is_told_what_actors_take_while_they_vote(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_gets_the_usage_of_actors_while_they_vote(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracked_votes, "SECONDS_BETWEEN_POINTS", 0.01)
-    told, heard = dict[str, float](), threading.Event()
+    logged, heard = dict[str, float](), threading.Event()
 
     class Tracker:
         def progress(self, metrics: Mapping[str, float], *, step: int) -> None:
-            told.update(metrics)
+            logged.update(metrics)
             heard.set()
 
     said: list[str] = []
@@ -77,4 +77,4 @@ def test_mlflow_is_told_what_actors_take_while_they_vote(monkeypatch: pytest.Mon
         receipt = Receipt("id", "unit", "a", 0.25, 20, 200, 1.0, "host", "", False, usage=sample("host:1", now, 1.0))
         tracked.add(receipt)
         assert heard.wait(30)
-    assert (told["system/actors"], told["system/memory_gb"], told["progress/votes"], said) == (1, 2.0, 20, [])
+    assert (logged["system/actors"], logged["system/memory_gb"], logged["progress/votes"], said) == (1, 2.0, 20, [])

@@ -97,8 +97,8 @@ def test_waves_are_followed_to_the_decision_and_taken_up_again(tiny_model: Path,
     assert not run.missing(store.all_evidence(fingerprint=run.fingerprint))
 
     kept, *lost = known.values()
-    for one in lost:
-        store.evidence_path(one.unit.unit_id(run.fingerprint)).unlink()
+    for evidence in lost:
+        store.evidence_path(evidence.unit.unit_id(run.fingerprint)).unlink()
     again = receipts_of(SequentialVoteActor(settings_of(run, tmp_path)), batch_of(run, [first]))
     assert [row["unit"] for row in again] == [row["unit"] for row in receipts]
     assert sum(row["evaluations"] == 0 for row in again) == 1, "what was published is not computed again"
@@ -131,7 +131,10 @@ def test_levels_of_a_path_go_on_together_when_the_look_of_each_is_known() -> Non
     pieces = deque([("selection", 0, 10), ("estimation", 0, 100), ("estimation", 100, 150)])
     schedule = ImageSchedule(1, None, cells, pieces)  # type: ignore[arg-type]
     assert units_of(schedule) == ["0.25 selection 0", "0.5 selection 0"]
-    of_late = {0.5: lambda one: replace(one, unit=replace(one.unit, sigma_pixel=0.5)), 0.25: lambda one: one}
+    of_late = {
+        0.5: lambda evidence: replace(evidence, unit=replace(evidence.unit, sigma_pixel=0.5)),
+        0.25: lambda evidence: evidence,
+    }
     for at in of_late.values():
         schedule.take(at(item("selection", 0, 10)))
     assert units_of(schedule) == ["0.25 estimation 0", "0.5 estimation 0"]
@@ -148,7 +151,7 @@ def test_a_unit_with_nan_fails_by_name_and_the_next_one_goes_on(tiny_model: Path
     rows = []
 
     class NanOnOneRow:
-        """On the first row that it ever sees, which is the bad unit's, wherever that row comes again."""
+        """NaN for the first row that it ever sees, which is the bad unit's, whenever that row comes again."""
 
         image_shape, num_classes = good.image_shape, good.num_classes
 

@@ -1,4 +1,4 @@
-"""In which order an actor goes about its images, and that neither the store nor the last of them keeps it waiting."""
+"""The order in which an actor takes its images; neither the store nor the last image keeps it waiting."""
 
 import threading
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def run_of(model: Path, folder: Any, *, images: int) -> PreparedRun:
 
 
 def receipts_of(run: PreparedRun, folder: Any) -> Iterator[Receipt]:
-    """Of all images and noise levels, in one call of an actor."""
+    """The receipts of all images and noise levels, from one call of an actor."""
     record_of = {record.image_id: record for record in run.records}
     first = {unit.cell: unit for unit in reversed(list(run.units.values()))}
     rows = sorted(first.values(), key=lambda unit: [*record_of].index(unit.image_id))
@@ -67,10 +67,10 @@ def test_images_are_finished_one_after_the_other_and_passes_are_full_until_the_l
     assert sum(half) > 0.97 * 32 * len(half), "passes were padded while images waited"
 
 
-def test_votes_are_the_same_whoever_does_the_work_on_the_store(
+def test_votes_are_the_same_wherever_the_stores_work_is_done(
     tiny_model: Path, tmp_path: Path, s3: str, request: pytest.FixtureRequest
 ) -> None:
-    found = []
+    votes_of_runs = []
     for name, folder in (("at once", tmp_path), ("in threads", tmp_path / "t"), ("on a bucket", location(f"{s3}/run"))):
         if name == "in threads":
             folder.mkdir()
@@ -78,19 +78,19 @@ def test_votes_are_the_same_whoever_does_the_work_on_the_store(
         run = run_of(tiny_model, folder, images=4)
         receipts = list(receipts_of(run, folder))
         store = RunStore(folder)
-        found.append({str(item.unit): item.votes for item in store.all_evidence(fingerprint=run.fingerprint)})
-        assert sorted(found[-1]) == sorted(receipt.unit for receipt in receipts), name
+        votes_of_runs.append({str(item.unit): item.votes for item in store.all_evidence(fingerprint=run.fingerprint)})
+        assert sorted(votes_of_runs[-1]) == sorted(receipt.unit for receipt in receipts), name
         assert not run.missing(store.all_evidence(fingerprint=run.fingerprint)), name
         again = list(receipts_of(run, folder))
-        assert sorted(found[-1]) == sorted(receipt.unit for receipt in again), name
+        assert sorted(votes_of_runs[-1]) == sorted(receipt.unit for receipt in again), name
         assert not any(receipt.evaluations or receipt.error for receipt in again), f"{name}: drawn again"
-    assert found[0] == found[1] == found[2]
+    assert votes_of_runs[0] == votes_of_runs[1] == votes_of_runs[2]
 
 
 def test_votes_go_on_while_the_store_writes(
     tiny_model: Path, tmp_path: Path, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first write ends only when other images' units are being written: whoever waits for it waits for ever."""
+    """The first write ends only when other images' units are being written: an actor that waits for it never ends."""
     run, published, first = run_of(tiny_model, tmp_path, images=4), RunStore.publish, list[str]()
     others = threading.Event()
 

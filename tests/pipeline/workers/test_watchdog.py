@@ -22,7 +22,7 @@ def watchdog(clock: Clock) -> Watchdog:
     return Watchdog(clock)
 
 
-class InLedger(Heartbeat):
+class LocalHeartbeat(Heartbeat):
     """The heartbeat of actor "a", in this process."""
 
     def __init__(self, watchdog: Watchdog) -> None:
@@ -32,7 +32,7 @@ class InLedger(Heartbeat):
         return self.watchdog.begin("a", unit)
 
 
-def test_an_actor_is_stuck_when_it_is_at_a_unit_and_not_heard_of(watchdog: Watchdog, clock: Clock) -> None:
+def test_an_actor_is_stuck_when_it_is_at_a_unit_and_silent(watchdog: Watchdog, clock: Clock) -> None:
     watchdog.arrive("a", HERE)
     watchdog.end("a", LOADING)
     watchdog.begin("a", "u1")
@@ -41,7 +41,7 @@ def test_an_actor_is_stuck_when_it_is_at_a_unit_and_not_heard_of(watchdog: Watch
     watchdog.begin("b", "u2")
     (stuck,) = watchdog.stuck(10)
     assert (stuck.place, stuck.units, stuck.seconds) == (HERE, ("u1",), 11)
-    assert watchdog.stuck(10) == [], "each is told of once"
+    assert watchdog.stuck(10) == [], "each is reported once"
 
 
 def test_an_idle_actor_is_not_stuck_however_long(watchdog: Watchdog, clock: Clock) -> None:
@@ -59,7 +59,7 @@ def test_an_actor_that_never_loads_its_model_is_stuck(watchdog: Watchdog, clock:
     assert watchdog.stuck(10)[0].units == (LOADING,)
 
 
-def test_a_restarted_actor_is_at_nothing_of_before(watchdog: Watchdog, clock: Clock) -> None:
+def test_a_restarted_actor_is_at_none_of_its_earlier_units(watchdog: Watchdog, clock: Clock) -> None:
     watchdog.arrive("a", HERE)
     watchdog.begin("a", "u1")
     watchdog.arrive("a", ActorProcess("node", 9))
@@ -69,7 +69,7 @@ def test_a_restarted_actor_is_at_nothing_of_before(watchdog: Watchdog, clock: Cl
 
 
 def test_a_unit_that_brings_its_actor_down_each_time_is_given_up(watchdog: Watchdog) -> None:
-    heartbeat = InLedger(watchdog)
+    heartbeat = LocalHeartbeat(watchdog)
     watchdog.arrive("a", HERE)
     for _ in range(MOST_ATTEMPTS):
         heartbeat.begin("u1")
