@@ -145,13 +145,13 @@ def parse_evidence(content: bytes, *, unit_id: str, fingerprint: str) -> tuple[p
 class EvidenceTable:
     """All evidence of a run in columns, sorted by noise level, image, phase and draw: a million units fit in memory.
 
-    What is asked for of a cell is made into objects then. The rows are taken to be sound.
+    A cell's rows become objects when they are asked for. The rows are taken to be sound.
     """
 
     def __init__(self, tables: Sequence[pa.Table]) -> None:
-        table = pa.concat_tables([*tables, EVIDENCE_SCHEMA.empty_table()]).combine_chunks()
+        table = pa.concat_tables([*tables, EVIDENCE_SCHEMA.empty_table()])
         # A run has few devices, and the text of each is long.
-        table = table.set_column(DEVICE, "device", table["device"].dictionary_encode())
+        table = table.set_column(DEVICE, "device", table["device"].combine_chunks().dictionary_encode())
         image = table["image_id"].combine_chunks().dictionary_encode()
         codes, sigma = image.indices.to_numpy(), table["sigma_pixel"].to_numpy()
         estimation = pc.equal(table["phase"], "estimation").to_numpy()
@@ -227,7 +227,7 @@ class EvidenceTable:
         finished_unix: float,
         device: int,
     ) -> Evidence:
-        """Of a row and what the columns hold there."""
+        """The evidence in a row, from what the columns hold there."""
         phase: Phase = "estimation" if self.estimation[row] else "selection"
         image_id, sigma = self.images[self.codes[row]], float(self.sigma[row])
         unit = WorkUnit(image_id, label, sigma, phase, draw_start, draw_stop)
@@ -279,7 +279,7 @@ class EvidenceTable:
 
     @property
     def last_finished_unix(self) -> float:
-        """By the clock of whoever finished it; 0 if there is none."""
+        """By the clock of the actor that finished it; 0 if there is none."""
         return float(self._columns["finished_unix"].max(initial=0.0))
 
     def since(self, unix: float) -> tuple[int, float] | None:

@@ -1,15 +1,11 @@
-"""Rows of work go to a pool of Ray's actors, receipts come back as they are made."""
+"""Sends rows of work to a pool of Ray's actors; receipts come back as they are made."""
 
 import hashlib
 import logging
 import math
-import os
-import signal
 import string
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -17,17 +13,16 @@ from urllib.parse import quote
 import pyarrow as pa
 
 from pipeline.declaration.config import ComputeConfig, Device
-from pipeline.side_channel import Say, SideChannel
+from pipeline.side_channel import Say
 from pipeline.workers.pools import Pool
 from pipeline.workers.ray_cluster import connect_ray, stop_on_signals
+from pipeline.workers.ray_watch import watch_over_actors
 from pipeline.workers.rows import rows_of
-from pipeline.workers.watchdog import ActorProcess, Heartbeat, Watchdog
 
 FOR_EVER = -1  # actors and nodes may die as often as they like: the watchdog gives up units, not the run
 MAX_BLOCKS = 20_000
 TURNS_OF_AN_ACTOR = 8  # at the least, so that none is left alone with much of the work at the end
 IN_FLIGHT = 2  # the unit behind the one in work has not begun, so nothing of it is lost with its actor
-SECONDS_BETWEEN_WATCHES = 5.0
 MOST_OF_A_LABEL = 200
 
 Argument = TypeVar("Argument")
@@ -41,11 +36,11 @@ class ActorStartError(RuntimeError):
 def run_once(
     function: Callable[[Argument, Device], Answer], argument: Argument, *, compute: ComputeConfig, say: Say
 ) -> Answer:
-    """What a function gives, told the device, in a process that has an actor's resources: the driver's node may have no
+    """What a function gives for the device, in a process that has an actor's resources: the driver's node may have no
     GPU.
 
     Raises:
-        ValueError: as the function raises it, or for GPUs that are nowhere.
+        ValueError: as the function raises it, or for GPUs that no node has.
     """
     import ray
 
@@ -84,83 +79,11 @@ class Metrics:
 
 
 def label_of(run: str) -> str:
-    """A run's folder as a label that Ray and Prometheus take: of printable ASCII, and not long. Those of two runs are
-    two: what is not of it is written as in a URL, and a long name ends with a digest."""
+    """A run's folder as a label that Ray and Prometheus take: of printable ASCII, and not long. Two runs have different
+    labels: other characters are written as in a URL, and a long name ends with a digest."""
     name = run.encode("utf-8", "surrogatepass")
     label, digest = quote(name, safe=string.punctuation.replace("%", "") + " "), hashlib.sha256(name).hexdigest()[:16]
     return label if len(label) <= MOST_OF_A_LABEL else f"{label[: MOST_OF_A_LABEL - 17]}-{digest}"
-
-
-class RayHeartbeat(Heartbeat):
-    """An actor's heartbeat, told to the watchdog beside the driver."""
-
-    def __init__(self, watchdog: Any) -> None:
-        self.watchdog = watchdog
-
-    @property
-    def actor(self) -> str | None:
-        import ray
-
-        return ray.get_runtime_context().get_actor_id()
-
-    def arrive(self) -> None:
-        import ray
-
-        self.watchdog.arrive.remote(self.actor, ActorProcess(ray.get_runtime_context().get_node_id(), os.getpid()))
-
-    def _attempts(self, unit: str) -> int:
-        import ray
-
-        attempts: int = ray.get(self.watchdog.begin.remote(self.actor, unit))
-        return attempts
-
-    def end(self, unit: str) -> None:
-        self.watchdog.end.remote(self.actor, unit)
-
-
-@contextmanager
-def watch_over_actors(*, stuck_seconds: float, say: Say) -> Iterator[RayHeartbeat]:
-    """A heartbeat for actors; those that are at a unit and silent for so long are replaced, and the driver says so.
-
-    The journals end with the driver, beside which they are kept.
-    """
-    import ray
-
-    here = ray.get_runtime_context().get_node_id()
-    watchdog: Any = ray.remote(Watchdog).options(num_cpus=0, scheduling_strategy=_on(here)).remote()
-    ended, channel = threading.Event(), SideChannel("the watch over actors that hang", say)
-
-    def watch() -> None:
-        while not ended.wait(min(SECONDS_BETWEEN_WATCHES, stuck_seconds / 4)):
-            with channel, suppress(ray.exceptions.RayError):  # Ray is going down, or the node is gone with the actor
-                for stuck in ray.get(watchdog.stuck.remote(stuck_seconds)):
-                    # From outside the process, which may not answer; Ray starts the actor again.
-                    kill = ray.remote(_kill).options(num_cpus=0, scheduling_strategy=_on(stuck.place.node))
-                    if ray.get(kill.remote(stuck.place.process)):
-                        say(f"stuck for {stuck.seconds:,.0f} s at {'; '.join(stuck.units)}: its actor is replaced")
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield RayHeartbeat(watchdog)
-    finally:
-        ended.set()
-        thread.join()
-        ray.kill(watchdog)
-
-
-def _on(node: str) -> Any:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(node, soft=False)
-
-
-def _kill(process: int) -> bool:
-    try:
-        os.kill(process, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def map_over_actors(
@@ -176,9 +99,9 @@ def map_over_actors(
 ) -> Iterator[dict[str, Any]]:
     """Maps rows over a pool of `actor(settings, heartbeat)` and yields the rows that they return, as each is there.
 
-    An actor is sent at most `rows_together` rows at a time (more only of more than MAX_BLOCKS times as many), and fewer
-    where there are few for each, down to the `fill` that it needs to be busy. The pool grows to its most as nodes come,
-    and goes on with those that are left when nodes go.
+    An actor is sent at most `rows_together` rows at a time (more only if there are more than MAX_BLOCKS times as
+    many), and fewer where there are few for each, down to the `fill` that it needs to be busy. The pool grows to its
+    most as nodes come, and goes on with those that are left when nodes go.
     """
     fewest, most = (min(bound, len(rows)) for bound in (pool.fewest, pool.most))
     together = rows_of_a_call(len(rows), actors=most, rows_together=rows_together, fill=fill)

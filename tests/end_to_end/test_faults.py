@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipeline.declaration.config import ComputeConfig
@@ -17,37 +16,14 @@ from pipeline.driver.status import status_of
 from pipeline.locations import NoSpaceError, location, publish
 from pipeline.workers.ray_cluster import connect_ray
 from pipeline.workers.ray_pool import map_over_actors
-from pipeline.workers.watchdog import LOADING, UnitGivenUpError
 from tests.end_to_end.test_run import evidence_of
 from tests.pipeline.workers.test_vote_actor import batch_of, declared, receipts_of, settings_of
 from tests.support.drivers import Driver, Nodes, begun, published
 from tests.support.nodes import local_ray
+from tests.support.ray_actors import Poisoned
 from tests.support.small_runs import computed, small_config
 
 LONGER = ["dataset.limit=12", "votes.estimation=400", "votes.per_unit=100", "compute.actors=2"]
-
-
-class Poisoned:
-    """An actor that one unit kills and another makes hang, each time."""
-
-    def __init__(self, settings, heartbeat) -> None:
-        self.heartbeat = heartbeat
-        heartbeat.arrive()
-        heartbeat.end(LOADING)
-
-    def __call__(self, batch):
-        for name in batch["unit"].tolist():
-            try:
-                self.heartbeat.begin(name)
-                if name == "deadly":
-                    os._exit(1)
-                if name == "hanging":
-                    time.sleep(3600)
-                error = ""
-            except UnitGivenUpError as given_up:
-                error = str(given_up)
-            self.heartbeat.end(name)
-            yield {"unit": np.array([name]), "error": np.array([error])}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +54,7 @@ def test_gpus_that_are_nowhere_are_an_error_at_once_and_not_a_wait() -> None:
         connect_ray(ComputeConfig(gpus_per_actor=1), say=print)
 
 
+@pytest.mark.slow
 def test_a_run_survives_the_loss_of_a_node_and_an_actor_and_loses_one_unit_of_each(
     tiny_model: Path, workplace: Path
 ) -> None:

@@ -2,20 +2,17 @@
 
 import json
 import shutil
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
 from pipeline.declaration.config import ComputeConfig
-from pipeline.driver import certify as run_module
 from pipeline.driver.attack import attack_run
 from pipeline.driver.certify import certify_run
 from pipeline.driver.prepare import prepare
@@ -27,11 +24,11 @@ from pipeline.workers.pools import kinds_of
 from pipeline.workers.ray_cluster import connect_ray
 from pipeline.workers.ray_pool import map_over_actors, rows_of_a_call
 from pipeline.workers.vote_actor import VoteActor
-from pipeline.workers.watchdog import LOADING
 from tests.end_to_end.test_run import evidence_of
 from tests.pipeline.workers.test_vote_actor import batch_of, declared, receipts_of, settings_of
-from tests.support.in_process import replace_ray
+from tests.support.in_process import replace_ray, stopped_after
 from tests.support.nodes import local_ray
+from tests.support.ray_actors import Counting
 from tests.support.small_runs import computed, fast_config, small_arguments, small_config
 
 RUN = "größe\n1"  # Ray's metrics take ASCII only
@@ -55,35 +52,6 @@ def ndc(*arguments: str) -> Result:
 
 
 # How rows come to actors, and receipts back
-
-
-class Counting:
-    """Says of each row how many came with it, in which call and task, and what its actor holds. Of the rows of a call
-    the second waits until the driver has seen the first's receipt."""
-
-    def __init__(self, settings: str, heartbeat) -> None:
-        import ray
-
-        self.seen, self.calls, self.heartbeat = Path(settings), 0, heartbeat
-        self.gpus = len(ray.get_runtime_context().get_accelerator_ids()["GPU"])
-        heartbeat.arrive()
-        heartbeat.end(LOADING)
-
-    def __call__(self, batch) -> Iterator[dict[str, np.ndarray]]:
-        import ray
-
-        self.calls += 1
-        names = batch["unit"].tolist()
-        for place, name in enumerate(names):
-            deadline = time.monotonic() + 20
-            while place == 1 and not (self.seen / names[0]).exists() and time.monotonic() < deadline:
-                time.sleep(0.01)
-            values = [name, len(names), ray.get_runtime_context().get_task_id(), self.gpus, time.monotonic() > deadline]
-            yield dict(zip(("unit", "rows", "task", "gpus", "late"), map(_one, values), strict=True))
-
-
-def _one(value) -> np.ndarray:
-    return np.array([value])
 
 
 @pytest.mark.parametrize(("rows", "together", "calls", "gpus"), [(5, 1, [1] * 5, 0.5), (35, 3, [2] * 17 + [1], 1)])
@@ -123,18 +91,8 @@ def finished(workplace: Path, tiny_model: Path) -> tuple[RunStore, list[str]]:
     """A run that was stopped on two halves of a GPU, and brought to its end on whole ones; what was said."""
     said: list[str] = []
     halves = small_config(tiny_model, "compute.device=cpu", "compute.gpus_per_actor=0.5", "compute.actors=2")
-    stream_all = run_module.stream_receipts
-
-    def stopped(run, units, **where):
-        for number, receipt in enumerate(stream_all(run, units, **where)):
-            if number == 5:
-                raise KeyboardInterrupt
-            yield receipt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "stream_receipts", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            certify_run(prepare(halves, location(RUN)), say=said.append)
+    with stopped_after(5), pytest.raises(KeyboardInterrupt):
+        certify_run(prepare(halves, location(RUN)), say=said.append)
     certify_run(prepare(small_config(tiny_model, *COUNTED), location(RUN)), say=said.append)
     return RunStore(Path(RUN)), said
 

@@ -43,6 +43,7 @@ def undisturbed(model: Path, folder: Path) -> dict[str, tuple]:
     return {str(item.unit): (item.votes, item.evaluations) for item in found}
 
 
+@pytest.mark.slow
 def test_a_job_that_is_stopped_leaves_a_run_that_another_job_finishes(
     head: Head, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -14,7 +14,7 @@ from pipeline.locations import location
 from pipeline.store.run_store import RunStore
 from tests.end_to_end.test_run import evidence_of
 from tests.support.commands import NDC, environment, ndc
-from tests.support.in_process import replace_ray
+from tests.support.in_process import replace_ray, stopped_after
 from tests.support.servers import Wire, s3_environment
 from tests.support.small_runs import computed, small_arguments, small_config
 
@@ -76,17 +76,35 @@ def finished(process: subprocess.Popen[str]) -> str:
     return errors
 
 
-def test_a_killed_run_is_resumed_with_the_counts_of_an_undisturbed_one(
-    wire: Wire, tiny_model: Path, undisturbed: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def interrupt(model: str, run: str) -> None:
+    """A driver of this process meets Ctrl-C."""
+    settings = small_arguments(Path(model), *LONGER, f'model="{model}"')
+    with pytest.MonkeyPatch.context() as patch, stopped_after(5):
+        replace_ray(patch)
+        assert ndc("certify", "demo", "--run", run, *settings).returncode == 130
+
+
+def kill(model: str, run: str) -> None:
+    process = certify(model, run, *LONGER)
+    wait_for_evidence(run, 5, process)
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("stop", [interrupt, pytest.param(kill, marks=pytest.mark.slow)])
+def test_a_stopped_run_is_resumed_with_the_counts_of_an_undisturbed_one(
+    stop: Callable[[str, str], None],
+    wire: Wire,
+    tiny_model: Path,
+    undisturbed: dict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Run folder, model and data are all in the object store."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     place = f"s3://bucket/{tmp_path.name}/größe"
     location(place).fs.put(str(tiny_model), f"{place}/model", recursive=True)
-    killed = certify(f"{place}/model", f"{place}/run", *LONGER)
-    wait_for_evidence(f"{place}/run", 5, killed)
-    killed.kill()
-    killed.communicate()
+    stop(f"{place}/model", f"{place}/run")
     kept = len(RunStore(f"{place}/run").evidence_files())
     replace_ray(monkeypatch)
     resumed = ndc("certify", f"{place}/run")

@@ -1,9 +1,5 @@
 """Keys and tokens stay in the environment; names in data stay names."""
 
-import sqlite3
-import subprocess
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +19,7 @@ from pipeline.workers.attack_settings import cell_id
 from pipeline.workers.ray_cluster import HANDED_ON, _environment
 from pipeline.workers.vote_actor import VoteActor
 from tests.pipeline.workers.test_vote_actor import batch_of, declared, receipts_of, settings_of
-from tests.support.commands import NDC, environment
-from tests.support.servers import s3_environment
-from tests.support.small_runs import listing_of, small_arguments, small_config
+from tests.support.small_runs import listing_of, small_config
 
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "secret-of-the-store-7f3a",
@@ -35,42 +29,6 @@ SECRETS = {
     "RAY_AUTH_TOKEN": "token-of-ray-" + "e1" * 20,
     "HF_TOKEN": "token-of-a-hub-2b2b",
 }
-
-
-@pytest.fixture
-def rays() -> Iterator[Path]:
-    """A folder for Ray, whose path is short enough for sockets."""
-    with tempfile.TemporaryDirectory(prefix="n", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
-
-
-def files_of(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-
-
-def test_no_secret_of_the_environment_is_in_what_a_run_writes_or_says(
-    tiny_model: Path, tmp_path: Path, s3: str, s3_endpoint: str, rays: Path
-) -> None:
-    """The run folder in a store, MLflow's database and artifacts, the driver's words, Ray's logs."""
-    variables = {**s3_environment(s3_endpoint), **SECRETS, "RAY_TMPDIR": str(rays)}
-    run = f"{s3}/run"
-    words = [*NDC, "certify", "demo", "--run", run, *small_arguments(tiny_model, "dataset.limit=1")]
-    done = subprocess.run(
-        words, cwd=tmp_path, env=environment(**variables), capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Certified accuracy" in done.stdout
-    assert f"Report: {run}/report.html" in done.stdout
-    folder = location(run)
-    kept = {name: folder.fs.cat_file(name) for name in folder.fs.find(folder.path)}
-    assert len(kept) >= 10
-    kept |= {str(path): path.read_bytes() for place in (tmp_path, rays) for path in files_of(place)}
-    assert any("worker-" in name for name in kept)
-    assert any(name.endswith("mlflow.db") for name in kept)
-    assert sqlite3.connect(tmp_path / "mlflow.db").execute("select count(*) from runs").fetchone() == (1,)
-    said = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
-    for secret in SECRETS.values():
-        assert [name for name, content in (kept | said).items() if secret.encode() in content] == []
 
 
 @pytest.mark.parametrize(

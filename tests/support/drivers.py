@@ -27,6 +27,7 @@ class Driver:
         settings: list[str],
         *flags: str,
         cluster: "Nodes | None" = None,
+        **variables: str,
     ) -> None:
         self.tag = cluster.tag if cluster else uuid.uuid4().hex
         self.log_path = workplace / f"{Path(folder).name}.log"
@@ -34,7 +35,9 @@ class Driver:
             self.process = subprocess.Popen(
                 [*NDC, "certify", "demo", "--run", folder, *flags, *small_arguments(model, *settings)],
                 cwd=workplace,
-                env=environment(**{TAG: self.tag} | ({"RAY_ADDRESS": cluster.address} if cluster else {})),
+                env=environment(
+                    **variables, **{TAG: self.tag}, **({"RAY_ADDRESS": cluster.address} if cluster else {})
+                ),
                 stdout=log,
                 stderr=log,
             )
@@ -49,7 +52,7 @@ class Driver:
 
 def actors_of(tag: str) -> list[int]:
     """The processes of a tag's vote actors."""
-    found = []
+    processes = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             name = (folder / "cmdline").read_bytes()
@@ -57,8 +60,8 @@ def actors_of(tag: str) -> list[int]:
         except OSError:  # gone, or not ours to read
             continue
         if b"VoteActor" in name and f"{TAG}={tag}".encode() in environment:
-            found.append(int(folder.name))
-    return found
+            processes.append(int(folder.name))
+    return processes
 
 
 class Nodes:
@@ -89,7 +92,7 @@ class Nodes:
         return node
 
     def replace(self) -> None:
-        """A worker vanishes without grace, another comes."""
+        """A worker vanishes without warning, and another comes."""
         self.cluster.remove_node(self.workers.pop(0), allow_graceful=False)
         self.workers.append(self.add())
 

@@ -6,6 +6,7 @@ does with actors, nodes and GPUs is tested on Ray: tests/end_to_end.
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,24 @@ def rows_through_an_actor(
             yield from rows_of(columns)
 
 
+@contextmanager
+def stopped_after(units: int) -> Iterator[None]:
+    """Ctrl-C reaches a driver of this process when it has so many receipts, on Ray or not."""
+    stream_all = certify.stream_receipts
+
+    def stopped(*arguments: Any, **where: Any) -> Iterator[Any]:
+        for number, receipt in enumerate(stream_all(*arguments, **where)):
+            if number == units:
+                raise KeyboardInterrupt
+            yield receipt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certify, "stream_receipts", stopped)
+        yield
+
+
 def replace_ray(patch: pytest.MonkeyPatch, *, gpus: int = 0) -> None:
-    """Lets all drivers use this process, as if it were a Ray node with so many GPUs."""
+    """Lets all drivers use this process as if it were a Ray node with that many GPUs."""
 
     def pool_here(compute: ComputeConfig, **_: object) -> Pool:
         return pool_of(compute, [Node(CPUS, gpus)], why_no_cuda=lambda _: why_no_cuda())
