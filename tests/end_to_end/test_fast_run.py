@@ -66,7 +66,7 @@ def test_a_level_that_is_decided_is_not_drawn_further(one_path: RunStore) -> Non
     for item in evidence:
         key = item.unit.image_id, item.unit.sigma_pixel
         drawn[key] = max(drawn.get(key, 0), item.unit.draw_stop)
-    assert len(drawn) == 6
+    assert len(drawn) == 4
     images = {image_id for image_id, _ in drawn}
     assert any(len({drawn[image, sigma] for sigma in (0.125, 0.25)}) == 2 for image in images), "levels end apart"
 

@@ -48,13 +48,13 @@ def small_arguments(model: Path, *assignments: str) -> list[str]:
 
 
 def fast_config(model: Path, *assignments: str) -> RunConfig:
-    """3 images at two levels, raced and sequential: the preset `fast`, small."""
+    """2 images at two levels, raced and sequential: the preset `fast`, small."""
     small = [
-        "dataset.limit=3",
+        "dataset.limit=2",
         "sigma_pixel=[0.125, 0.25]",
         "classifier.grid={levels=[0.3, 0.4, 0.6, 0.8, 1.1]}",
         "votes.selection=10",
-        "votes.estimation=400",
+        "votes.estimation=240",
         "votes.per_unit=60",
         "certificate.radii=[0.0, 0.1]",
         "compute.rows_per_pass=32",
