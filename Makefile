@@ -1,6 +1,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUN_TESTS := $(BIN)/python -m pytest
+# The tools are installed uncompiled: the first process that imports a file has to keep what it compiles.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo compare-demo test test-slow check lint types docs fmt clean
 

@@ -169,10 +169,10 @@ def cell(right: bool, radius: float, fallen: list[float], unconfirmed: tuple[flo
 
 def test_accuracy_under_attack_counts_images_that_no_attack_of_the_radius_moved() -> None:
     cells = [cell(True, 0.3, []), cell(True, 0.3, [0.5]), cell(True, 0.0, [0.25]), cell(False, 0.0, [])]
-    found = summary_of(cells, radii=(0.0, 0.25, 0.5), fingerprint="f")
-    assert found["empirical_accuracy"] == {"0.25": {"0.0": 0.75, "0.25": 0.5, "0.5": 0.25}}
-    assert found["attacks_on_certificates"] == 4
-    assert found["certificates_attacked"] == 2
+    summary = summary_of(cells, radii=(0.0, 0.25, 0.5), fingerprint="f")
+    assert summary["empirical_accuracy"] == {"0.25": {"0.0": 0.75, "0.25": 0.5, "0.5": 0.25}}
+    assert summary["attacks_on_certificates"] == 4
+    assert summary["certificates_attacked"] == 2
 
 
 def test_an_image_stands_only_if_it_stands_under_all_attacks() -> None:
@@ -195,9 +195,9 @@ def test_an_image_stands_only_if_it_stands_under_all_attacks() -> None:
 
 def test_a_fall_that_fresh_votes_do_not_confirm_leaves_the_image_standing_and_is_counted_apart() -> None:
     cells = [cell(True, 0.0, [], (0.25, 0.5)), cell(True, 0.0, [0.5], (0.25,)), cell(True, 0.0, [0.0])]
-    found = summary_of(cells, radii=(0.0, 0.25, 0.5), fingerprint="f")
+    summary = summary_of(cells, radii=(0.0, 0.25, 0.5), fingerprint="f")
     third = 1 / 3
-    assert found["empirical_accuracy"] == {"0.25": {"0.0": 2 * third, "0.25": 2 * third, "0.5": third}}
-    assert found["falls_not_confirmed"] == 3
-    assert found["cells_broken_beyond"] == 1, "an image that is wrong as it is was not attacked"
-    assert found["falls_confirmed_at"] == CONFIRM_ALPHA
+    assert summary["empirical_accuracy"] == {"0.25": {"0.0": 2 * third, "0.25": 2 * third, "0.5": third}}
+    assert summary["falls_not_confirmed"] == 3
+    assert summary["cells_broken_beyond"] == 1, "an image that is wrong as it is was not attacked"
+    assert summary["falls_confirmed_at"] == CONFIRM_ALPHA

@@ -66,10 +66,10 @@ def test_baselines_run_are_interrupted_verified_attacked_and_compared(tiny_model
             assert report.summary.levels[0].attacked is not None
             assert summary["certificates_broken"] == 0
     written = compare(list(configs), alpha=None, radii=[0.1], intersect=False, out=location("compared"))
-    found = {one.method: one for one in written.comparison.entries}
-    assert list(found) == ["RS", "Carlini", "Xiao"]
-    assert found["Xiao"].evaluations_to_classify == 7
-    assert found["Carlini"].network.count("(") == 2
+    entries = {entry.method: entry for entry in written.comparison.entries}
+    assert list(entries) == ["RS", "Carlini", "Xiao"]
+    assert entries["Xiao"].evaluations_to_classify == 7
+    assert entries["Carlini"].network.count("(") == 2
 
 
 def test_a_run_is_of_its_image_classifier(tiny_model: Path, image_classifier: Path, tmp_path: Path) -> None:

@@ -79,8 +79,8 @@ def opened(page: Page, path: Path) -> Page:
 
 
 def curve_names(page: Page) -> list[str]:
-    found = page.locator("#curves-chart g.curve")
-    return [found.nth(index).get_attribute("data-name") for index in range(found.count())]
+    curves = page.locator("#curves-chart g.curve")
+    return [curves.nth(index).get_attribute("data-name") for index in range(curves.count())]
 
 
 def check_readout(page: Page, curves: list[Curve]) -> float:
@@ -157,9 +157,9 @@ def test_the_best_sigma_per_radius_is_the_largest_and_says_how_it_was_chosen(pag
     for asked in ("0", "0.2", "0.6"):
         page.get_by_label("Radius", exact=True).fill(asked)
         text = page.locator("#curves-readout").inner_text().replace("\u00a0", " ")
-        found = float(re.search(r"chosen on this data: ([\d.]+) %", text)[1])
+        shown = float(re.search(r"chosen on this data: ([\d.]+) %", text)[1])
         wanted = max(curve.accuracy_at(float(asked)) for curve in CURVES)
-        assert found == pytest.approx(100 * wanted, abs=0.051)
+        assert shown == pytest.approx(100 * wanted, abs=0.051)
 
 
 def test_points_of_the_cost_chart_are_named_and_told(page: Page, report: Path) -> None:

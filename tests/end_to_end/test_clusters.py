@@ -353,12 +353,12 @@ def accepts(command: click.Command, words: list[str]) -> None:
 
 def command_lines() -> list[str]:
     """Every `ndc ...` that the files tell of."""
-    found = [read("kuberay-rayjob.yaml")["spec"]["entrypoint"]]
+    commands = [read("kuberay-rayjob.yaml")["spec"]["entrypoint"]]
     for block in re.findall(r"```sh\n(.*?)```", (CLUSTERS / "README.md").read_text(), flags=re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             command = line.split(" #")[0].split(" -- ")[-1].strip()
-            found += [command] if re.match(r"ndc |python -m pipeline\.cli ", command) else []
-    return found
+            commands += [command] if re.match(r"ndc |python -m pipeline\.cli ", command) else []
+    return commands
 
 
 def test_every_command_line_for_ndc_is_one_that_it_takes() -> None:

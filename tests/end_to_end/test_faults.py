@@ -133,8 +133,8 @@ def test_a_full_disk_stops_a_run_which_goes_on_when_there_is_room(
         patch.setattr(run_module, "stream_receipts", on_a_disk_that_fills)
         with pytest.raises(UnitsFailedError, match=r"(?s)no space is left there.*stopped, since nothing can be kept"):
             certify_run(run, say=print)
-    found = status_of(location(workplace_without_ray / "run"))
-    assert (found.units_done, found.units) == (3, 12), "it stopped at once, and kept what it had"
+    status = status_of(location(workplace_without_ray / "run"))
+    assert (status.units_done, status.units) == (3, 12), "it stopped at once, and kept what it had"
 
 
 @pytest.mark.usefixtures("workplace_without_ray")

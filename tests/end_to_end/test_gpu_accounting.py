@@ -129,11 +129,11 @@ def test_two_actors_follow_images_on_one_path_to_the_votes_of_one_without_ray(ti
 
 def test_a_plan_measures_in_a_process_that_holds_a_gpu_and_counts_gpus(tiny_model: Path) -> None:
     few = ["--set", "dataset.limit=2", *(argument for key in COUNTED for argument in ("--set", key))]
-    found = ndc("plan", "demo", "--run", "planned", *small_arguments(tiny_model), *few, "--json")
-    assert found.exit_code == 0, found.output
-    plan = json.loads(found.stdout)
+    result = ndc("plan", "demo", "--run", "planned", *small_arguments(tiny_model), *few, "--json")
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
     assert (plan["device"], plan["gpus_per_actor"], plan["workers"]) == ("cpu", 1, 2)
-    assert "2 GPUs, 2 actors" in found.stderr
+    assert "2 GPUs, 2 actors" in result.stderr
     assert not Path("planned").exists()
 
 
@@ -143,9 +143,9 @@ no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a 
 @no_cuda
 @pytest.mark.parametrize("keys", ["compute.device=cuda", "compute.gpus_per_actor=0.5"])
 def test_cuda_that_torch_cannot_use_is_one_line_before_any_work(tiny_model: Path, keys: str) -> None:
-    found = ndc("certify", "demo", "--run", "nowhere", *small_arguments(tiny_model, keys))
-    assert found.exit_code == 1
-    last = found.stderr.splitlines()[-1]
+    result = ndc("certify", "demo", "--run", "nowhere", *small_arguments(tiny_model, keys))
+    assert result.exit_code == 1
+    last = result.stderr.splitlines()[-1]
     assert last.startswith(f"Error: {keys.partition('=')[0]} is ")
     assert "sees no CUDA device; install a build of torch for its GPU there, or set it to" in last
     assert not Path("nowhere").exists()

@@ -39,8 +39,8 @@ def undisturbed(model: Path, folder: Path) -> dict[str, tuple]:
     """The evidence of a run that one actor computes in this process."""
     run = declared(small_config(model, *LONGER), folder)
     receipts_of(VoteActor(settings_of(run, folder)), batch_of(run, run.units.values()))
-    found = RunStore(folder).all_evidence(fingerprint=run.fingerprint)
-    return {str(item.unit): (item.votes, item.evaluations) for item in found}
+    evidence = RunStore(folder).all_evidence(fingerprint=run.fingerprint)
+    return {str(item.unit): (item.votes, item.evaluations) for item in evidence}
 
 
 @pytest.mark.slow

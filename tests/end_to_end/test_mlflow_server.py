@@ -92,22 +92,22 @@ def logged(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> I
         yield Logged(server, trackers["plain"].experiment_id, folders, ids)
 
 
-def found(logged: Logged, query: str) -> set[str]:
+def runs_of(logged: Logged, query: str) -> set[str]:
     return {run.info.run_name for run in logged.client.search_runs([logged.experiment_id], query)}
 
 
 def test_runs_of_a_sweep_are_filtered_by_tags_and_by_results(logged: Logged) -> None:
-    assert found(logged, "tags.sweep = 'methods'") == {f"{method}: run-{method}" for method in RUNS}
-    assert found(logged, "tags.sweep = 'methods' and tags.method != 'plain'") == {
+    assert runs_of(logged, "tags.sweep = 'methods'") == {f"{method}: run-{method}" for method in RUNS}
+    assert runs_of(logged, "tags.sweep = 'methods' and tags.method != 'plain'") == {
         "epndc: run-epndc",
         "denoise: run-denoise",
     }
-    assert found(logged, "tags.sigmas = '0.25'") == {"plain: run-plain"}
-    assert found(logged, "tags.certificate = 'lipschitz'") == set()
+    assert runs_of(logged, "tags.sigmas = '0.25'") == {"plain: run-plain"}
+    assert runs_of(logged, "tags.certificate = 'lipschitz'") == set()
     summary = summarise({"0.25": items_of("plain")}, alpha=0.001, radii=(0.25,))
     share = summary.best_accuracy[0.25]
-    assert "plain: run-plain" in found(logged, f"metrics.`radius/0.25_best_sigma` >= {share - 1e-9}")
-    assert "plain: run-plain" not in found(logged, f"metrics.`radius/0.25_best_sigma` > {share + 1e-9}")
+    assert "plain: run-plain" in runs_of(logged, f"metrics.`radius/0.25_best_sigma` >= {share - 1e-9}")
+    assert "plain: run-plain" not in runs_of(logged, f"metrics.`radius/0.25_best_sigma` > {share + 1e-9}")
 
 
 def test_curves_of_all_methods_have_one_name_and_are_logged_once(logged: Logged) -> None:

@@ -40,13 +40,13 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     """A way to the server that can be cut; the environment leads through it, and there is a bucket."""
     endpoint = urlparse(request.getfixturevalue("ceph" if request.param == "ceph" else "s3_endpoint"))
-    found = Wire(str(endpoint.hostname), int(endpoint.port or 0))
-    for name, value in s3_environment(found.endpoint).items():
+    wire_to_store = Wire(str(endpoint.hostname), int(endpoint.port or 0))
+    for name, value in s3_environment(wire_to_store.endpoint).items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
     s3fs.S3FileSystem(use_listings_cache=False).makedirs("bucket", exist_ok=True)
-    yield found
-    found.close()
+    yield wire_to_store
+    wire_to_store.close()
 
 
 @pytest.fixture(scope="module")

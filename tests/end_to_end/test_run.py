@@ -21,10 +21,10 @@ pytestmark = pytest.mark.usefixtures("workplace_without_ray")
 
 
 def evidence_of(folder: Path) -> dict[str, tuple]:
-    """All that must be equal between two runs of the same law."""
+    """All that must be equal between two runs of the same declaration."""
     store = RunStore(folder)
-    found = store.all_evidence(fingerprint=store.manifest()["fingerprint"])
-    return {str(item.unit): (item.votes, item.evaluations) for item in found}
+    evidence = store.all_evidence(fingerprint=store.manifest()["fingerprint"])
+    return {str(item.unit): (item.votes, item.evaluations) for item in evidence}
 
 
 def certify(model: Path, folder: str, *assignments: str) -> list[str]:

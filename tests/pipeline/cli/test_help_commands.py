@@ -77,6 +77,6 @@ def test_the_doctor_ends_with_1_where_a_run_would_fail(tmp_path: Path, monkeypat
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     (tmp_path / "file").touch()
-    found = json.loads(run("doctor", "--run", str(tmp_path / "file" / "runs"), "--json", code=1))
-    trouble = {finding["what"] for finding in found if finding["trouble"]}
+    findings = json.loads(run("doctor", "--run", str(tmp_path / "file" / "runs"), "--json", code=1))
+    trouble = {finding["what"] for finding in findings if finding["trouble"]}
     assert trouble == {"Ray", "folder"}

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from pipeline.cli.terminal_tables import drawn, widths_that_fit
 from pipeline.report.tables import Table
+from tests.support.commands import ndc
 from tests.support.finished_runs import finished_run
 
 COSTS = ["average radius", "abstained", "votes per image", "evaluations per image"]
@@ -75,15 +76,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_complete_run_is_watched_once_in_place_on_a_terminal_and_plainly_elsewhere(run: Path) -> None:
-    command = [sys.executable, "-m", "pipeline.cli", "status", str(run), "--watch"]
-    plain = subprocess.run(command, capture_output=True, text=True, check=True)
+    words = ["status", str(run), "--watch"]
+    plain = ndc(*words)
+    assert plain.returncode == 0
     assert "complete" in plain.stdout
     assert "\x1b" not in plain.stdout
     ours, theirs = pty.openpty()
-    watching = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *words],
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm"},
+    )
     assert watching.wait(timeout=60) == 0
     os.close(theirs)
     assert b"complete" in os.read(ours, 65536)
     os.close(ours)
-    as_json = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
-    assert json.loads(as_json.stdout)["to_decide"]
+    assert json.loads(ndc(*words, "--json").stdout)["to_decide"]

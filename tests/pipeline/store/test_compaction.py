@@ -111,8 +111,8 @@ def test_a_torn_file_stays_out_of_the_shard_and_is_named_at_the_next_start(tmp_p
     torn.write_bytes(torn.read_bytes()[:-20])
     store.compact(fingerprint=LAW, at_least=1)
     assert store.evidence_files() == [torn]
-    found, moved = store.sort_out_evidence(fingerprint=LAW, planned=set(IDS.values()))
-    assert len(found) == len(STARTS) - 1
+    evidence, moved = store.sort_out_evidence(fingerprint=LAW, planned=set(IDS.values()))
+    assert len(evidence) == len(STARTS) - 1
     assert [path.name.startswith(torn.name) for path, _ in moved] == [True]
 
 
@@ -127,8 +127,8 @@ def test_a_damaged_shard_is_set_aside_and_its_units_are_missing(tmp_path: Path) 
         store.all_evidence(fingerprint=LAW)
     lost = [start for start in STARTS if IDS[start].startswith(shard.stem)]
     assert not store.has_evidence(IDS[lost[0]], fingerprint=LAW)
-    found, moved = store.sort_out_evidence(fingerprint=LAW, planned=set(IDS.values()))
-    assert len(found) == len(STARTS) - len(lost)
+    evidence, moved = store.sort_out_evidence(fingerprint=LAW, planned=set(IDS.values()))
+    assert len(evidence) == len(STARTS) - len(lost)
     assert len(moved) == 1
     assert moved[0][0].parent.name == "set-aside"
 

@@ -38,8 +38,8 @@ def planned(*starts: int) -> set[str]:
 
 
 def test_evidence_comes_back_as_it_was_published(store: RunStore) -> None:
-    found = sorted(store.all_evidence(fingerprint=LAW), key=lambda item: item.unit.draw_start)
-    assert found == [evidence_at(start) for start in (0, 10, 20)]
+    evidence = sorted(store.all_evidence(fingerprint=LAW), key=lambda item: item.unit.draw_start)
+    assert evidence == [evidence_at(start) for start in (0, 10, 20)]
     assert store.has_evidence(unit_at(0).unit_id(LAW), fingerprint=LAW)
     assert not store.has_evidence(unit_at(30).unit_id(LAW), fingerprint=LAW)
 

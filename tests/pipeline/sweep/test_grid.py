@@ -50,9 +50,9 @@ def test_a_grid_has_a_run_for_each_combination(tmp_path: Path) -> None:
 
 
 def test_a_grid_stands_beside_varied_keys_and_named_runs(tmp_path: Path) -> None:
-    found = names(loaded(tmp_path, SWEEP + GRID))
-    assert set(NAMES) < set(found)
-    assert {"votes.selection-4", "Cohen"} < set(found)
+    all_names = names(loaded(tmp_path, SWEEP + GRID))
+    assert set(NAMES) < set(all_names)
+    assert {"votes.selection-4", "Cohen"} < set(all_names)
 
 
 def test_keys_that_end_alike_are_named_in_full(tmp_path: Path) -> None:
@@ -137,8 +137,8 @@ def test_a_swept_grid_shares_votes_and_shows_a_column_for_each_key(
     assert table.header[:3] == ["votes.estimation", "sigma_pixel", "certificate.method"]
     assert [row[:3] for row in table.rows][:2] == [["20", "0.125", "cohen"], ["20", "0.125", "sequential"]]
     assert not Path("out/sweep.svg").exists(), "a figure shows keys that vary by themselves"
-    found = json.loads(Path("out/sweep.json").read_text())["runs"]
-    assert [run["value"]["votes.estimation"] for run in found] == [20] * 4 + [40] * 4
+    runs = json.loads(Path("out/sweep.json").read_text())["runs"]
+    assert [run["value"]["votes.estimation"] for run in runs] == [20] * 4 + [40] * 4
     (drawn, alone_drawn) = re.search(
         r"8 runs drew ([\d,]+) votes .* have drawn ([\d,]+)", " ".join(written.lead)
     ).groups()

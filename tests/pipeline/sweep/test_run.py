@@ -3,9 +3,6 @@
 import csv
 import json
 import shutil
-import signal
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +18,8 @@ from pipeline.locations import location
 from pipeline.store.run_store import RunStore
 from pipeline.sweep.file import load_sweep, sweep_names
 from pipeline.sweep.run import plan_sweep, run_sweep, settled
-from tests.support.commands import NDC, environment, ndc
-from tests.support.in_process import replace_ray
+from tests.support.commands import ndc
+from tests.support.in_process import replace_ray, stopped_after
 from tests.support.small_sweeps import SWEEP, alone, certificates_of, sweep_toml, votes_of
 
 NAMES = [
@@ -172,8 +169,8 @@ def drawn_by_actors(folder: Path) -> tuple[int, int]:
 def all_runs(folder: Path) -> list[tuple[dict, object]]:
     stores = [RunStore(location(folder / name)) for name in NAMES]
     manifests = [store.manifest() for store in stores]
-    found = [store.all_evidence(fingerprint=m["fingerprint"]) for store, m in zip(stores, manifests, strict=True)]
-    return list(zip((Declaration(manifest["law"]) for manifest in manifests), found, strict=True))
+    evidence = [store.all_evidence(fingerprint=m["fingerprint"]) for store, m in zip(stores, manifests, strict=True)]
+    return list(zip((Declaration(manifest["law"]) for manifest in manifests), evidence, strict=True))
 
 
 def test_each_vote_is_drawn_once(swept: Path) -> None:
@@ -245,10 +242,10 @@ def test_each_run_is_an_mlflow_run_with_the_name_of_the_sweep(swept: Path) -> No
 
 
 def test_numbers_and_tables_follow_from_the_runs(swept: Path) -> None:
-    found = json.loads((swept / "sweep.json").read_text())
-    assert [run["name"] for run in found["runs"]] == NAMES[:-4]
+    results = json.loads((swept / "sweep.json").read_text())
+    assert [run["name"] for run in results["runs"]] == NAMES[:-4]
     table = (swept / "sweep.md").read_text()
-    for run in found["runs"]:
+    for run in results["runs"]:
         with (swept / run["name"] / "certificates.tsv").open() as log:
             rows = list(csv.DictReader(log, delimiter="\t"))
         for level in run["levels"]:
@@ -259,7 +256,7 @@ def test_numbers_and_tables_follow_from_the_runs(swept: Path) -> None:
             shares = [f"{100 * run['levels'][0]['certified_accuracy'][r]['share']:.1f} %" for r in ("0.0", "0.1")]
             assert f"| {run['value']} | {shares[0]} | {shares[1]} |" in table
     votes, evaluations = drawn_once(all_runs(swept))
-    assert f"9 runs drew {votes:,} votes with {evaluations:,} evaluations" in found["remarks"][2]
+    assert f"9 runs drew {votes:,} votes with {evaluations:,} evaluations" in results["remarks"][2]
     assert (swept / "sweep.tex").read_text().count(r"\begin{table}") == 4
     assert (swept / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
@@ -316,18 +313,12 @@ def test_a_stopped_sweep_goes_on_to_the_same_results(
     varied = '[vary]\n"votes.estimation" = [20, 60]\n'
     toml = sweep_toml(tmp_path, tiny_model, SWEEP[: SWEEP.index("[vary]")] + varied)
     command = ["sweep", toml, "--out", "out", "--set", "votes.per_unit=5"]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([*NDC, *command], env=environment(), stdout=log, stderr=log)
+    with stopped_after(5):
+        stopped = ndc(*command)
+    assert stopped.returncode == 130
+    assert "Run the same command to go on." in stopped.stderr
     first = tmp_path / "out" / "votes.estimation-60"
-    while not (first / "run.json").exists() or len(RunStore(first).evidence_files()) < 5:
-        assert process.poll() is None, (tmp_path / "log").read_text()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 130
-    said = (tmp_path / "log").read_text()
-    assert "Run the same command to go on." in said
-    assert "Traceback" not in said
-    assert len(RunStore(first).evidence_files()) < 42, "it was stopped too late to be in the middle"
+    assert 5 <= len(RunStore(first).evidence_files()) < 42, "it was not stopped in the middle"
     resumed = ndc(*command)
     assert resumed.returncode == 0, resumed.stderr
     assert "going on at" in resumed.stderr
