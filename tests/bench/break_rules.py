@@ -217,7 +217,8 @@ BREAKAGES = (
         "the noise of a path is scaled by the lowest level that votes",
         "ndc_core/vote_requests.py",
         "noise = _path_noise(request, draws, path_noise, classifier.image_shape)",
-        "noise = _path_noise(request, draws, path_noise, classifier.image_shape) * (request.sigma_pixel[0] / at[0])",
+        "noise = _path_noise(request, draws, path_noise, classifier.image_shape)"
+        " * (request.sigma_pixel[0] / path_sigmas[0])",
         "pipeline/workers/test_noise_levels.py::"
         "test_a_class_with_less_than_half_of_the_votes_is_not_certified_when_the_other_levels_are_done",
     ),

@@ -1,4 +1,4 @@
-"""What runs do around their votes is tested without the figure of each run's report, which takes as long as the votes."""
+"""What runs do around their votes is tested without the figure of each report, which takes as long as the votes."""
 
 from pathlib import Path
 
