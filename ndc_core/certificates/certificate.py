@@ -105,7 +105,7 @@ class Tally:
     def __post_init__(self) -> None:
         if not self.looks or len({len(self.selection), *map(len, self.looks)}) != 1 or not len(self.selection):
             raise ValueError("selection and estimation votes must be counts of the same classes")
-        if min(*self.selection, *(min(look) for look in self.looks)) < 0 or sum(self.selection) == 0:
+        if min(map(min, (self.selection, *self.looks))) < 0 or not any(self.selection):
             raise ValueError("vote counts must not be negative, and there must be selection votes")
 
     @cached_property

@@ -46,12 +46,14 @@ class Cell:
     num_classes: int
     evidence: dict[Phase, dict[int, Evidence]] = field(default_factory=lambda: {"selection": {}, "estimation": {}})
     looks_left_open: int = 0  # how many looks are known to have decided nothing: evidence is only added
+    last_state: SamplingState | None = None  # that of all the evidence, if it has been asked for
 
     def __str__(self) -> str:
         return f"image {self.image_id}, sigma_pixel {self.sigma_pixel:g}"
 
     def take(self, item: Evidence) -> None:
         self.evidence[item.unit.phase][item.unit.draw_start] = item
+        self.last_state = None
 
     def units(self, phase: Phase) -> list[Evidence]:
         """The phase's evidence from draw 0 up to the first gap, in the order of the draws."""
@@ -74,6 +76,10 @@ class Cell:
 
     def state(self) -> SamplingState:
         """Follows the procedure as far as the evidence goes: it stops at the first look that decides."""
+        self.last_state = self.last_state or self._follow()
+        return self.last_state
+
+    def _follow(self) -> SamplingState:
         selection, estimation = self.units("selection"), self.units("estimation")
         ends, tally = self.method.looks, None
         if not selection or selection[-1].unit.draw_stop < self.selection_votes:

@@ -180,8 +180,10 @@ class EvidenceTable:
     def of_cell(self, cell: tuple[float, str]) -> list[Evidence]:
         """The evidence of a noise level and image, selection first, in the order of the draws."""
         first, last = self.span.get(cell, (0, 0))
+        estimation = self.estimation[first:last].tolist()
         columns = (column[first:last].tolist() for column in self._columns.values())
-        return [self._item(row, *values) for row, *values in zip(range(first, last), *columns, strict=True)]
+        lists = (self._lists_in(name, first, last) for name in ("class_id", "votes", "scores"))
+        return [self._item(cell, *values) for values in zip(estimation, *lists, *columns, strict=True)]
 
     def totals(self) -> Iterator[tuple[tuple[float, str], int, int]]:
         """Draws and evaluations of each noise level and image that there is evidence of."""
@@ -211,14 +213,21 @@ class EvidenceTable:
             lists[name] = (column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy())
         return lists
 
-    def _list(self, name: str, row: int) -> np.ndarray:
+    def _lists_in(self, name: str, first: int, last: int) -> list[list[Any]]:
+        """What a column of lists holds in some rows. One conversion of all of it takes a third of one for each row."""
         values, offsets = self._lists[name]
-        values_of_row: np.ndarray = values[offsets[row] : offsets[row + 1]]
-        return values_of_row
+        bounds = offsets[first : last + 1].tolist()
+        start = bounds[0]
+        converted = values[start : bounds[-1]].tolist()
+        return [converted[low - start : high - start] for low, high in pairwise(bounds)]
 
     def _item(
         self,
-        row: int,
+        cell: tuple[float, str],
+        estimation: bool,
+        classes: list[int],
+        votes: list[int],
+        scores: list[float],
         label: int,
         draw_start: int,
         draw_stop: int,
@@ -228,19 +237,17 @@ class EvidenceTable:
         device: int,
     ) -> Evidence:
         """The evidence in a row, from what the columns hold there."""
-        phase: Phase = "estimation" if self.estimation[row] else "selection"
-        image_id, sigma = self.images[self.codes[row]], float(self.sigma[row])
-        unit = WorkUnit(image_id, label, sigma, phase, draw_start, draw_stop)
-        votes = dict(zip(self._list("class_id", row).tolist(), self._list("votes", row).tolist(), strict=True))
-        scores, texts = self._list("scores", row), self._device_texts
+        sigma_pixel, image_id = cell
+        phase: Phase = "estimation" if estimation else "selection"
+        unit = WorkUnit(image_id, label, sigma_pixel, phase, draw_start, draw_stop)
         return Evidence(
             unit,
-            votes,
+            dict(zip(classes, votes, strict=True)),
             evaluations,
             seconds,
             finished_unix,
-            texts[device],
-            scores.reshape(unit.draws, -1) if len(scores) else None,
+            self._device_texts[device],
+            np.array(scores).reshape(unit.draws, -1) if scores else None,
         )
 
     @property
