@@ -45,7 +45,7 @@ class HubName:
         if named is None or named["repo"].startswith("datasets/"):
             raise HubError(
                 f"{where} names no repository; write hf://ORG/NAME or hf://datasets/ORG/NAME, with @REVISION and a "
-                "/PATH in it after the name, if need be"
+                "/PATH in it after the name, if needed"
             )
         kind: Literal["model", "dataset"] = "dataset" if named["datasets"] else "model"
         return cls(kind, named["repo"], unquote(named["revision"] or BRANCH), named["path"] or "")
@@ -152,7 +152,8 @@ def _reaching(name: HubName) -> Iterator[None]:
         constants = _library().constants
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
         raise HubError(
-            f"{name} is not whole in the cache at {constants.HF_HUB_CACHE}, and {why}; fetch it where it is reached"
+            f"{name} is incomplete in the cache at {constants.HF_HUB_CACHE}, and {why}; fetch it where the hub "
+            "can be reached"
         ) from error
     except Exception as error:  # those of its HTTP client, which it changes, and of the file system
         first = next(iter(str(error).splitlines()), "")

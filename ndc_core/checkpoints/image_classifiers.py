@@ -77,7 +77,7 @@ def _small(path: Path, description: ClassifierDescription, device: str) -> nn.Mo
         network.load_state_dict(load_file(path), strict=True)
     except (SafetensorError, RuntimeError, TypeError) as error:
         raise CheckpointError(
-            f"{path} does not fit the network that {CLASSIFIER_DESCRIPTION} tells of: {error}"
+            f"{path} does not fit the network that {CLASSIFIER_DESCRIPTION} describes: {error}"
         ) from error
     return network
 
@@ -101,7 +101,7 @@ def _exported(path: Path, description: ClassifierDescription, device: str) -> nn
             from torch.export.passes import move_to_device_pass
         except ImportError as error:
             raise CheckpointError(
-                f"{path} can be used on a {device} with torch 2.6 or newer, here is {torch.__version__}"
+                f"{path} needs torch 2.6 or newer on a {device}, and this is {torch.__version__}"
             ) from error
         program = move_to_device_pass(program, device)
     return _Exported(program.module())

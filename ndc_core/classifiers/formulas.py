@@ -74,7 +74,7 @@ def refuse_combination(
     if one_path and (name not in ON_ONE_PATH or not grid.levels or sift):
         raise ValueError(
             f"one_path is for {' and '.join(ON_ONE_PATH)} on explicit grid.levels (`ndc diagnose` proposes some) "
-            "without sift, whose grid is another one; label_gradient and race go with it"
+            "without sift, which has a grid of its own; label_gradient and race can be used with it"
         )
 
 

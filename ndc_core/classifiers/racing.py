@@ -16,7 +16,7 @@ class RaceSpec:
     """
 
     gap: float
-    """A class leaves when behind the best by this times the root of the summed squared differences, above 0."""
+    """A class leaves when it is behind the best by this times the root of the summed squared differences; above 0."""
 
     def __post_init__(self) -> None:
         if not self.gap > 0:

@@ -86,7 +86,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _refuse_what_is_not_understood(config: dict[str, Any]) -> None:
     if config.get("class_embed_type") is not None:
         raise ValueError(
-            f"class_embed_type is {config['class_embed_type']!r}: the network takes numbers for a class, of which the "
+            f"class_embed_type is {config['class_embed_type']!r}: the network takes numbers for a class, and the "
             "file does not say how many classes there are; only a table of num_class_embeds rows is understood"
         )
     embedding = config.get("time_embedding_type", "positional")
@@ -158,7 +158,9 @@ def _weights_file(folder: Path) -> Path:
             return paths[0]
         if paths:
             names = ", ".join(path.name for path in paths)
-            raise DiffusersError(f"{folder} has the variants {names}: rename the one that is meant {WEIGHTS}{suffix}")
+            raise DiffusersError(
+                f"{folder} has the variants {names}: rename the one that you mean to {WEIGHTS}{suffix}"
+            )
     raise DiffusersError(f"{folder / WEIGHTS}.safetensors is missing; save the model with safe_serialization")
 
 

@@ -127,8 +127,8 @@ def _refuse_what_is_not_understood(settings: dict[str, Any]) -> None:
     unknown = [key for key, value in settings.items() if key[:1] != "_" and key not in known and value is not None]
     if unknown:
         raise ValueError(
-            f"it cannot be told whether {', '.join(unknown)} changes what a timestep means: take it out if it is only "
-            "of sampling"
+            f"it is unknown whether {', '.join(unknown)} changes what a timestep means: remove it if it only concerns "
+            "sampling"
         )
 
 
@@ -158,7 +158,7 @@ def _log_sigmas(name: str, settings: dict[str, Any]) -> Float[Tensor, " steps"]:
     log_sigmas = (((1 - kept) / kept).log() / 2).float().clamp(-most, most)
     if len(kept) != steps or len(kept) < 2 or not bool((log_sigmas.diff() > 0).all()):
         raise ValueError(
-            f"its {len(kept):,} betas are no schedule of {steps} steps in which noise grows: beta_start, beta_end, "
+            f"its {len(kept):,} betas are not a schedule of {steps} steps in which noise grows: beta_start, beta_end, "
             "beta_schedule, trained_betas or num_train_timesteps are wrong"
         )
     return log_sigmas

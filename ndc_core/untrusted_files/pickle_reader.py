@@ -62,7 +62,7 @@ class Machine:
                 return check_depth(self.pop())
             operation = OPCODES.get(chr(code))
             if operation is None:
-                raise PlacedError(f"at byte {begin}: opcode {chr(code)!r} is none that a checkpoint needs")
+                raise PlacedError(f"at byte {begin}: opcode {chr(code)!r}, which no checkpoint needs")
             try:
                 operation(self)
             except PlacedError:

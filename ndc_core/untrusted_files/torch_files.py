@@ -73,7 +73,9 @@ def _read_zip(content: memoryview, load_bytes: Callable[[memoryview], Any]) -> A
     records: dict[str, memoryview] = {}
     with zipfile.ZipFile(_Mapped(content)) as archive:
         if any(name.endswith(PROGRAMS) for name in archive.namelist()):
-            raise UnsafePickleError("it is a program (TorchScript, torch.export): --classifier takes a classifier's")
+            raise UnsafePickleError(
+                "it is a program (TorchScript, torch.export); for a classifier's program, use --classifier"
+            )
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
                 raise UnsafePickleError(f"the record {info.filename} is compressed; torch's are not")

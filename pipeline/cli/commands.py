@@ -67,7 +67,7 @@ for command in (train, distill, tune, convert, diagnose, presets, doctor):
 
 @main.command()
 @run_options
-@click.option("--gpus", type=click.IntRange(min=1), help="GPUs at work, or actors where they hold none [default: all].")
+@click.option("--gpus", type=click.IntRange(min=1), help="GPUs to use, or actors where they hold none [default: all].")
 @click.option("--price-per-hour", type=click.FloatRange(min=0, min_open=True), help="Of a GPU, or of an actor.")
 @click.option(
     "--evaluations-per-second",
@@ -85,7 +85,7 @@ def plan(
     """Say what a run will cost, from some votes on the device that it would use; compute and write nothing else.
 
     Takes what `ndc certify` takes, and checks what it needs: run folder, tracking server, model and data. For runs that
-    stop early, what is expected, and what it stays between nine times in ten.
+    stop early, the expected cost, and a range that holds nine times in ten.
     """
     from pipeline.driver.plan import plan_lines, plan_run
 
@@ -108,7 +108,7 @@ def plan(
 @click.option(
     "--budget-hours",
     type=click.FloatRange(min=0, min_open=True),
-    help="Take images in an order drawn from the seed, begin none after so long, and report a sample.",
+    help="Take images in an order drawn from the seed, begin none after this time, and report a sample.",
 )
 def certify(
     dry_run: bool, retry_failed: bool, force: bool, shard: str | None, budget_hours: float | None, **options: Any
@@ -132,7 +132,7 @@ def certify(
     config, folder = chosen_run(**options)
     if budget_hours:
         if not share.is_whole or retry_failed:
-            raise click.UsageError("--budget-hours is of a whole run: leave out --shard and --retry-failed.")
+            raise click.UsageError("--budget-hours is for a whole run: leave out --shard and --retry-failed.")
         config = config.model_copy(update={"order": "random"})
     if dry_run:
         click.echo("\n".join(plan_lines(plan_run(config, folder, say=_say))))
@@ -228,7 +228,7 @@ def verify(folder: "UPath", redraw: int) -> None:
     type=click.FloatRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
-    help="At most so many times the run's evaluations: as many images as that is enough for.",
+    help="At most this many times the run's evaluations, on as many images as that allows.",
 )
 @click.option(
     "--method",
@@ -245,7 +245,7 @@ def verify(folder: "UPath", redraw: int) -> None:
 @click.option("--draws", type=click.IntRange(min=1), default=4, show_default=True, help="Noise draws of a gradient.")
 @click.option("--votes", type=click.IntRange(min=1), default=64, show_default=True, help="Votes that judge an attack.")
 def attack(folder: "UPath", limit: int | None, budget: float, source: "UPath | None", **settings: Any) -> None:
-    """Try to break a finished run's certificates; measure what attacks leave of its accuracy beyond them."""
+    """Try to break a finished run's certificates; measure the accuracy that attacks beyond them leave."""
     from pipeline.driver.attack import attack_run
     from pipeline.workers.attack_settings import AttackSettings
 
@@ -312,7 +312,7 @@ def report(
 @click.argument("sources", metavar="RUN...", nargs=-1, required=True, type=PATH_OR_URI)
 @click.option("-o", "--out", type=PATH_OR_URI, required=True, help="Folder of the merged run, here or s3://...")
 def merge(sources: "tuple[UPath, ...]", out: "UPath") -> None:
-    """Make one run of several that were made apart: of the same declaration but for the images.
+    """Merge several runs that have the same declaration, except for the images, into one.
 
     The runs stay as they are. Where they share images, their votes must be the same. Needs the data, and no model.
     """
@@ -331,9 +331,9 @@ def merge(sources: "tuple[UPath, ...]", out: "UPath") -> None:
 def compare(sources: tuple[str, ...], radii: str | None, alpha: float | None, intersect: bool, out: "UPath") -> None:
     """Put methods beside each other: certified accuracy, average radius, and the cost to certify and to classify.
 
-    RUN is a run's folder or URI, or a log of another tool (TSV with idx, label, predict, radius, correct, maybe time).
-    Give a method's name as NAME=RUN, a log's noise level as NAME@SIGMA=LOG; logs of one NAME are one method. Needs no
-    model.
+    RUN is a run's folder or URI, or a log of another tool (TSV with idx, label, predict, radius, correct, and
+    optionally time). Give a method's name as NAME=RUN, a log's noise level as NAME@SIGMA=LOG; logs of one NAME are one
+    method. Needs no model.
     """
     from pipeline.cli.terminal_tables import print_table
     from pipeline.compare.compare import compare as compare_methods
@@ -352,11 +352,11 @@ def compare(sources: tuple[str, ...], radii: str | None, alpha: float | None, in
 @click.argument("folder", metavar="RUN", type=PATH_OR_URI)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.option("--watch", is_flag=True, help="Go on until the run is complete.")
-@click.option("--every", type=click.FloatRange(min=0.1), default=10, show_default=True, help="Seconds between looks.")
+@click.option("--every", type=click.FloatRange(min=0.1), default=10, show_default=True, help="Seconds between updates.")
 def status(folder: "UPath", as_json: bool, watch: bool, every: float) -> None:
     """Say how far a run is: units, votes, evaluations per second, time left, driver, failed units.
 
-    It reads the run's folder alone, so it works on any machine that sees it.
+    It reads only the run's folder, so it works on any machine that sees that folder.
     """
     from pipeline.cli.live_status import print_status, watch_status
     from pipeline.driver.status import status_of

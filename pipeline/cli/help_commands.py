@@ -36,12 +36,12 @@ def show(name: str) -> None:
 
 
 @click.command()
-@click.option("--run", "folder", type=PATH_OR_URI, help="A folder or URI for runs: whether it can be written.")
+@click.option("--run", "folder", type=PATH_OR_URI, help="Check that this folder or URI for runs can be written.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def doctor(folder: "UPath | None", as_json: bool) -> None:
     """Say what this machine has, and what is missing: versions, GPUs, Ray, MLflow, a folder for runs.
 
-    Starts and writes nothing. Ends with 1 if something would end a run.
+    Starts and writes nothing. Exits with 1 if something would stop a run.
     """
     from pipeline.declaration.toml_files import load_config
     from pipeline.driver.doctor import findings

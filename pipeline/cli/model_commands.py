@@ -213,7 +213,8 @@ def tune(
 ) -> None:
     """Tune class heads for RUN, a preset or TOML file: as the classifier that votes there, at its noise levels.
 
-    The heads stay a denoiser, and votes and certificates what they were. Ends early when held-out images say so.
+    The heads stay a denoiser, and votes and certificates mean the same as before. Ends early when held-out
+    images say so.
     """
     import json
 
@@ -241,7 +242,9 @@ def tune(
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--classifier", is_flag=True, help="SOURCE is an image classifier, for baselines.")
 @click.option("--image-shape", type=NUMBERS, help="Of the classifier's images: channels, height, width, as 3,32,32.")
-@click.option("--mean", type=NUMBERS, default="", help="Taken from pixels in [0, 1], as 0.5,0.5,0.5 [default: 0.5].")
+@click.option(
+    "--mean", type=NUMBERS, default="", help="Subtracted from pixels in [0, 1], as 0.5,0.5,0.5 [default: 0.5]."
+)
 @click.option("--std", type=NUMBERS, default="", help="Pixels are then divided by it [default: 0.5].")
 def convert(
     source: str,

@@ -21,7 +21,7 @@ NUMBERS = Numbers()
 
 AUGMENT = click.option("--augment", help="none, jitter (drawn digits) or flip-and-shift (photographs).")
 BATCH = click.option("--batch", type=click.IntRange(min=1), help="Images of a step.")
-LEARNING_RATE = click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="At its highest.")
+LEARNING_RATE = click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Its highest value.")
 STEPS = click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of the default.")
 MAX_SECONDS = click.option(
     "--max-seconds", type=click.FloatRange(min=0, min_open=True), help="End at this time, if it comes first."
@@ -39,7 +39,7 @@ TRACKING = click.option(
     type=click.Choice(["mlflow", "none"]),
     default="mlflow",
     show_default=True,
-    help="Where loss and rate are logged; a server that is away ends no training.",
+    help="Where loss and rate are logged; training goes on without a server that does not answer.",
 )
 FORMAT = click.option("--format", "data_format", help="Format of the data, instead of the one guessed.")
 LIMIT = click.option("--limit", type=click.IntRange(min=1), help="At most N images.")

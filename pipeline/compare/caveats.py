@@ -35,8 +35,8 @@ def _on_images(images: Sequence[tuple[str, Mapping[str, Seen]]], shared: int) ->
     yield f"Compared on {shared:,} images."
     if larger := [f"{name} has {len(seen):,}" for name, seen in images if len(seen) > shared]:
         yield (
-            f"These are the images that all share; {', '.join(larger)}. What attacks left is known of all images of a "
-            "run together, so it is left out where some of them are."
+            f"These are the images that all share; {', '.join(larger)}. Accuracy under attack is known for all "
+            "images of a run together, so it is left out where some of the images are left out."
         )
 
 

@@ -65,7 +65,7 @@ class DatasetSpec:
     offset: int = 0
     """Images to leave out at the start: at least 0."""
     every: int = 1
-    """Take only every so many-th image: at least 1."""
+    """Take only every n-th image: at least 1."""
     limit: int | None = None
     """Most images to take: at least 1."""
     ids: tuple[str, ...] | None = None
@@ -83,7 +83,7 @@ class DatasetSpec:
     data's own order, which is refused where it is open."""
     label_order: LabelOrder | None = None
     """What ImageNet's stored labels count: `devkit` (1 to 1000, as its development kit) or `sorted` (0 to 999, sorted
-    wnids); left out, `devkit` for `imagenet64-npz`, and else labels are the model's."""
+    wnids); left out, `devkit` for `imagenet64-npz`, otherwise labels are the model's."""
 
     def __post_init__(self) -> None:
         for key, value, least in (("offset", self.offset, 0), ("every", self.every, 1), ("limit", self.limit, 1)):

@@ -144,7 +144,7 @@ class VotesConfig(Section):
     per_unit: int | None = Field(default=None, ge=1)
     """Votes in a work unit; left out, a run finds out when it first starts how many take about three minutes."""
     ends: tuple[Annotated[int, Field(ge=1)], ...] | None = None
-    """Draws at which a unit ends besides: a sweep sets them, so that runs of fewer votes share those of more."""
+    """Further draws at which a unit ends: a sweep sets them, so that runs of fewer votes share those of more."""
 
 
 class CertificateConfig(Section):
@@ -183,7 +183,7 @@ class ComputeConfig(Section):
     actors: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """Their number, or the fewest and the most: the pool grows as nodes come; left out, one for each CPU (or GPU)."""
     stuck_seconds: float = Field(default=1800, gt=0)
-    """After which an actor that was not heard of is replaced."""
+    """An actor that was not heard from for this long is replaced."""
 
     @model_validator(mode="after")
     def _fewest_before_most(self) -> Self:
@@ -224,7 +224,7 @@ class RunConfig(Section):
     """Of the image. `integer` lies on the grid of 8-bit images and is exact; `none` is for the lipschitz certificate,
     whose steps have such noise of their own."""
     order: Order = "data"
-    """In which images are taken: as the data have them, or `random`, drawn from the seed, so that the first ones are a
+    """How images are ordered: as the data have them, or `random`, drawn from the seed, so that the first ones are a
     sample of all. It decides no certificate, and a run keeps it."""
     experiment: str = "ndc"
     """The MLflow experiment."""

@@ -111,7 +111,7 @@ def _refuse_levels_that_share(declared: Declaration, folder: str) -> None:
     if declared.maximum_over_sigmas:
         raise DeclarationChangedError(
             f"{folder} shares alpha among its {len(declared.sigma_pixel)} noise levels "
-            "(certificate.maximum_over_sigmas): more levels would leave each less of it than what was drawn was "
+            "(certificate.maximum_over_sigmas): more levels would leave each level less alpha than its votes were "
             "declared with (rule S5); give them another folder with --run"
         )
     if declared.one_path:

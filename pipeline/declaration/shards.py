@@ -14,7 +14,9 @@ class Shard:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.total:
-            raise ValueError(f"shard {self.number}/{self.total} is none: shards are numbered from 1/{self.total} on")
+            raise ValueError(
+                f"there is no shard {self.number}/{self.total}: shards are numbered from 1/{self.total} on"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -83,7 +83,7 @@ def certify_run(
         run = declare_or_grow(run) if shard.is_whole else in_folder(run)
         if math.isfinite(budget_seconds) and run.config.order != "random":
             raise ValueError(
-                f"{run.folder} takes its images in the order of the data, of which the first ones are no sample: a run "
+                f"{run.folder} takes its images in the order of the data, and the first ones are not a sample: a run "
                 "with a budget begins in a folder of its own; name one with --run"
             )
         tracker, mlflow = None, SideChannel("MLflow", say)
@@ -275,7 +275,7 @@ class Session:
                 raise
             raise NoGpuError(
                 f"{so_far}, and no GPU can be used here; a CPU may decide near-ties otherwise: with --set "
-                "compute.device=cpu the run goes on on it, and its certificates are of votes on both"
+                "compute.device=cpu the run goes on there, and its certificates are of votes on both"
             ) from error
         for remark in pool.remarks:
             self.say(remark)
@@ -285,7 +285,7 @@ class Session:
                 "are of votes on both (docs/soundness.md)"
             )
         elif pool.remarks and compute != asked_for and pool.device == "cpu":
-            self.say(f"{so_far}, and so are the others; --set compute.device=cuda draws them on GPUs nevertheless")
+            self.say(f"{so_far}, and the others are too; --set compute.device=cuda draws the others on GPUs")
         return pool
 
     def _reuse_votes(self, evidence: EvidenceTable, donor: UPath) -> EvidenceTable:
@@ -339,8 +339,8 @@ class Session:
                     failed.append(receipt)
                 if receipt.fatal:
                     raise NothingKeptError(
-                        f"{receipt.unit}: {receipt.error}\nstopped, since nothing can be kept; what was published is: "
-                        f"run `{run.resume_command}{self.shard.option}` to go on"
+                        f"{receipt.unit}: {receipt.error}\nstopped, since nothing more can be kept; what was published "
+                        f"is kept: run `{run.resume_command}{self.shard.option}` to go on"
                     )
         if failed:
             listed = "\n".join(f"  {receipt.unit}: {receipt.error}" for receipt in failed)

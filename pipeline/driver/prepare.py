@@ -112,7 +112,8 @@ class PreparedRun:
         lines += [f"the run {self.growth}"] if self.growth else []
         if self.measured is None or self.measured.device:  # a stated rate does not tell the rows of a pass
             lines += [
-                f"{self.config.compute.rows_per_pass} rows a forward pass, {self.config.votes.per_unit:,} draws a unit"
+                f"{self.config.compute.rows_per_pass} rows per forward pass, "
+                f"{self.config.votes.per_unit:,} draws per unit"
             ]
         if self.config.compute.precision == "tf32":
             lines.append("compute.precision is tf32: on a CPU, or a GPU from before Ampere, that is float32")

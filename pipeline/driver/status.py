@@ -126,7 +126,7 @@ def driver_of(folder: UPath, name: str = "", *, now_unix: float) -> str | None:
     holder = holder_of(lease_path(folder, name))
     if holder is None:
         return None
-    return f"{described(holder)}, heard of {max(0.0, now_unix - float(holder['renewed_unix'])):,.0f} s ago"
+    return f"{described(holder)}, last heard from {max(0.0, now_unix - float(holder['renewed_unix'])):,.0f} s ago"
 
 
 def status_lines(state: RunStatus) -> list[str]:

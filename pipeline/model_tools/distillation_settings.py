@@ -27,7 +27,7 @@ def student_network(wanted: StudentNetwork | None, teacher_network: str) -> Stud
     supported = teacher_network in TRUNKS
     if wanted == "own" and not supported:
         raise ValueError(
-            f"no class heads stand on the network {teacher_network}, only on {', '.join(TRUNKS)}: leave out --network"
+            f"class heads do not fit the network {teacher_network}, only {', '.join(TRUNKS)}: leave out --network"
         )
     return wanted or ("own" if supported else "small")
 
@@ -40,7 +40,7 @@ def distillation_spec(network: StudentNetwork, settings: dict[str, Any]) -> Dist
     """
     if network == "own":
         if "channels" in settings:
-            raise ValueError("--channels is of the small network: leave it out, or add --network small")
+            raise ValueError("--channels is for the small network: leave it out, or add --network small")
         if not {"steps", "max_seconds"} & set(settings):
             raise ValueError("say how long to distil: --steps or --max-seconds")
         settings = {**OF_PHOTOGRAPHS, "steps": NO_STEPS_LIMIT, **settings}

@@ -18,7 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")  # told apart 
 LINES: tuple[Any, ...] = ("-", "-.", (0, (5, 1, 1, 1, 1, 1)))  # dashed lines are attacks, dotted ones lie beyond a stop
 LETTERS_OF_A_LINE = 62  # of a legend
 STOPPED = (
-    "\n\N{BLACK RIGHT-POINTING TRIANGLE} sampling stopped here, at a level's last declared radius: no end of robustness"
+    "\n\N{BLACK RIGHT-POINTING TRIANGLE} sampling stopped at a level's last declared radius: not the end of robustness"
 )
 
 

@@ -74,7 +74,7 @@ def _refuse_foreign(database: Path) -> None:
     except sqlite3.DatabaseError as error:
         raise TrackingError(f"{database} is damaged, or no database ({error}); {elsewhere}") from error
     if tables - {"alembic_version"} and "experiments" not in tables:
-        raise TrackingError(f"{database} is a database of something else than MLflow; {elsewhere}")
+        raise TrackingError(f"{database} is not a database of MLflow; {elsewhere}")
 
 
 # A port may hold the same digits.
@@ -101,8 +101,8 @@ def explained(error: Exception, uri: str) -> TrackingError:
     place, message = without_password(uri), str(error)
     if "database schema" in message:
         return TrackingError(
-            f"the tables of {place} are those of another MLflow than this one, {version('mlflow')}: if they are older, "
-            f"keep a copy and run `mlflow db upgrade {place}`; if they are newer, upgrade MLflow; {WITHOUT}"
+            f"the tables of {place} are those of another version of MLflow than {version('mlflow')}: if they are "
+            f"older, keep a copy and run `mlflow db upgrade {place}`; if they are newer, upgrade MLflow; {WITHOUT}"
         )
     server = urlparse(uri).scheme in ("http", "https")
     if server and REFUSED.search(message):
@@ -113,7 +113,7 @@ def explained(error: Exception, uri: str) -> TrackingError:
     if server and ("SSLError" in message or "CERTIFICATE" in message):
         return TrackingError(
             f"the certificate of the MLflow server {place} is not trusted here; set MLFLOW_TRACKING_SERVER_CERT_PATH "
-            f"to the file of who signed it, {WITHOUT}"
+            f"to the certificate file of its issuer, {WITHOUT}"
         )
     if server and "error responses" in message:
         return TrackingError(

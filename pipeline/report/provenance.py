@@ -91,7 +91,7 @@ def classes_text(count: int, names: Sequence[str]) -> str:
 def certificate_text(declaration: Declaration, alpha: float) -> str:
     declared = "" if alpha == declaration.alpha else f" (declared: {declaration.alpha:g})"
     fixed = declaration.certificate == "cohen"
-    votes = f"{'' if fixed else 'at most '}{declaration.estimation_votes:,} votes an image and noise level"
+    votes = f"{'' if fixed else 'at most '}{declaration.estimation_votes:,} votes per image and noise level"
     return f"{declaration.certificate}, alpha {alpha:g}{declared}, {votes}"
 
 

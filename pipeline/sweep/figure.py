@@ -21,7 +21,7 @@ INK = "#444444"
 ROOM, ROOM_OF_LOG = 1.12, 1.5  # beyond the outermost values
 LETTERS_LEVEL = 5  # longer names of values are set at an angle
 CHOSEN = "without an interval:\nthe best sigma for each radius, chosen on this data"
-PARTS = ("certified accuracy (%)", "average\nradius", "evaluations\nan image")
+PARTS = ("certified accuracy (%)", "average\nradius", "evaluations\nper image")
 
 
 @dataclass(frozen=True)

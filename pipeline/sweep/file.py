@@ -28,7 +28,7 @@ class Axis(Section):
     values: tuple[Any, ...] = Field(min_length=1)
     """Its values, each a run: `[100, 1000]`."""
     set: dict[str, Any] = Field(default={})
-    """Keys that this key's runs have besides."""
+    """Further keys that this key's runs have."""
 
 
 def _as_axis(value: Any) -> Any:
@@ -48,7 +48,7 @@ class SweepFile(Section):
     grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default={})
     """Keys whose values are combined, each with each: a list of values for each key."""
     random: int | None = Field(default=None, ge=1)
-    """Only so many of the grid's combinations, chosen at random."""
+    """Only this many of the grid's combinations, chosen at random."""
     random_seed: int | None = None
     """Chooses them; the same seed chooses the same ones, and more of them with a larger `random`."""
     points: dict[str, dict[str, Any]] = Field(default={})

@@ -266,14 +266,14 @@ def load_pair(
         raise CheckpointError(f"{model} knows no classes: it can stand as unconditional, not as the model")
     if unconditional in UNCONDITIONALS:
         if not denoiser.num_classes and unconditional != "null_label":
-            raise CheckpointError(f"{model} knows no classes, and {unconditional} is of them: leave unconditional out")
+            raise CheckpointError(f"{model} knows no classes, which {unconditional} needs: leave unconditional out")
         needs_it = classifier in NEED_NO_LABEL and unconditional == "null_label"
         if needs_it and not denoiser.knows_no_label:
             raise CheckpointError(
                 f"{model} was never trained without a label, which {classifier} asks for; set "
                 "unconditional to a checkpoint without classes, to 'label_mean' or to 'blended_label'"
                 + ("" if classifier == "denoise" else ", or take epndc")
-                + ("; if it was, let what it returns have knows_no_label = True" if is_function(model) else "")
+                + ("; if it was, set knows_no_label = True on what it returns" if is_function(model) else "")
             )
         return denoiser, UNCONDITIONALS[unconditional](denoiser)
     other = load_model(unconditional, device=device, execution=execution)

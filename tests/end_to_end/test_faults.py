@@ -131,7 +131,7 @@ def test_a_full_disk_stops_a_run_which_goes_on_when_there_is_room(
 
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "stream_receipts", on_a_disk_that_fills)
-        with pytest.raises(UnitsFailedError, match=r"(?s)no space is left there.*stopped, since nothing can be kept"):
+        with pytest.raises(UnitsFailedError, match=r"(?s)no space is left there.*since nothing more can be kept"):
             certify_run(run, say=print)
     status = status_of(location(workplace_without_ray / "run"))
     assert (status.units_done, status.units) == (3, 12), "it stopped at once, and kept what it had"

@@ -118,7 +118,7 @@ def test_without_a_network_the_cache_serves_or_the_error_says_what_is_missing(
     go_offline(monkeypatch)
     assert pinned("hf://org/tiny") == f"hf://org/tiny@{commit}"
     assert load_denoiser(local_checkpoint("hf://org/tiny")).num_classes == 10
-    with pytest.raises(HubError, match=r"hf://org/other@main is not whole in the cache at .*, and HF_HUB_OFFLINE"):
+    with pytest.raises(HubError, match=r"hf://org/other@main is incomplete in the cache at .*, and HF_HUB_OFFLINE"):
         local_checkpoint("hf://org/other")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")

@@ -27,9 +27,11 @@ class LinearHeadsNetwork(nn.Module):
     def __init__(self, *, trunk: str, arguments: dict[str, Any], features: int) -> None:
         super().__init__()
         if trunk not in TRUNKS:
-            raise ValueError(f"no class heads stand on a network {trunk!r}; there are: {', '.join(TRUNKS)}")
+            raise ValueError(f"class heads do not fit a network {trunk!r}; there are: {', '.join(TRUNKS)}")
         if arguments.get("label_dim", 0) < 2 or features < 1:
-            raise ValueError(f"heads of {arguments.get('label_dim', 0)} classes on {features} features tell none apart")
+            raise ValueError(
+                f"heads of {arguments.get('label_dim', 0)} classes on {features} features cannot tell classes apart"
+            )
         self.num_classes: int = arguments["label_dim"]
         self.image_channels: int = arguments["in_channels" if "in_channels" in arguments else "img_channels"]
         self.trunk = TRUNKS[trunk](**{**arguments, "out_channels": features})

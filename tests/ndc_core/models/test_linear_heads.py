@@ -163,9 +163,9 @@ def test_an_unknown_trunk_and_impossible_heads_are_refused(tmp_path: Path) -> No
     folder = saved(tmp_path / "heads")
     description = (folder / "denoiser.json").read_text()
     for before, after, message in [
-        ('"trunk": "edm-song"', '"trunk": "small"', "no class heads stand on a network 'small'"),
-        (f'"label_dim": {CLASSES}', '"label_dim": 1', "heads of 1 classes on 6 features tell none apart"),
-        ('"features": 6', '"features": 0', "heads of 5 classes on 0 features tell none apart"),
+        ('"trunk": "edm-song"', '"trunk": "small"', "class heads do not fit a network 'small'"),
+        (f'"label_dim": {CLASSES}', '"label_dim": 1', "heads of 1 classes on 6 features cannot tell classes apart"),
+        ('"features": 6', '"features": 0', "heads of 5 classes on 0 features cannot tell classes apart"),
     ]:
         (folder / "denoiser.json").write_text(description.replace(before, after))
         with pytest.raises(CheckpointError, match=message):

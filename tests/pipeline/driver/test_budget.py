@@ -100,7 +100,7 @@ def test_mlflow_shows_that_a_run_with_a_budget_has_ended(
 def test_a_run_that_was_begun_without_a_budget_takes_none(tiny_model: Path, tmp_path: Path) -> None:
     config = small_config(tiny_model, "tracking=none", "dataset.limit=2")
     certified(config, tmp_path / "run")
-    with pytest.raises(ValueError, match="in the order of the data, of which the first ones are no sample"):
+    with pytest.raises(ValueError, match="in the order of the data, and the first ones are not a sample"):
         certified(config.model_copy(update={"order": "random"}), tmp_path / "run", budget_seconds=1)
 
 
@@ -108,7 +108,7 @@ def test_a_budget_is_for_a_whole_run(tmp_path: Path) -> None:
     for other in (["--shard", "1/2"], ["--retry-failed"]):
         result = CliRunner().invoke(main, ["certify", "demo", "--run", str(tmp_path), "--budget-hours", "1", *other])
         assert result.exit_code == 2
-        assert "--budget-hours is of a whole run" in result.output
+        assert "--budget-hours is for a whole run" in result.output
 
 
 @given(st.sets(st.text(max_size=5), min_size=1, max_size=20), st.integers(0, 3), st.data())

@@ -75,7 +75,7 @@ def test_a_stated_rate_gives_hours_price_and_time_by_arithmetic(tiny_model: Path
     assert plan.storage_bytes > 4 * 64 + 12 * 1000
     assert "GPU hours" in "\n".join(plan_lines(plan))
     assert plan.device == ""
-    assert not [line for line in run.remarks if "rows a forward pass" in line], "nothing was measured"
+    assert not [line for line in run.remarks if "rows per forward pass" in line], "nothing was measured"
 
 
 def test_measuring_finds_rows_rate_and_votes_without_ray(tiny_model: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_database_of_another_mlflow_is_upgraded_by_a_named_command(workplace: 
 def test_another_programs_database_is_refused_and_left_as_it_is(workplace: Path) -> None:
     executed(workplace / "mlflow.db", "CREATE TABLE customers (name TEXT)")
     before = (workplace / "mlflow.db").read_bytes()
-    assert "mlflow.db is a database of something else than MLflow; move it away" in refusal()
+    assert "mlflow.db is not a database of MLflow; move it away" in refusal()
     assert (workplace / "mlflow.db").read_bytes() == before
 
 

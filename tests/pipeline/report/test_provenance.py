@@ -37,7 +37,7 @@ def test_a_report_names_its_model_data_and_program(tiny_model: Path, tmp_path: P
     assert facts["Model"] == f"{tiny_model}, small, {parameters:,} parameters, SHA-256 {digest}"
     assert facts["Data"] == "digits, test split, 4 images, 1 x 8 x 8 pixels"
     assert facts["Classes"] == "10, called by their numbers"
-    assert facts["Certificate"] == "cohen, alpha 0.001, 40 votes an image and noise level"
+    assert facts["Certificate"] == "cohen, alpha 0.001, 40 votes per image and noise level"
     assert facts["Noise levels"] == "sigma 0.25, integer noise"
     assert "torch" in facts["Computed on"]
     assert facts["Dates (UTC)"].count(":") == 2

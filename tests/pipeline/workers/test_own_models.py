@@ -190,7 +190,7 @@ def test_tools_take_functions_or_say_why_not(write: Write) -> None:
     assert done.returncode == 0, done.stderr
     assert load_denoiser("heads").num_classes == 10
     refused = {
-        ("distill", "mine:edm", "digits", "other", "--network", "own"): "no class heads stand on the network of a func",
+        ("distill", "mine:edm", "digits", "other", "--network", "own"): "class heads do not fit the network of a func",
         ("tune", "fast", "tuned", "--model", "mine:edm"): "is a function, and tuned heads are kept as a checkpoint",
         ("convert", "mine:edm", "converted"): "is a function, which needs no conversion: give it as --model",
         ("certify", "demo", "--model", "mine:none"): "mine.py has no function none",
@@ -203,7 +203,7 @@ def test_tools_take_functions_or_say_why_not(write: Write) -> None:
 
 
 def test_missing_parts_are_reported_before_any_vote(write: Write) -> None:
-    with pytest.raises(CheckpointError, match=r"never trained without a label.*let what it returns have"):
+    with pytest.raises(CheckpointError, match=r"never trained without a label.*set knows_no_label = True on"):
         load_models(small_config("mine:plain"), device="cpu")
     gradient = ["classifier.name=epndc", "classifier.label_gradient={steps=2, keep=2}"]
     with pytest.raises(ContractError, match="fails where the gradient of the label is asked for"):
