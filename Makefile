@@ -14,7 +14,7 @@ compare-demo: models/digits-heads/denoiser.safetensors models/digits-classifier/
 	$(BIN)/ndc sweep methods
 
 test: .venv/dev  ## The tests (minutes)
-	$(RUN_TESTS) -n 2 --dist loadfile --no-loadscope-reorder
+	$(RUN_TESTS) -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/dev  ## The long ones: calibration, kills, rows per pass, full-size networks, jobs, a real S3 server
 	$(RUN_TESTS) -m slow

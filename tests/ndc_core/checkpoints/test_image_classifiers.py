@@ -142,7 +142,7 @@ def test_a_model_of_timm_is_exported_with_the_scale_that_timm_says(tmp_path: Pat
 
 def test_the_command_trains_a_classifier_that_knows_digits(tmp_path: Path) -> None:
     run, out = CliRunner(), tmp_path / "classifier"
-    arguments = ["train", "--dataset", "digits", "--out", str(out), "--steps", "120", "--classifier", "--noise", "0.25"]
+    arguments = ["train", "--dataset", "digits", "--out", str(out), "--steps", "90", "--classifier", "--noise", "0.25"]
     result = run.invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert describe_classifier(out).notes["training"]["noise"] == [0.25]

@@ -12,6 +12,7 @@ from ndc_core.models.rows_per_pass import Rate, choose, measured
 from pipeline.driver.prepare import prepare
 from pipeline.locations import location
 from pipeline.store.run_store import RunStore
+from tests.support.in_process import replace_ray
 from tests.support.small_runs import digits, small_config
 
 
@@ -111,7 +112,11 @@ def test_a_run_with_label_gradients_is_sized_by_passes_that_are_differentiated(t
     assert tried == {(8, False), (8, True)}
 
 
-def test_a_run_keeps_the_rows_that_it_was_declared_with(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_keeps_the_rows_that_it_was_declared_with(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_ray(monkeypatch)
+    monkeypatch.setattr(rows_module, "SECONDS_A_SIZE", 0.01)
     unset = small_config(tiny_model).model_dump(mode="json", exclude_none=True)
     del unset["compute"]["rows_per_pass"]
     config = type(small_config(tiny_model)).model_validate(unset)

@@ -28,7 +28,8 @@ def votes_of(store: RunStore) -> dict:
 
 
 def test_growth_from_20_to_40_digits_draws_only_the_new_ones(tiny_model: Path, tmp_path: Path) -> None:
-    few, many = (small_config(tiny_model, f"dataset.limit={limit}") for limit in (20, 40))
+    votes = ("votes.selection=4", "votes.estimation=12", "votes.per_unit=6", "certificate.radii=[0.0]")
+    few, many = (small_config(tiny_model, f"dataset.limit={limit}", *votes) for limit in (20, 40))
     computed(few, tmp_path / "run")
     before = votes_of(RunStore(tmp_path / "run"))
     drawn = voted(declared(many, tmp_path / "run"))
