@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -32,13 +33,22 @@ pytestmark = pytest.mark.usefixtures("workplace_without_ray")
 QUICK = AttackSettings(restarts=2, steps=1, draws=1, votes=8)
 
 
-def finished(model: Path) -> RunStore:
-    return computed(small_config(model, "tracking=none"), Path("run"))
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, only to be copied."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    computed(small_config(tiny_model, "tracking=none"), folder)
+    return folder
 
 
-def test_a_forged_certificate_is_broken_loudly_and_its_image_saved(tiny_model: Path) -> None:
+@pytest.fixture
+def run(whole: Path, workplace_without_ray: Path) -> RunStore:
+    shutil.copytree(whole, "run")
+    return RunStore(location("run"))
+
+
+def test_a_forged_certificate_is_broken_loudly_and_its_image_saved(run: RunStore) -> None:
     """All votes are given to a class that never won one: its certificate cannot survive."""
-    run = finished(tiny_model)
     attack_run(run.folder, QUICK, limit=1, say=lambda line: None)  # with the evidence as drawn nothing breaks
     fingerprint = run.manifest()["fingerprint"]
     evidence = list(run.all_evidence(fingerprint=fingerprint))
@@ -80,9 +90,8 @@ def test_an_attacked_run_reports_what_is_left_and_still_verifies(tiny_model: Pat
 
 
 def test_attacks_of_several_kinds_add_up_and_each_keeps_within_what_it_said(
-    tiny_model: Path, image_classifier: Path
+    run: RunStore, image_classifier: Path
 ) -> None:
-    run = finished(tiny_model)
     kinds = [QUICK, replace(QUICK, method="apgd"), replace(QUICK, source=str(image_classifier))]
     left: list[list[float]] = []
     for kind in kinds:
@@ -108,8 +117,7 @@ def test_attacks_of_several_kinds_add_up_and_each_keeps_within_what_it_said(
     assert level["under_attack"]["interval"]["0.1"] == list(again["interval_95"]["0.25"]["0.1"])
 
 
-def test_an_attack_takes_the_images_that_its_budget_is_enough_for_and_a_larger_one_goes_on(tiny_model: Path) -> None:
-    run = finished(tiny_model)
+def test_an_attack_takes_the_images_that_its_budget_is_enough_for_and_a_larger_one_goes_on(run: RunStore) -> None:
     said: list[str] = []
     with pytest.raises(BudgetError, match=r"takes up to [\d,]+ evaluations"):
         attack_run(run.folder, QUICK, limit=None, budget=0.1, say=said.append)
@@ -126,8 +134,9 @@ def test_an_attack_takes_the_images_that_its_budget_is_enough_for_and_a_larger_o
     assert any("accuracy left of 4 images [95 % interval of all like them]" in line for line in said)
 
 
-def test_a_classifier_of_other_images_or_classes_is_not_attacked_through(tiny_model: Path, tmp_path: Path) -> None:
-    run = finished(tiny_model)
+def test_a_classifier_of_other_images_or_classes_is_not_attacked_through(
+    run: RunStore, tiny_model: Path, tmp_path: Path
+) -> None:
     images = torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
     other = train_classifier(
         images, torch.tensor([0, 1, 2, 0]), num_classes=3, spec=ClassifierSpec(steps=1, batch=4, channels=8)
@@ -142,8 +151,7 @@ def test_a_classifier_of_other_images_or_classes_is_not_attacked_through(tiny_mo
     assert not (run.folder / "attacks").exists()
 
 
-def test_an_incomplete_run_is_not_attacked(tiny_model: Path) -> None:
-    run = finished(tiny_model)
+def test_an_incomplete_run_is_not_attacked(run: RunStore) -> None:
     run.evidence_files()[0].unlink()
     with pytest.raises(IncompleteRunError, match=r"votes present; run `ndc certify run` to finish"):
         attack_run(run.folder, QUICK, limit=None, say=lambda line: None)

@@ -40,7 +40,7 @@ def test_an_interrupted_run_ends_with_the_votes_of_an_undisturbed_one(
     for path in store.evidence_files()[::3]:
         path.unlink()
     assert votes_of(certify(tiny_model, "run", *levers)) == whole
-    verify_run(location("run"), redraw=8, say=print)
+    verify_run(location("run"), redraw=4, say=print)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tests.support.drivers import TAG, Driver
 from tests.support.in_process import replace_ray
 from tests.support.servers import s3_environment
 
-LONGER = ["dataset.limit=12", "votes.estimation=400", "votes.per_unit=100", "compute.actors=2"]  # 60 units of 0.3 s
+LONGER = ["dataset.limit=7", "votes.estimation=400", "votes.per_unit=100", "compute.actors=2"]  # 35 units of 0.3 s
 LISTENING = "0A"
 # 127.0.0.1, the same as a kind of IPv6, and ::1, in the words of the kernel.
 LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
