@@ -1,4 +1,4 @@
-"""Who works on a run: one driver, or one for each shard, wherever its folder is and whichever machine they are on.
+"""Who works on a run: one driver, or one for each shard, wherever its folder is and on any machine.
 
 On one machine the system's lock says whether another driver lives, and is released however it dies. Between machines a
 lease does: a file that its holder renews, and that others watch for a while, by their own clocks alone. It is a
