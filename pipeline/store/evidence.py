@@ -213,13 +213,14 @@ class EvidenceTable:
             lists[name] = (column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy())
         return lists
 
-    def _lists_in(self, name: str, first: int, last: int) -> list[list[Any]]:
+    def _lists_in(self, name: str, first: int, last: int) -> list[Any]:
         """What a column of lists holds in some rows. One conversion of all of it takes a third of one for each row."""
         values, offsets = self._lists[name]
         bounds = offsets[first : last + 1].tolist()
         start = bounds[0]
-        converted = values[start : bounds[-1]].tolist()
-        return [converted[low - start : high - start] for low, high in pairwise(bounds)]
+        held = values[start : bounds[-1]]
+        held = held if name == "scores" else held.tolist()  # there may be a million scores, which stay an array
+        return [held[low - start : high - start] for low, high in pairwise(bounds)]
 
     def _item(
         self,
@@ -227,7 +228,7 @@ class EvidenceTable:
         estimation: bool,
         classes: list[int],
         votes: list[int],
-        scores: list[float],
+        scores: np.ndarray,
         label: int,
         draw_start: int,
         draw_stop: int,
@@ -247,7 +248,7 @@ class EvidenceTable:
             seconds,
             finished_unix,
             self._device_texts[device],
-            np.array(scores).reshape(unit.draws, -1) if scores else None,
+            scores.reshape(unit.draws, -1) if len(scores) else None,
         )
 
     @property
