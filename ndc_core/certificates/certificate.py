@@ -8,9 +8,11 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ndc_core.noise.grid import GridSpec
+
+Counts = Sequence[int] | Int[np.ndarray, " classes"]
 
 
 @dataclass(frozen=True)
@@ -97,22 +99,27 @@ class Tally:
     scores of each draw are kept only where a method needs them.
     """
 
-    selection: Sequence[int]
-    looks: Sequence[Sequence[int]]
+    selection: Counts
+    looks: Sequence[Counts]
     selection_scores: Float[np.ndarray, "draws classes"] | None = None
     estimation_scores: Float[np.ndarray, "draws classes"] | None = None
 
     def __post_init__(self) -> None:
-        if not self.looks or len({len(self.selection), *map(len, self.looks)}) != 1 or not len(self.selection):
+        counts = [np.asarray(each) for each in (self.selection, *self.looks)]
+        if not self.looks or len({each.shape for each in counts}) != 1 or not len(self.selection):
             raise ValueError("selection and estimation votes must be counts of the same classes")
-        if min(map(min, (self.selection, *self.looks))) < 0 or not any(self.selection):
+        if min(int(each.min()) for each in counts) < 0 or not counts[0].any():
             raise ValueError("vote counts must not be negative, and there must be selection votes")
 
     @cached_property
     def top(self) -> int:
         """The class with the most selection votes; of equals, the first."""
-        votes = list(self.selection)
-        return votes.index(max(votes))
+        return int(np.argmax(self.selection))
+
+    @cached_property
+    def wins(self) -> list[tuple[int, int]]:
+        """The estimation votes for the top class, and all of them, after each look so far."""
+        return [(int(look[self.top]), int(np.sum(look))) for look in self.looks]
 
 
 class Procedure(Protocol):

@@ -26,8 +26,7 @@ class Cohen:
         return True
 
     def certificate(self, tally: Tally) -> Certificate:
-        counts = tally.looks[-1]
-        p_lower = clopper_pearson_lower(int(counts[tally.top]), int(sum(counts)), alpha=self.terms.alpha)
+        p_lower = clopper_pearson_lower(*tally.wins[-1], alpha=self.terms.alpha)
         return smoothed("cohen", self.terms, tally, p_lower)
 
     @property

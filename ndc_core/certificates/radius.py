@@ -23,15 +23,15 @@ def smoothed(method: str, terms: Terms, tally: Tally, p_lower: float) -> Certifi
     The noise may be `terms.distance` away from the law of the theorem, and the probability with it.
     """
     p_lower = max(0.0, math.nextafter(p_lower - terms.distance, 0.0)) if terms.distance else p_lower
-    top, counts = tally.top, tally.looks[-1]
+    votes_top, votes = tally.wins[-1]
     return Certificate(
         method,
         terms.sigma_pixel,
         terms.alpha,
-        predicted=top if p_lower > 0.5 else None,
+        predicted=tally.top if p_lower > 0.5 else None,
         radius=gaussian_radius(p_lower, sigma_pixel=terms.sigma_pixel),
         p_lower=p_lower,
-        votes_top=int(counts[top]),
-        votes=int(sum(counts)),
+        votes_top=votes_top,
+        votes=votes,
         scope=terms.scope,
     )

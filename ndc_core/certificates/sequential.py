@@ -72,10 +72,9 @@ class Sequential:
         return log_wealth_above(wins, votes, p=p) >= -math.log(self.terms.alpha)
 
     def decided(self, tally: Tally) -> bool:
-        wins = [(int(look[tally.top]), int(sum(look))) for look in tally.looks]
         return all(
-            any(self._proves(w, n, target.probability) for w, n in wins)
-            or self._chance(*wins[-1], target) < GIVE_UP_BELOW
+            any(self._proves(*reached, target.probability) for reached in tally.wins)
+            or self._chance(*tally.wins[-1], target) < GIVE_UP_BELOW
             for target in self.targets
         )
 
@@ -93,9 +92,7 @@ class Sequential:
         return float(betaincc(known * (wins + 0.5), known * (votes - wins + 0.5), share))
 
     def certificate(self, tally: Tally) -> Certificate:
-        lower = max(
-            probability_lower(int(look[tally.top]), int(sum(look)), alpha=self.terms.alpha) for look in tally.looks
-        )
+        lower = max(probability_lower(*reached, alpha=self.terms.alpha) for reached in tally.wins)
         return smoothed("sequential", self.terms, tally, lower)
 
     @property

@@ -5,6 +5,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ndc_core.certificates.certificate import Certificate
 from pipeline.certificates.stopping import Cell, cells_of
 from pipeline.declaration.declaration import Declaration, refuse_unsound_votes
@@ -96,11 +98,12 @@ def _certifier(
     def certify(cell: Cell) -> CertifiedImage:
         tally = cell.finished(resume_with=resume_with)
         items = [item for phase in cell.evidence.values() for item in phase.values()]
+        counts = np.asarray(tally.looks[-1], np.uint32)  # four bytes each: 150,000 certificates of 1,000 classes fit
         return CertifiedImage(
             cell.image_id,
             labels[cell.image_id],
             methods[cell.sigma_pixel].certificate(tally),
-            array("I", tally.looks[-1]),  # four bytes each: there may be 150,000 certificates of 1,000 classes
+            array("I", counts.tobytes()),
             sum(item.evaluations for item in items),
             sum(item.seconds for item in items),
         )

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from jaxtyping import Int
 
 from ndc_core.certificates.certificate import Procedure, Tally
 from ndc_core.noise.streams import Phase
 from pipeline.declaration.declaration import Declaration
 from pipeline.store.evidence import Evidence, EvidenceTable
+
+Votes = Int[np.ndarray, " classes"]
 
 
 class IncompleteRunError(ValueError):
@@ -95,21 +98,27 @@ class Cell:
             self.looks_left_open = max(self.looks_left_open, reached)
         raise AssertionError("a procedure ends at its last look")
 
-    def _looks(self, estimation: Sequence[Evidence]) -> list[list[int]]:
+    def _looks(self, estimation: Sequence[Evidence]) -> list[Votes]:
         """Votes of each class up to each look that the evidence reaches."""
-        looks, total, ends = [], [0] * self.num_classes, set(self.method.looks)
+        looks, total, ends = [], defaultdict[int, int](int), set(self.method.looks)
         for item in estimation:
             for class_id, votes in item.votes.items():
                 total[class_id] += votes
             if item.unit.draw_stop in ends:
-                looks.append(list(total))
+                looks.append(self._array(total))
         return looks
 
-    def _counts(self, items: Iterable[Evidence]) -> list[int]:
-        counts = [0] * self.num_classes
+    def _counts(self, items: Iterable[Evidence]) -> Votes:
+        total = defaultdict[int, int](int)
         for item in items:
             for class_id, votes in item.votes.items():
-                counts[class_id] += votes
+                total[class_id] += votes
+        return self._array(total)
+
+    def _array(self, total: Mapping[int, int]) -> Votes:
+        counts = np.zeros(self.num_classes, np.int64)
+        for class_id, votes in total.items():
+            counts[class_id] = votes
         return counts
 
     def finished(self, *, resume_with: str) -> Tally:

@@ -216,6 +216,8 @@ class EvidenceTable:
     def _lists_in(self, name: str, first: int, last: int) -> list[Any]:
         """What a column of lists holds in some rows. One conversion of all of it takes a third of one for each row."""
         values, offsets = self._lists[name]
+        if not len(values):  # few runs keep scores
+            return [values] * (last - first)
         bounds = offsets[first : last + 1].tolist()
         start = bounds[0]
         held = values[start : bounds[-1]]

@@ -19,9 +19,9 @@ class Hoeffding:
         return True
 
     def certificate(self, tally: Tally) -> Certificate:
-        counts = tally.looks[-1]
-        share, draws = counts[tally.top] / sum(counts), sum(counts)
-        return smoothed("hoeffding", self.terms, tally, share - math.sqrt(-math.log(self.terms.alpha) / (2 * draws)))
+        wins, draws = tally.wins[-1]
+        deviation = math.sqrt(-math.log(self.terms.alpha) / (2 * draws))
+        return smoothed("hoeffding", self.terms, tally, wins / draws - deviation)
 
     @property
     def largest_radius(self) -> float:
