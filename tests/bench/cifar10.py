@@ -1,7 +1,7 @@
 """The paper's experiment on CIFAR-10 with a small model: every number of docs/cifar10.md.
 
     python -m tests.bench.cifar10 TEACHER TRAIN TEST --out FOLDER [--parts plain,heads,votes,certify]  # one GPU
-    python -m tests.bench.cifar10 TEACHER TRAIN TEST --out FOLDER --cpu                           # fewer, on two cores
+    python -m tests.bench.cifar10 TEACHER TRAIN TEST --out FOLDER --cpu --parts certify           # fewer, on two cores
 
 TEACHER is a conditional checkpoint, TRAIN and TEST are CIFAR-10 in any format that a run reads
 (shared/models/cifar10-small, shared/data/cifar10-jpeg-train.parquet and -test.parquet). Parts may be run one after the
@@ -13,18 +13,24 @@ other, with the same FOLDER:
   certify  the same test images certified by each method (`ndc certify`), beside each other, until --seconds are over,
            and a report of what is complete by then.
 
-The sizes for two cores are an estimate from a tenth of a second an evaluation: nobody has run them whole. All settings
-were chosen before any test image was looked at. What a part prints is in FOLDER/NAME.txt.
+Two cores make some ten evaluations a second. With --cpu, `certify` takes an hour and a half for a few images with few
+votes, one method after the other, all of them complete; it needs a FOLDER with the models that a GPU made, since an
+hour of two cores is not enough to train them. All settings were chosen before any test image was looked at. What a part
+prints is in FOLDER/NAME.txt.
 """
 
+import json
+import math
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
+
+from ndc_core.radius_curve import interval_of
 
 SIGMAS = (0.125, 0.25, 0.5)
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -42,8 +48,12 @@ class Size:
     batch: int
     images_of_heads: int
     images_of_teacher: int
-    votes_of_teacher: int
     compute: tuple[str, ...]
+    by_teacher: tuple[str, ...]  # how its certificates differ from the preset
+    by_heads: tuple[str, ...] = ()
+    by_all: tuple[str, ...] = ()
+    certify_seconds: float = math.inf
+    farthest: float = 3.0  # the largest radius to declare, in multiples of sigma
     images_to_train: tuple[str, ...] = ()
 
 
@@ -54,21 +64,37 @@ GPU = Size(
     batch=128,
     images_of_heads=512,
     images_of_teacher=64,
-    votes_of_teacher=250,
     compute=("compute.precision='float16'", "compute.channels_last=true", "compute.rows_per_pass=2048"),
+    by_teacher=("--set", "votes.estimation=250", "--radii", "0,0.25,0.5"),
+    certify_seconds=200,
 )
 CPU = Size(
     heads_seconds=900,
     tuning_seconds=900,
     classifier_seconds=120,
     batch=16,
-    images_of_heads=16,
-    images_of_teacher=2,
-    votes_of_teacher=20,
-    compute=("compute.rows_per_pass=32",),
+    images_of_heads=20,
+    images_of_teacher=8,
+    compute=("compute.channels_last=true", "compute.rows_per_pass=32"),
+    by_teacher=(
+        *("--sigma-pixel", "0.25", "--radii", "0", "--set", "certificate.method='cohen'"),
+        *("--set", "votes.selection=5", "--set", "votes.estimation=20"),
+    ),
+    by_heads=("--set", "classifier.grid.points=4"),
+    by_all=("--radii", "0,0.25,0.5", "--set", "votes.selection=20", "--set", "votes.estimation=250"),
+    farthest=1.7,
     images_to_train=("--limit", "10000"),
 )
-TINY = Size(20, 20, 5, 8, 4, 1, 5, ("compute.rows_per_pass=32",), ("--limit", "500"))
+TINY = replace(
+    CPU,
+    heads_seconds=20,
+    tuning_seconds=20,
+    classifier_seconds=5,
+    batch=8,
+    images_of_heads=2,
+    images_of_teacher=1,
+    images_to_train=("--limit", "500"),
+)
 
 
 @dataclass(frozen=True)
@@ -153,36 +179,65 @@ def count_votes(bench: Bench) -> None:
 
 def methods(bench: Bench) -> dict[str, tuple[str, ...]]:
     """The settings that differ from the preset, by method."""
-    size = bench.size
-    fewer = ("--limit", str(size.images_of_teacher), "--set", f"votes.estimation={size.votes_of_teacher}")
-    fewer += ("--radii", "0,0.25,0.5") if size.votes_of_teacher > CPU.votes_of_teacher else ("--radii", "0")
-    many = ("--limit", str(size.images_of_heads))
+    size, teacher = bench.size, ("--model", str(bench.teacher))
+    many = ("--limit", str(size.images_of_heads), *size.by_all)
+    few = (*teacher, "--limit", str(size.images_of_teacher), *size.by_teacher)
     plain = {}
     for noise in SIGMAS:
-        radii = ",".join(f"{radius:g}" for radius in RADII if radius < 3 * noise)
+        radii = ",".join(f"{radius:g}" for radius in RADII if radius < size.farthest * noise)
         own = ("--model", str(bench.classifier(noise)), "--sigma-pixel", f"{noise:g}", "--radii", radii)
         plain[f"rs-{noise:g}"] = (*many, *own, "--set", "classifier={name='plain'}")
     denoised = f"classifier={{name='denoise', network='{bench.classifier(0.0)}'}}"
     return {
-        "tuned": (*many, "--model", str(bench.tuned)),
-        "heads": (*many, "--model", str(bench.heads)),
-        "epndc": (*fewer, "--model", str(bench.teacher), "--set", "classifier.name='epndc'"),
-        "ensemble": (*fewer, "--model", str(bench.teacher)),
-        "denoise": (*many, "--model", str(bench.teacher), "--set", denoised),
         **plain,
+        "tuned": (*many, *size.by_heads, "--model", str(bench.tuned)),
+        "denoise": (*many, *teacher, "--set", denoised),
+        "ensemble": few,
+        "epndc": (*few, "--set", "classifier.name='epndc'"),
+        "heads": (*many, *size.by_heads, "--model", str(bench.heads)),
     }
 
 
 def certify(bench: Bench, names: list[str], seconds: float) -> None:
-    """All methods in parallel. A run that is not complete in time is stopped, and reported as far as it is."""
+    """All methods in parallel on a GPU, one after the other on a CPU."""
+    chosen = names or [*methods(bench)]
+    for together in [chosen] if bench.size is GPU else [[name] for name in chosen]:
+        certify_together(bench, together, seconds)
+    click.echo(table_of(bench, chosen))
+
+
+def table_of(bench: Bench, names: list[str]) -> str:
+    """What the runs certified, with 95 % intervals of Clopper and Pearson."""
+    radii = RADII[:4]
+    lines = [
+        "| method | sigma | images | votes | evaluations | seconds | " + " | ".join(f"r = {r:g}" for r in radii) + " |",
+        "|---" * (6 + len(radii)) + "|",
+    ]
+    for name in names:
+        summary = json.loads((bench.out / "runs" / name / "partial" / "summary.json").read_text())
+        for level in summary["levels"]:
+            shares, images = level["certified_accuracy"], level["images"]
+            cells = [with_interval(shares[str(radius)], images) if str(radius) in shares else "" for radius in radii]
+            cost = [f"{level[f'{what}_per_image']:,.0f}" for what in ("votes", "evaluations", "seconds")]
+            lines.append("| " + " | ".join([name, level["name"], str(images), *cost, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def with_interval(share: float, images: int) -> str:
+    low, high = interval_of(round(share * images), images)
+    return f"{100 * share:.0f} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def certify_together(bench: Bench, names: list[str], seconds: float) -> None:
+    """A run that is not complete in time is stopped, and reported as far as it is."""
     started, under_way = time.perf_counter(), {}
     settings = [argument for key in (*bench.size.compute, "tracking='none'") for argument in ("--set", key)]
-    chosen = {name: own for name, own in methods(bench).items() if not names or name in names}
-    share_of_gpu = round(0.98 / len(chosen), 2) if bench.size is GPU else 0
-    for name, own in chosen.items():
+    if bench.size is GPU:
+        share = f"compute.gpus_per_actor={0.98 / len(names):.2f}"
+        settings += ["--set", share, "--set", "compute.actors=1"]
+    for name in names:
         run = ("--run", bench.out / "runs" / name, "--data", bench.test)
-        share = ("--set", f"compute.gpus_per_actor={share_of_gpu}", "--set", "compute.actors=1")
-        under_way[name] = bench.ndc(f"certify-{name}", "certify", PRESET, *run, *settings, *share, *own)
+        under_way[name] = bench.ndc(f"certify-{name}", "certify", PRESET, *run, *settings, *methods(bench)[name])
     while any(process.poll() is None for process in under_way.values()) and time.perf_counter() - started < seconds:
         time.sleep(0.5)
     for process in under_way.values():
@@ -210,7 +265,7 @@ def certify(bench: Bench, names: list[str], seconds: float) -> None:
 @click.option("--parts", default="plain,heads,votes,certify", show_default=True)
 @click.option("--cpu", "machine", flag_value="cpu", help="Fewer images and votes, for two cores.")
 @click.option("--tiny", "machine", flag_value="tiny", help="A trial of the script.")
-@click.option("--seconds", default=200.0, show_default=True, help="For the part `certify`.")
+@click.option("--seconds", type=float, help="For the part `certify`: then runs are stopped.  [200 on a GPU]")
 @click.option("--method", "names", multiple=True, help="For the part `certify`, instead of all.")
 def main(
     teacher: Path,
@@ -219,7 +274,7 @@ def main(
     out: Path,
     parts: str,
     machine: str | None,
-    seconds: float,
+    seconds: float | None,
     names: tuple[str, ...],
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
@@ -232,7 +287,7 @@ def main(
         elif part == "votes":
             count_votes(bench)
         elif part == "certify":
-            certify(bench, [*names], seconds)
+            certify(bench, [*names], seconds or bench.size.certify_seconds)
         else:
             raise click.UsageError(f"no part {part!r}: plain, heads, votes or certify")
 
