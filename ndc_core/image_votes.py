@@ -11,8 +11,8 @@ import torch
 
 from ndc_core.classifiers.voter import NO_CLASS, Voter
 from ndc_core.cores import usable_cores
+from ndc_core.noise.draw_generators import Phase
 from ndc_core.noise.smoothing import NoiseName
-from ndc_core.noise.streams import Phase
 from ndc_core.vote_requests import Image, VoteRequest
 from ndc_core.voting import stream_votes
 

@@ -1,16 +1,15 @@
 """The one place where pixel space ([0, 1], what users see) becomes model space ([-1, 1], EDM's)."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from torch import Tensor
 
-Array = TypeVar("Array", np.ndarray, Tensor)
+Array = TypeVar("Array", bound=Any)  # of numpy or PyTorch
 
 
 def pixels_to_model(x: Array) -> Array:
     """z = 2x - 1."""
-    return 2 * x - 1
+    return x * 2 - 1
 
 
 def model_to_pixels(z: Array) -> Array:

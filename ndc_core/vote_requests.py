@@ -9,12 +9,13 @@ from jaxtyping import Float, Shaped
 
 from ndc_core.classifiers.voter import NO_CLASS, IndependentDraws, PathDraws, Prediction, Voter
 from ndc_core.models.forward_passes import Task
+from ndc_core.noise.draw_generators import Phase, draw_key, draw_path_noise, input_generator
 from ndc_core.noise.grid import path_levels
 from ndc_core.noise.lattice import noisy_images
 from ndc_core.noise.shared_path import PATH_NOISES, PathNoise, sigmas_on_path
 from ndc_core.noise.smoothing import NOISES, NoiseName, NoNoise
 from ndc_core.noise.step_streams import step_streams
-from ndc_core.noise.streams import DrawNoise, Phase, draw_key, draw_path_noise, input_generator
+from ndc_core.noise.streams import DrawNoise
 from ndc_core.space import sigma_to_model, sigma_to_pixel
 
 Image = Shaped[np.ndarray, "c h w"]

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from ndc_core.classifiers.losses import NonFiniteScoreError
 from ndc_core.classifiers.voter import Prediction, Voter
 from ndc_core.models.forward_passes import Task, gather, in_turn
+from ndc_core.noise.draw_generators import Phase
 from ndc_core.noise.smoothing import NoiseName
-from ndc_core.noise.streams import Phase
 from ndc_core.vote_requests import Image, VoteRequest, bytes_of_a_draw, draws_of_a_batch, memory_bytes, prepare
 
 # Threads that draw the noise of inputs. On a CPU the network has the cores.

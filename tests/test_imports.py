@@ -1,14 +1,19 @@
 """Imports go one way, between folders and between files, and each big library has one home."""
 
 import ast
-import importlib
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+import ndc_core
+from tests.support.commands import environment
+from tests.support.finished_runs import finished_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,10 +23,10 @@ ORDER = [
     ["ndc_core.untrusted_files", "ndc_core.noise", "ndc_core.models"],
     ["ndc_core.checkpoints", "ndc_core.classifiers", "ndc_core.certificates"],
     ["ndc_core.vote_requests"],
-    ["ndc_core.conversion", "ndc_core.training", "ndc_core.voting", "ndc_core.images", "ndc_core.radius_curve"],
+    ["ndc_core.conversion", "ndc_core.training", "ndc_core.voting", "ndc_core.images", "ndc_core.radius_curves"],
     ["ndc_core.image_votes"],
-    ["ndc_core.certify", "ndc_core.analysis"],
-    ["ndc_core.predict"],
+    ["ndc_core.certification", "ndc_core.analysis"],
+    ["ndc_core.prediction"],
     ["ndc_core"],
     [
         "pipeline.file_names",
@@ -148,3 +153,26 @@ def test_the_command_answers_before_it_imports_anything_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_run_is_watched_reported_and_compared_without_pytorch(tmp_path: Path) -> None:
+    """Which takes three seconds to import; nothing but votes and their models needs it."""
+    finished_run(tmp_path / "run", {0.25: [40, 40, 30, 40]}, "tracking='none'")
+    script = """
+import sys
+from pipeline.cli import main
+for command in (["status"], ["report"], ["compare", "--out", "compared"]):
+    main([*command, "run"], standalone_mode=False)
+    assert not {"torch", "ray", "mlflow"} & set(sys.modules), command
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ndc_core.__all__)
+def test_a_name_of_the_library_is_a_thing_and_not_a_module(name: str) -> None:
+    """A module of the same name would take its place when it is imported."""
+    assert not isinstance(getattr(ndc_core, name), ModuleType)
+    assert importlib.util.find_spec(f"ndc_core.{name}") is None

@@ -18,7 +18,7 @@ OLDEST = (3, 11)  # as pyproject.toml says
 # What macOS lacks in `os` and `signal`, and the files that guard against it.
 GUARDED = {"sched_getaffinity": {"ndc_core/cores.py"}}
 # The processor's name and a process's memory: each has another source where the file is missing.
-READS_IF_THERE = {"pipeline/store/devices.py", "pipeline/workers/usage.py"}
+READS_IF_THERE = {"pipeline/workers/device_record.py", "pipeline/workers/usage.py"}
 LINUX_ONLY = {"sched_getaffinity", "sched_setaffinity", "memfd_create", "posix_fallocate", "pidfd_open", "sigtimedwait"}
 SOURCES = sorted(path for folder in ("ndc_core", "pipeline", "docs") for path in (ROOT / folder).rglob("*.py"))
 

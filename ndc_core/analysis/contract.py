@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ndc_core.analysis.self_test import network_exactness
 from ndc_core.models.denoiser import Denoiser, EveryClass, EveryLoss
-from ndc_core.models.execution import Precision
 from ndc_core.models.forward_passes import Kind
 from ndc_core.models.image_classifier import ImageClassifier
+from ndc_core.models.precision import Precision
 
 # Noise levels in model space, one row each: what votes use, and far beyond at both ends. Few: networks may be slow.
 LEVELS = (0.01, 0.1, 1.0, 80.0)

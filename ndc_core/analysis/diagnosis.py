@@ -18,10 +18,10 @@ from ndc_core.classifiers.formulas import ON_ONE_PATH
 from ndc_core.classifiers.losses import Images, Path, refuse_non_finite
 from ndc_core.models.denoiser import Denoiser
 from ndc_core.models.forward_passes import Ask, Inputs, Task, gather
+from ndc_core.noise.draw_generators import draw_path_noise
 from ndc_core.noise.grid import GridSpec, build_grid, path_levels
 from ndc_core.noise.shared_path import FloatPathNoise, sigmas_on_path
 from ndc_core.noise.smoothing import FloatNoise
-from ndc_core.noise.streams import draw_path_noise
 from ndc_core.space import sigma_to_model, sigma_to_pixel
 
 CANDIDATES = 36

@@ -7,55 +7,18 @@ vote of a near-tie (docs/soundness.md, "What a device decides").
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ndc_core.analysis.exactness import Exactness
 from ndc_core.classifiers.voter import Voter
 from ndc_core.models.denoiser import Denoiser
 from ndc_core.models.forward_passes import Ask, Inputs, Kind, Task, answer
 from ndc_core.models.image_classifier import ImageClassifier
 
 PATIENCE_SECONDS = 10.0  # per thread, on a CPU, where networks may be slow
-
-
-@dataclass(frozen=True)
-class Exactness:
-    """How far a row's results move: 0 where they are equal bit for bit, None where it was not tried.
-
-    Each is the largest difference of what votes read of an output (a loss, a score, an entry of the label's gradient)
-    as a share of the largest such value. `repeated` is for the same pass once more, `moved` for rows at other places,
-    `company` for a pass whose other rows are different ones; the last two are for the label's gradient.
-    """
-
-    repeated: float | None = None
-    moved: float | None = None
-    company: float | None = None
-    gradient_repeated: float | None = None
-    gradient_moved: float | None = None
-
-    @property
-    def exact(self) -> bool:
-        """Whether a row's result is known to be a function of the row alone; the gradient counts where it was tried."""
-        tried = self.repeated, self.moved, self.company, self.gradient_repeated or 0.0, self.gradient_moved or 0.0
-        return all(difference == 0 for difference in tried)
-
-    def merged(self, other: "Exactness") -> "Exactness":
-        """The larger difference of each kind."""
-        return Exactness(
-            _larger(self.repeated, other.repeated),
-            _larger(self.moved, other.moved),
-            _larger(self.company, other.company),
-            _larger(self.gradient_repeated, other.gradient_repeated),
-            _larger(self.gradient_moved, other.gradient_moved),
-        )
-
-
-def _larger(first: float | None, second: float | None) -> float | None:
-    known = [value for value in (first, second) if value is not None]
-    return max(known) if known else None
 
 
 def self_test(classifier: Voter, *, patience_seconds: float = float("inf"), seed: int = 0) -> Exactness:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ndc_core.classifiers.baseline_settings import refuse_steps
 from ndc_core.classifiers.losses import Images, NonFiniteScoreError
 from ndc_core.classifiers.unconditional import Unconditional, estimates
 from ndc_core.classifiers.voter import IndependentDraws, PathDraws, Prediction
@@ -21,8 +22,6 @@ from ndc_core.models.forward_passes import Ask, Inputs, Kind, Task
 from ndc_core.models.image_classifier import ImageClassifier
 from ndc_core.models.transfers import to_device
 from ndc_core.noise.step_streams import StepStreams
-
-BASELINES = ("plain", "denoise")
 
 
 @dataclass(frozen=True)
@@ -155,11 +154,3 @@ class Baseline:
             return images[rows], unread.expand(count), unread.expand(count, 1)
 
         return Ask("classify", self.network, len(images), inputs, lambda answers, rows: answers, on_host=True)
-
-
-def refuse_steps(steps: int, paths: int) -> None:
-    """Raises ValueError for numbers of steps and paths that are impossible or make no sense."""
-    if steps < 1 or paths < 1:
-        raise ValueError(f"steps and paths must be at least 1, not {steps} and {paths}")
-    if steps == 1 and paths > 1:
-        raise ValueError(f"{paths} paths of 1 step are all the same: set steps above 1, or paths to 1")

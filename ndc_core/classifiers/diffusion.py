@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from ndc_core.classifiers.formulas import DiffusionScores
+from ndc_core.classifiers.diffusion_scores import DiffusionScores
 from ndc_core.classifiers.scoring import class_scores, score_independently, score_on_shared_path
 from ndc_core.classifiers.voter import IndependentDraws, PathDraws, Prediction
 from ndc_core.models.forward_passes import Task

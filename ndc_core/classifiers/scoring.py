@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ndc_core.classifiers.formulas import DiffusionScores
+from ndc_core.classifiers.diffusion_scores import DiffusionScores
 from ndc_core.classifiers.losses import (
     Images,
     Path,

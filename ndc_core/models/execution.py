@@ -2,17 +2,16 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from ndc_core.models.networks.fused_ops import has_kernels
+from ndc_core.models.precision import Precision
 from ndc_core.models.replay import Launch, Replays, cuda_graph, directly
 
-# tf32 stores float32 and rounds only the factors of products, to 10 bits, where an NVIDIA GPU can.
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 Trained = TypeVar("Trained", bound=nn.Module)
 
 

@@ -15,9 +15,9 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
+from ndc_core.noise.draw_generators import Phase, draw_generator
 from ndc_core.noise.draw_tables import TABLE_BITS
 from ndc_core.noise.smoothing import LEVELS, refuse_off_grid, rounded_gaussian_table
-from ndc_core.noise.streams import Phase, draw_generator
 from ndc_core.space import pixels_to_model, sigma_to_pixel
 
 # Rounding adds a variance of 1/12: at 8 steps per sigma it changes the noise's sigma by less than a thousandth, while

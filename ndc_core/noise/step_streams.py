@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ndc_core.noise.counter_normals import fill_normal
+from ndc_core.noise.draw_generators import Key
 
-Key = int  # 128 bits
 # Streams of one key's counter: a step of a classifier's own grid, and a step of the sift's.
 REFINE, SIFT = 0, 2**31
 

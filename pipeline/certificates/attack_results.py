@@ -8,7 +8,7 @@ from typing import Any
 
 from upath import UPath
 
-from ndc_core.radius_curve import interval_of
+from ndc_core.radius_curves import interval_of
 from pipeline.locations import exists, read
 
 SUMMARY = "attacks.json"

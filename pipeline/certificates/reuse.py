@@ -10,7 +10,7 @@ from typing import Any
 
 from upath import UPath
 
-from ndc_core.noise.streams import Phase
+from ndc_core.noise.draw_generators import Phase
 from pipeline.certificates.stopping import Cell, Cells, cells_of
 from pipeline.data.datasets import ImageRecord
 from pipeline.declaration.declaration import Declaration, fingerprint_of

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ndc_core.certificates.certificate import Procedure, Tally
-from ndc_core.noise.streams import Phase
+from ndc_core.noise.draw_generators import Phase
 from pipeline.declaration.declaration import Declaration
 from pipeline.store.evidence import Evidence, EvidenceTable
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
-from ndc_core.radius_curve import CONFIDENCE, interval_of
+from ndc_core.radius_curves import CONFIDENCE, interval_of
 from pipeline.certificates.attack_results import Attacked
 from pipeline.certificates.files import cut_text
 from pipeline.certificates.reduce import LARGEST

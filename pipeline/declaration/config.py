@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 from pydantic.dataclasses import dataclass
 
 from ndc_core.certificates.registry import CERTIFICATES
-from ndc_core.classifiers.baselines import BASELINES, refuse_steps
+from ndc_core.classifiers.baseline_settings import BASELINES, refuse_steps
 from ndc_core.classifiers.formulas import CLASSIFIERS, refuse_combination
 from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.sift import LabelGradientSpec, SiftSpec
-from ndc_core.models.execution import Precision
+from ndc_core.models.precision import Precision
 from ndc_core.noise.grid import WEIGHTS, GridSpec, build_grid
 from ndc_core.noise.smoothing import LEVELS, NoiseName
 from ndc_core.space import sigma_to_model

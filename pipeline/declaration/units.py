@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ndc_core.noise.streams import Phase
+from ndc_core.noise.draw_generators import Phase
 from pipeline.data.datasets import ImageRecord
 from pipeline.declaration.declaration import Declaration
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from upath import UPath
 
-from ndc_core.analysis.self_test import Exactness
+from ndc_core.analysis.exactness import Exactness
 from ndc_core.certificates.certificate import Procedure, Tally
 from pipeline.certificates.remaining import Left, RemainingWork
 from pipeline.certificates.stopping import cells_of

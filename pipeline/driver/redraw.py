@@ -14,13 +14,14 @@ from upath import UPath
 
 from ndc_core.certificates.confidence_bounds import clopper_pearson_lower
 from ndc_core.classifiers.voter import Voter
-from ndc_core.models.execution import Precision
+from ndc_core.models.precision import Precision
 from ndc_core.voting import VoteCounts
 from pipeline.data.datasets import ImageRecord
 from pipeline.declaration.config import RunConfig
-from pipeline.store.devices import DeviceRecord, device_record, exactness_line
+from pipeline.store.devices import DeviceRecord, exactness_line
 from pipeline.store.evidence import Evidence
 from pipeline.workers.compute import set_up_process
+from pipeline.workers.device_record import device_record
 from pipeline.workers.models import build_classifier
 from pipeline.workers.vote_actor import votes_of_unit
 

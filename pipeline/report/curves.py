@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from ndc_core.radius_curve import RadiusCurve
+from ndc_core.radius_curves import RadiusCurve
 from pipeline.certificates.attack_results import Attacked
 from pipeline.certificates.reduce import LARGEST, CertifiedImage
 from pipeline.declaration.declaration import Declaration

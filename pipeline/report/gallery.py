@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ndc_core.noise.draw_generators import draw_generator
 from ndc_core.noise.shared_path import PATH_NOISES, sigmas_on_path
 from ndc_core.noise.smoothing import NOISES
-from ndc_core.noise.streams import draw_generator
 from ndc_core.space import bytes_to_pixels, model_to_pixels
 from pipeline.certificates.files import cut
 from pipeline.certificates.reduce import CertifiedImage

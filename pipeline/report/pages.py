@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from ndc_core.radius_curve import RadiusCurve, interval_of
+from ndc_core.radius_curves import RadiusCurve, interval_of
 from pipeline.certificates.files import cut
 from pipeline.certificates.reduce import CertifiedImage
 from pipeline.certificates.reuse import is_about_candidate

@@ -7,7 +7,7 @@ from typing import Any
 
 from upath import UPath
 
-from ndc_core.radius_curve import interval_of
+from ndc_core.radius_curves import interval_of
 from pipeline.certificates.attack_results import Attacked, empirical_accuracy
 from pipeline.certificates.files import certificate_rows, certificate_tsv, cut_text, write_certificates
 from pipeline.certificates.reduce import CertifiedImage, by_level, certify_complete_images, certify_images

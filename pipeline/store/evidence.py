@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ndc_core.analysis.self_test import Exactness
-from ndc_core.noise.streams import Phase
+from ndc_core.analysis.exactness import Exactness
+from ndc_core.noise.draw_generators import Phase
 from pipeline.declaration.units import WorkUnit
 from pipeline.store.devices import DeviceRecord
 from pipeline.store.parquet_io import parquet_bytes, parquet_table

@@ -9,7 +9,7 @@ from typing import Any
 
 from upath import UPath
 
-from ndc_core.radius_curve import interval_of
+from ndc_core.radius_curves import interval_of
 from pipeline.certificates.files import cut_text
 from pipeline.certificates.reuse import drawn_once
 from pipeline.compare.compare import DeclaredRun, WrittenComparison, chosen_radii, compare, refuse_other_alphas

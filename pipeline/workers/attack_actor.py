@@ -22,7 +22,7 @@ from ndc_core.certificates.confidence_sequences import log_wealth_of_means
 from ndc_core.certificates.lipschitz import Lipschitz
 from ndc_core.checkpoints.image_classifiers import load_classifier
 from ndc_core.models.image_classifier import ImageClassifier
-from ndc_core.noise.streams import draw_generator
+from ndc_core.noise.draw_generators import draw_generator
 from ndc_core.space import bytes_to_pixels
 from ndc_core.voting import count_votes
 from pipeline.certificates.attack_results import CONFIRM_ALPHA

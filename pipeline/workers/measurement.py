@@ -10,7 +10,7 @@ import torch
 
 from ndc_core.classifiers.voter import NO_CLASS, Voter
 from ndc_core.models.rows_per_pass import Rate, fastest_rows, is_out_of_memory, rate_of
-from ndc_core.noise.streams import Phase
+from ndc_core.noise.draw_generators import Phase
 from ndc_core.vote_requests import VoteRequest
 from ndc_core.voting import VoteCounts, stream_votes
 from pipeline.declaration.config import Device, RunConfig

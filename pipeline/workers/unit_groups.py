@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ndc_core.classifiers.voter import NO_CLASS
-from ndc_core.noise.streams import Phase
+from ndc_core.noise.draw_generators import Phase
 from ndc_core.vote_requests import VoteRequest
 from pipeline.certificates.stopping import Cell
 from pipeline.data.datasets import ImageRecord

@@ -23,11 +23,11 @@ from pipeline.declaration.config import Device, RunConfig
 from pipeline.declaration.declaration import Declaration
 from pipeline.declaration.units import WorkUnit, draw_ranges
 from pipeline.locations import LocationError, NoSpaceError, is_local
-from pipeline.store.devices import device_record
 from pipeline.store.event_log import log_from_actor
 from pipeline.store.evidence import Evidence
 from pipeline.store.run_store import RunStore
 from pipeline.workers.compute import pick_device, set_up_process
+from pipeline.workers.device_record import device_record
 from pipeline.workers.models import build_classifier, checkpoints_of, model_digests
 from pipeline.workers.rows import RECEIPT_COLUMNS, Columns, Receipt, rows_of, unit_of_row
 from pipeline.workers.store_work import store_work

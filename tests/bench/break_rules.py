@@ -30,7 +30,7 @@ BREAKAGES = (
     Breakage(
         "S1",
         "every draw of an image replays the same noise",
-        "ndc_core/noise/streams.py",
+        "ndc_core/noise/draw_generators.py",
         "json.dumps([seed, image_id, phase, draw])",
         "json.dumps([seed, image_id, phase])",
         "ndc_core/noise/test_streams.py",
@@ -78,7 +78,7 @@ BREAKAGES = (
     Breakage(
         "S2",
         "a level on a path uses the levels before it, which are nearer to the clean image",
-        "ndc_core/classifiers/formulas.py",
+        "ndc_core/classifiers/diffusion_scores.py",
         "            grid = build_grid(self.grid, tau_model=tau_model)\n",
         "            grid = build_grid(self.grid, tau_model=min(taus_model))\n",
         "ndc_core/classifiers/test_scoring.py",
@@ -102,10 +102,10 @@ BREAKAGES = (
     Breakage(
         "S3",
         "the library's estimation votes are its selection votes again",
-        "ndc_core/certify.py",
+        "ndc_core/certification.py",
         'yield Draws("estimation"',
         'yield Draws("selection"',
-        "ndc_core/test_certify.py::test_cohens_certificate_is_that_of_the_votes",
+        "ndc_core/test_certification.py::test_cohens_certificate_is_that_of_the_votes",
     ),
     Breakage(
         "S3",

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import click
 
-from ndc_core.radius_curve import interval_of
+from ndc_core.radius_curves import interval_of
 
 SIGMAS = (0.125, 0.25, 0.5)
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)

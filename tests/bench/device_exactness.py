@@ -22,13 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ndc_core.analysis.self_test import Exactness, self_test
+from ndc_core.analysis.exactness import Exactness
+from ndc_core.analysis.self_test import self_test
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.sift import LabelGradientSpec
 from ndc_core.models.denoiser import EDMDenoiser
-from ndc_core.models.execution import DTYPES, Execution, Precision
+from ndc_core.models.execution import DTYPES, Execution
+from ndc_core.models.precision import Precision
 from ndc_core.noise.grid import GridSpec
-from pipeline.store.devices import processor
+from pipeline.workers.device_record import processor
 from tests.ndc_core.models.test_networks import golden_inputs, golden_network
 
 NAMES = ("edm-song-ddpmpp-cond", "edm-adm-cond")

@@ -41,8 +41,9 @@ from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.scoring import predict
 from ndc_core.classifiers.sift import LabelGradientSpec
 from ndc_core.models.forward_passes import in_turn
+from ndc_core.noise.draw_generators import Phase
 from ndc_core.noise.grid import GridSpec
-from ndc_core.noise.streams import DrawNoise, Phase
+from ndc_core.noise.streams import DrawNoise
 from ndc_core.vote_requests import VoteRequest
 from ndc_core.voting import stream_votes
 from pipeline.data.datasets import DatasetSpec, Example, examples_of, source_of

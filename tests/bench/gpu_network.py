@@ -23,9 +23,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ndc_core.models.denoiser import EDMDenoiser
-from ndc_core.models.execution import DTYPES, Execution, Precision
+from ndc_core.models.execution import DTYPES, Execution
 from ndc_core.models.networks.edm_adm import DhariwalUNet
 from ndc_core.models.networks.edm_song import SongUNet
+from ndc_core.models.precision import Precision
 from ndc_core.models.replay import Replays, cuda_graph, directly
 from tests.bench.edm_reference import edm_network
 from tests.bench.gpu_places import REMEDIES, causes

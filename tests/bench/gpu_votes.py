@@ -34,9 +34,9 @@ import torch
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.models import forward_passes as passes
 from ndc_core.models.execution import DTYPES, Execution
+from ndc_core.noise.draw_generators import draw_key, input_generator
 from ndc_core.noise.smoothing import NOISES
 from ndc_core.noise.step_streams import REFINE, StepStreams
-from ndc_core.noise.streams import draw_key, input_generator
 from ndc_core.vote_requests import VoteRequest
 from ndc_core.voting import stream_votes
 from tests.bench.ways_to_vote import RACE, Bench, Way, ways

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ndc_core.checkpoints.image_classifiers import save_small_classifier
-from ndc_core.radius_curve import interval_of
+from ndc_core.radius_curves import interval_of
 from ndc_core.training.image_classifier import ClassifierSpec, train_classifier
 from pipeline.certificates.attack_results import CONFIRM_ALPHA, summary_of
 from pipeline.certificates.stopping import IncompleteRunError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from ndc_core.radius_curve import interval_of
+from ndc_core.radius_curves import interval_of
 from pipeline.certificates.attack_results import Attacked
 from pipeline.certificates.reduce import by_level
 from pipeline.declaration.declaration import Declaration

@@ -4,7 +4,7 @@ import torch
 
 from ndc_core import vote_requests
 from ndc_core.certificates.cohen import cohen
-from ndc_core.certify import certify
+from ndc_core.certification import certify
 from ndc_core.checkpoints.denoisers import load_denoiser
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.losses import NonFiniteScoreError

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ndc_core.analysis.contract import TOLERANCE, ContractError, check_classifier, check_denoiser, check_rows
 from ndc_core.checkpoints.denoisers import load_denoiser
 from ndc_core.models.denoiser import ClippedDenoiser, Denoiser
-from ndc_core.models.execution import Precision
+from ndc_core.models.precision import Precision
 from tests.support.fakes import many_gaussians, two_gaussians
 from tests.support.linear_heads import saved
 

@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ndc_core.analysis.self_test import Exactness, self_test
+from ndc_core.analysis.exactness import Exactness
+from ndc_core.analysis.self_test import self_test
 from ndc_core.classifiers.baselines import Baseline
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.sift import LabelGradientSpec
 from ndc_core.classifiers.unconditional import null_label
 from ndc_core.noise.grid import GridSpec
-from pipeline.store.devices import DeviceRecord, device_lines, device_record, exactness_line
+from pipeline.store.devices import DeviceRecord, device_lines, exactness_line
+from pipeline.workers.device_record import device_record
 from tests.support.fakes import many_gaussians, two_gaussians
 
 GRID = GridSpec(points=4, sigma_model_max=1.5)

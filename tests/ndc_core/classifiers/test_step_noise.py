@@ -12,9 +12,10 @@ from ndc_core.classifiers.racing import RaceSpec
 from ndc_core.classifiers.step_noise import StepNoise
 from ndc_core.classifiers.voter import IndependentDraws
 from ndc_core.models.forward_passes import answer
+from ndc_core.noise.draw_generators import draw_key
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.step_streams import REFINE, StepStreams
-from ndc_core.noise.streams import DrawNoise, draw_key
+from ndc_core.noise.streams import DrawNoise
 from tests.support.fakes import many_gaussians
 
 CPU = torch.device("cpu")

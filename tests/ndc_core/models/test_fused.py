@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ndc_core.models.execution import Execution, Precision
+from ndc_core.models.execution import Execution
 from ndc_core.models.networks.attention import attended_planes, attended_tokens
 from ndc_core.models.networks.edm_blocks import ResampledConv, UNetBlock
 from ndc_core.models.networks.fused_ops import Summed, add, normalised, with_sums
 from ndc_core.models.networks.fused_unet import run_block
+from ndc_core.models.precision import Precision
 from tests.ndc_core.models.test_networks import NAMES, denoiser_of, golden_inputs, golden_network
 
 PIXELS = (4, 6)

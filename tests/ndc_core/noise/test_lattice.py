@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ndc_core.certificates.certificate import Certificate, LipschitzTerms, Tally, Terms
 from ndc_core.certificates.lipschitz import Lipschitz, margin_constant_pixel, rounding_of_margin
-from ndc_core.certify import certify
+from ndc_core.certification import certify
 from ndc_core.classifiers.diffusion import DiffusionClassifier
 from ndc_core.classifiers.scoring import scores
 from ndc_core.classifiers.sift import SiftSpec

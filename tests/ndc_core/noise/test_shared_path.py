@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
+from ndc_core.noise.draw_generators import draw_path_noise
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.shared_path import (
     PATH_NOISES,
@@ -15,7 +16,6 @@ from ndc_core.noise.shared_path import (
     sigmas_on_path,
 )
 from ndc_core.noise.smoothing import IntegerNoise
-from ndc_core.noise.streams import draw_path_noise
 
 # 255 sigma is 1.02, 1.53 and 5.1: so coarse that a wrong law would show.
 COARSE = (0.004, 0.006, 0.02)

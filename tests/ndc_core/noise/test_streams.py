@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ndc_core.noise.draw_generators import draw_generator
 from ndc_core.noise.smoothing import FloatNoise, IntegerNoise
-from ndc_core.noise.streams import draw_generator, draw_noise
+from ndc_core.noise.streams import draw_noise
 
 SHAPE = (1, 2, 3)
 QUARTER = FloatNoise(0.25)

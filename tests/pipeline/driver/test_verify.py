@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ndc_core.analysis.self_test import Exactness
+from ndc_core.analysis.exactness import Exactness
 from ndc_core.checkpoints.denoisers import load_denoiser, save_denoiser
-from ndc_core.models.execution import Precision
+from ndc_core.models.precision import Precision
 from ndc_core.voting import VoteCounts
 from pipeline.declaration.declaration import fingerprint_of
 from pipeline.declaration.units import WorkUnit

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ndc_core.radius_curve import interval_of
+from ndc_core.radius_curves import interval_of
 from pipeline.certificates.reduce import LARGEST
 from pipeline.declaration.declaration import Declaration
 from pipeline.report.curves import Curve, best_of, stopping_radii

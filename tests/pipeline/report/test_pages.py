@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ndc_core.noise.draw_generators import draw_generator
 from ndc_core.noise.grid import GridSpec
 from ndc_core.noise.shared_path import PATH_NOISES, sigmas_on_path
-from ndc_core.noise.streams import draw_generator
-from ndc_core.radius_curve import interval_of
+from ndc_core.radius_curves import interval_of
 from pipeline.certificates.attack_results import Attacked
 from pipeline.certificates.reduce import CertifiedImage
 from pipeline.declaration.declaration import Declaration

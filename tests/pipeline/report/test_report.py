@@ -129,7 +129,7 @@ def test_two_reports_of_the_same_evidence_are_the_same(written: Report, tmp_path
 
 
 def test_the_noisy_picture_is_the_first_estimation_draw() -> None:
-    from ndc_core.noise.streams import draw_generator
+    from ndc_core.noise.draw_generators import draw_generator
 
     pixels, law = np.full((1, 8, 8), 51, np.uint8), {"seed": 3, "classifier": {}}
     noise = draw_generator(seed=3, image_id="0", phase="estimation", draw=0).standard_normal((1, 8, 8))

@@ -24,7 +24,7 @@ from ndc_core import (
 from ndc_core import image_votes as image_votes_module
 from ndc_core.image_votes import name_of
 from ndc_core.noise.smoothing import NOISES
-from ndc_core.predict import class_ahead
+from ndc_core.prediction import class_ahead
 from tests.support.fakes import GaussianDenoiser, two_gaussians
 
 GRID = GridSpec(points=4, sigma_model_max=2.0, spacing="log")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from scipy.special import betainc
 
-from ndc_core.certify import refuse_settings
+from ndc_core.certification import refuse_settings
 from ndc_core.classifiers.voter import Voter
 from ndc_core.image_votes import Draws, Sampling, sample_images
 from ndc_core.images import Images, as_images
