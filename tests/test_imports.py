@@ -175,4 +175,5 @@ for command in (["status"], ["report"], ["compare", "--out", "compared"]):
 def test_a_name_of_the_library_is_a_thing_and_not_a_module(name: str) -> None:
     """A module of the same name would take its place when it is imported."""
     assert not isinstance(getattr(ndc_core, name), ModuleType)
+    assert name in dir(ndc_core)
     assert importlib.util.find_spec(f"ndc_core.{name}") is None

@@ -16,7 +16,7 @@ from tests.support.small_runs import computed, small_config
 LONGER = ["dataset.limit=20", "votes.estimation=400", "votes.per_unit=100", "compute.actors=2"]
 # The same votes and more units, whose number depends on the votes.
 WAVES = [*LONGER, "certificate.method=sequential", "votes.per_unit=20", "dataset.limit=40"]
-SHORT = [*LONGER, "dataset.limit=5", "compute.actors=1"]
+SHORT = [*LONGER, "dataset.limit=5", "votes.estimation=200", "votes.per_unit=50", "compute.actors=1"]
 
 
 def wait_for_more(driver: Driver, folder: Path, *, more: int) -> bool:
