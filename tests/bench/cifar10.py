@@ -13,8 +13,8 @@ other, with the same FOLDER:
   certify  the same test images certified by each method (`ndc certify`), beside each other, until --seconds are over,
            and a report of what is complete by then.
 
-Two cores make some ten evaluations a second. With --cpu, `certify` takes an hour and a half for a few images with few
-votes, one method after the other, all of them complete; it needs a FOLDER with the models that a GPU made, since an
+Two cores make some ten evaluations a second. With --cpu, `certify` takes two to three hours for a few images with few
+votes, one method after the other, all of them complete (--method chooses); it needs a FOLDER with the models that a GPU made, since an
 hour of two cores is not enough to train them. All settings were chosen before any test image was looked at. What a part
 prints is in FOLDER/NAME.txt.
 """
