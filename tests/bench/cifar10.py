@@ -14,9 +14,9 @@ other, with the same FOLDER:
            and a report of what is complete by then.
 
 Two cores make some ten evaluations a second. With --cpu, `certify` takes two to three hours for a few images with few
-votes, one method after the other, all of them complete (--method chooses); it needs a FOLDER with the models that a GPU made, since an
-hour of two cores is not enough to train them. All settings were chosen before any test image was looked at. What a part
-prints is in FOLDER/NAME.txt.
+votes, one method after the other, all of them complete (--method chooses); it needs a FOLDER with the models that a GPU
+made, since an hour of two cores is not enough to train them. All settings were chosen before any test image was looked
+at. What a part prints is in FOLDER/NAME.txt.
 """
 
 import json
