@@ -106,6 +106,8 @@ def map_over_actors(
     fewest, most = (min(bound, len(rows)) for bound in (pool.fewest, pool.most))
     together = rows_of_a_call(len(rows), actors=most, rows_together=rows_together, fill=fill)
     blocks = [pa.Table.from_pylist(rows[first : first + together]) for first in range(0, len(rows), together)]
+    # A block that waits behind the one in work is one that another actor lacks, if there are few.
+    in_flight = min(IN_FLIGHT, max(1, len(blocks) // most))
     stop_on_signals()  # again: Ray has put handlers of its own in place, which abort
     import ray.data
 
@@ -118,7 +120,7 @@ def map_over_actors(
             fn_constructor_args=(settings, heartbeat),
             # With GPUs Ray wants a number, and gathers blocks up to it: all but the last have just so many.
             batch_size=together,
-            compute=ray.data.ActorPoolStrategy(min_size=fewest, max_size=most, max_tasks_in_flight_per_actor=IN_FLIGHT),
+            compute=ray.data.ActorPoolStrategy(min_size=fewest, max_size=most, max_tasks_in_flight_per_actor=in_flight),
             num_cpus=pool.cpus_per_actor,
             num_gpus=pool.gpus_per_actor or None,
             max_restarts=FOR_EVER,

@@ -20,7 +20,7 @@ from tests.end_to_end.test_run import evidence_of
 from tests.pipeline.workers.test_vote_actor import batch_of, declared, receipts_of, settings_of
 from tests.support.drivers import Driver, Nodes, begun, published
 from tests.support.nodes import local_ray
-from tests.support.ray_actors import Poisoned
+from tests.support.ray_actors import LateSecond, Poisoned
 from tests.support.small_runs import computed, small_config
 
 LONGER = ["dataset.limit=12", "votes.estimation=400", "votes.per_unit=100", "compute.actors=2"]
@@ -46,6 +46,15 @@ def test_a_unit_that_kills_its_actor_and_one_that_hangs_are_given_up_and_the_oth
     stuck = [line for line in said if "hanging" in line]
     assert len(stuck) == 3
     assert all("s at hanging: its actor is replaced" in line for line in stuck)
+
+
+@pytest.mark.usefixtures("ray_of_cpus")
+def test_an_actor_that_is_ready_first_leaves_work_to_the_others(tmp_path: Path) -> None:
+    """Where there are few blocks, one that waits behind the one in work is one that another actor lacks."""
+    pool = connect_ray(ComputeConfig(actors=2), say=print)
+    rows = [{"unit": "a"}, {"unit": "b"}]
+    receipts = list(map_over_actors(rows, LateSecond, str(tmp_path), pool=pool, stuck_seconds=600, say=print))
+    assert len({receipt["process"] for receipt in receipts}) == 2
 
 
 @pytest.mark.usefixtures("ray_of_cpus")

@@ -58,5 +58,27 @@ class Counting:
             yield dict(zip(("unit", "rows", "task", "gpus", "late"), map(_column, values), strict=True))
 
 
+class LateSecond:
+    """Of two actors the second is ready seconds after the first, which is at work on its first row until then."""
+
+    def __init__(self, settings: str, heartbeat) -> None:
+        self.ready = Path(settings) / "second-is-ready"
+        try:
+            (Path(settings) / "first").touch(exist_ok=False)
+        except FileExistsError:
+            time.sleep(3)
+            self.ready.touch()
+        heartbeat.arrive()
+        heartbeat.end(LOADING)
+
+    def __call__(self, batch) -> Iterator[dict[str, np.ndarray]]:
+        for name in batch["unit"].tolist():
+            deadline = time.monotonic() + 30
+            while not self.ready.exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            time.sleep(1)  # the second's turn
+            yield {"unit": _column(name), "process": _column(os.getpid())}
+
+
 def _column(value) -> np.ndarray:
     return np.array([value])
