@@ -59,24 +59,25 @@ class Counting:
 
 
 class LateSecond:
-    """Of two actors the second is ready seconds after the first, which is at work on its first row until then."""
+    """Of two actors the second is ready seconds after the first, which is at work until the second has work too."""
 
     def __init__(self, settings: str, heartbeat) -> None:
-        self.ready = Path(settings) / "second-is-ready"
+        self.at_work, self.second = Path(settings) / "second-is-at-work", False
         try:
             (Path(settings) / "first").touch(exist_ok=False)
         except FileExistsError:
+            self.second = True
             time.sleep(3)
-            self.ready.touch()
         heartbeat.arrive()
         heartbeat.end(LOADING)
 
     def __call__(self, batch) -> Iterator[dict[str, np.ndarray]]:
         for name in batch["unit"].tolist():
-            deadline = time.monotonic() + 30
-            while not self.ready.exists() and time.monotonic() < deadline:
+            if self.second:
+                self.at_work.touch()
+            deadline = time.monotonic() + 60
+            while not self.at_work.exists() and time.monotonic() < deadline:
                 time.sleep(0.1)
-            time.sleep(1)  # the second's turn
             yield {"unit": _column(name), "process": _column(os.getpid())}
 
 
