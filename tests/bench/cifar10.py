@@ -208,16 +208,15 @@ def certify(bench: Bench, names: list[str], seconds: float) -> None:
 
 def table_of(bench: Bench, names: list[str]) -> str:
     """What the runs certified of their complete images, with 95 % intervals of Clopper and Pearson."""
-    radii = RADII[:4]
     lines = [
-        "| method | sigma | images | votes | evaluations | seconds | " + " | ".join(f"r = {r:g}" for r in radii) + " |",
-        "|---" * (6 + len(radii)) + "|",
+        "| method | sigma | images | votes | evaluations | seconds | " + " | ".join(f"r = {r:g}" for r in RADII) + " |",
+        "|---" * (6 + len(RADII)) + "|",
     ]
     for name in names:
         summary = bench.out / "runs" / name / "partial" / "summary.json"
         for level in json.loads(summary.read_text())["levels"] if summary.exists() else ():
             shares, images = level["certified_accuracy"], level["images"]
-            cells = [with_interval(shares[str(radius)], images) if str(radius) in shares else "" for radius in radii]
+            cells = [with_interval(shares[str(radius)], images) if str(radius) in shares else "" for radius in RADII]
             cost = [f"{level[f'{what}_per_image']:,.0f}" for what in ("votes", "evaluations", "seconds")]
             lines.append("| " + " | ".join([name, level["name"], str(images), *cost, *cells]) + " |")
     return "\n".join(lines)
